@@ -1,0 +1,512 @@
+"""From files to what a training step needs: checked interactions and features, graphs, batches.
+
+    dataset = load_dataset(config, torch.device("cpu"))
+    dataset.adjacency          # user-item graph of the TRAIN split, sparse CSR [U + I, U + I]
+    dataset.features["text"]   # [I, d_text] float32
+    dataset.graphs["text"]     # AttentionGraph over items
+
+Every reader checks what it reads; what it cannot use ends in a UserError that names file, line and remedy.
+"""
+
+import dataclasses
+import io
+import re
+import zipfile
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+import scipy.sparse as sp
+import torch
+
+from utils import UserError, atomic_write, content_hash, csr_tensor
+from world import MODALITIES
+
+SPLITS = ("train", "valid", "test")
+MAX_ID = 2**31 - 1
+
+
+# ---------------------------------------------------------------- interactions
+
+@dataclasses.dataclass(frozen=True)
+class Interactions:
+    """Who interacted with what. Pairs are sorted by user, then item, and occur once."""
+    n_users: int
+    n_items: int
+    train: np.ndarray               # [n, 2] int64 of (user, item)
+    valid: np.ndarray
+    test: np.ndarray
+    train_rating: np.ndarray | None  # [n] float32 beside train, where the data has ratings
+    merged: dict                    # split -> number of repeated lines that were merged
+    source: str                     # what was read
+
+
+def dataset_folder(config):
+    """The folder of config.dataset, or of <dataset>_raw where only that is there; and a note if so (else None)."""
+    folder = Path(config.data_root) / config.dataset
+    if folder.is_dir():
+        return folder, None
+    raw = folder.with_name(folder.name + "_raw")
+    if raw.is_dir():
+        return raw, f"note: {folder} is not there; using {raw}"
+    raise UserError(f"{folder}: no such dataset folder; name one with --dataset and --data_root (README, 'Data')")
+
+
+def read_interactions(folder, data_format="auto", least_items=0, least_users=0):
+    """Read a dataset folder in either format.
+
+    folder: holds train.txt, valid.txt, test.txt ("user item item ..." a line, ids from 0), or one .inter table.
+    least_items, least_users: catalogue sizes known from the features; ids beyond the interactions count too.
+    Raises UserError for missing files, bad ids, an empty split, or a pair that stands in two splits.
+    """
+    folder = Path(folder)
+    if data_format == "txt" or (data_format == "auto" and (folder / "train.txt").exists()):
+        tables = {split: read_txt(folder / f"{split}.txt") for split in SPLITS}
+        source = f"{folder}/{{train,valid,test}}.txt"
+    else:
+        path = inter_path(folder)
+        tables, source = read_inter(path), str(path)
+    return join_splits(tables, source, least_items, least_users)
+
+
+def read_txt(path):
+    """'user item item ...' lines -> table of columns user, item, rating (NaN), line."""
+    try:
+        lines = Path(path).read_bytes().split(b"\n")
+    except OSError as error:
+        raise UserError(f"{path}: cannot be read ({error.strerror}); a dataset folder needs train.txt, valid.txt and "
+                        "test.txt, or one .inter table") from None
+    words, counts, numbers = [], [], []
+    for number, line in enumerate(lines, 1):
+        ids = line.split()
+        if not ids:
+            continue
+        if not b"".join(ids).isdigit():
+            bad = next(word for word in ids if not word.isdigit()).decode("utf-8", "replace")
+            raise UserError(f"{path}, line {number}: '{bad[:40]}' is not an id; ids are whole numbers from 0")
+        if len(max(ids, key=len)) > 10:
+            raise UserError(f"{path}, line {number}: an id is larger than {MAX_ID}; number users and items from 0")
+        words += ids
+        counts.append(len(ids))
+        numbers.append(number)
+    flat = np.array(words, dtype="S10").astype(np.int64) if words else np.zeros(0, np.int64)
+    counts = np.array(counts, dtype=np.int64)
+    first = np.cumsum(counts) - counts
+    is_item = np.ones(len(flat), bool)
+    is_item[first] = False
+    return pd.DataFrame({"user": np.repeat(flat[first], counts - 1), "item": flat[is_item], "rating": np.nan,
+                         "line": np.repeat(np.array(numbers, dtype=np.int64), counts - 1)}).assign(file=str(path))
+
+
+def inter_path(folder):
+    """The one .inter file of a dataset folder: <folder name>.inter, or the only *.inter there is."""
+    named = folder / f"{folder.resolve().name.removesuffix('_raw')}.inter"
+    found = [named] if named.exists() else sorted(folder.glob("*.inter"))
+    if not found:
+        raise UserError(f"{folder}: holds neither train.txt nor a .inter table; see README, 'Data'")
+    if len(found) > 1:
+        raise UserError(f"{folder}: holds {len(found)} .inter tables and none is called {named.name}; keep one")
+    return found[0]
+
+
+def read_inter(path):
+    """A tab-separated table with a header (userID itemID [rating] [timestamp] x_label) -> {split: table}."""
+    try:
+        table = pd.read_csv(path, sep="\t", dtype=str, keep_default_na=False, quoting=3, encoding="utf-8")
+    except OSError as error:
+        raise UserError(f"{path}: cannot be read ({error.strerror})") from None
+    except (pd.errors.ParserError, pd.errors.EmptyDataError, UnicodeDecodeError) as error:
+        line = re.search(r"line (\d+)", str(error))
+        raise UserError(f"{path}{f', line {line[1]}' if line else ''}: is not a tab-separated table with one header "
+                        f"line ({str(error).strip()[:80]})") from None
+    missing = [name for name in ("userID", "itemID", "x_label") if name not in table]
+    if missing:
+        raise UserError(f"{path}, line 1: the header lacks {', '.join(missing)}; it must name userID, itemID and x_label "
+                        "(0 train, 1 valid, 2 test), separated by tabs")
+    line = np.arange(2, len(table) + 2)
+    ids = {new: parse_ids(table[old], path, line) for new, old in (("user", "userID"), ("item", "itemID"))}
+    rating = parse_ratings(table["rating"], path, line) if "rating" in table else np.nan
+    label = table["x_label"]
+    wrong = ~label.isin(["0", "1", "2"]).to_numpy()
+    if wrong.any():
+        raise UserError(f"{path}, line {line[wrong.argmax()]}: x_label '{label[wrong.argmax()][:40]}' is not 0 (train), 1 (valid) "
+                        "or 2 (test)")
+    table = pd.DataFrame({**ids, "rating": rating, "line": line, "file": str(path)})
+    return {split: table[(label == str(k)).to_numpy()] for k, split in enumerate(SPLITS)}
+
+
+def parse_ids(column, path, line):
+    """Strings -> int64 ids; UserError with the first line that holds something else."""
+    good = column.str.fullmatch(r"[0-9]{1,10}").to_numpy(dtype=bool)
+    if not good.all():
+        at = (~good).argmax()
+        raise UserError(f"{path}, line {line[at]}: {column.name} '{column[at][:40]}' is not an id; ids are whole numbers from 0")
+    return column.to_numpy().astype("S10").astype(np.int64)
+
+
+def parse_ratings(column, path, line):
+    """Strings -> float64 ratings; UserError with the first line that holds no positive number."""
+    rating = pd.to_numeric(column, errors="coerce").to_numpy(dtype=np.float64)
+    bad = ~(np.isfinite(rating) & (rating > 0))
+    if bad.any():
+        raise UserError(f"{path}, line {line[bad.argmax()]}: rating '{column[bad.argmax()][:40]}' is not a positive number")
+    return rating
+
+
+def join_splits(tables, source, least_items, least_users):
+    """{split: table} -> Interactions: merged, checked against each other, sorted."""
+    merged = {}
+    for split, table in tables.items():
+        if not len(table):
+            raise UserError(f"{source}: the {split} split is empty; every split needs at least one interaction")
+        unique = table.drop_duplicates(["user", "item"]).sort_values(["user", "item"])
+        merged[split] = len(table) - len(unique)
+        tables[split] = unique
+    everything = pd.concat(tables.values(), ignore_index=True)
+    repeated = everything.duplicated(["user", "item"]).to_numpy()
+    if repeated.any():
+        row = everything.loc[repeated.argmax()]
+        raise UserError(f"{row.file}, line {row.line}: user {row.user} and item {row['item']} stand in an earlier split already; "
+                        "keep every pair in one split only")
+    sizes = {}
+    for name, least in (("user", least_users), ("item", least_items)):
+        top = everything.loc[everything[name].idxmax()]
+        sizes[name] = max(int(top[name]) + 1, least)
+        if sizes[name] > max(10**6, 20 * len(everything), least):
+            raise UserError(f"{top.file}, line {top.line}: {name} id {top[name]} is far beyond the {len(everything)} interactions; "
+                            "number users and items from 0 without large gaps")
+    pairs = {split: table[["user", "item"]].to_numpy(dtype=np.int64, copy=True) for split, table in tables.items()}
+    full = np.bincount(pairs["train"][:, 0]).max()
+    if full >= sizes["item"]:
+        raise UserError(f"{source}: a user has all {sizes['item']} items in train, so there is no negative to draw; drop that user")
+    rating = tables["train"]["rating"].to_numpy(dtype=np.float32)
+    return Interactions(sizes["user"], sizes["item"], **pairs, train_rating=None if np.isnan(rating).any() else rating,
+                        merged=merged, source=source)
+
+
+# ---------------------------------------------------------------- features
+
+def open_features(path, rows_are="items"):
+    """A .npy of float16, float32 or float64 [rows, dim], memory-mapped. Raises UserError for anything else."""
+    try:
+        array = np.load(path, mmap_mode="r", allow_pickle=False)
+    except OSError as error:
+        raise UserError(f"{path}: cannot be read ({error.strerror or error}); name a .npy file of {rows_are} x dimensions") from None
+    except (ValueError, EOFError) as error:
+        raise UserError(f"{path}: is not a plain .npy array ({str(error)[:80]}); save it with numpy.save") from None
+    if not isinstance(array, np.ndarray):
+        raise UserError(f"{path}: is an archive; name a .npy file of {rows_are} x dimensions")
+    if array.ndim != 2 or not array.shape[1]:
+        raise UserError(f"{path}: has shape {array.shape}; features are a matrix of {rows_are} x dimensions")
+    if array.dtype not in (np.float16, np.float32, np.float64):
+        raise UserError(f"{path}: has type {array.dtype}; features are float16, float32 or float64")
+    return array
+
+
+def load_features(array, path, rows, rows_are="items", block=4096):
+    """Memory-mapped features -> float32 [rows, dim], read block by block.
+
+    Raises UserError if there are too few or too many rows, or for the first row with NaN or Inf.
+    """
+    if len(array) != rows:
+        raise UserError(f"{path}: has {len(array)} rows for {rows} {rows_are}; row r must hold the features of id r")
+    features = np.empty(array.shape, np.float32)
+    for start in range(0, rows, block):
+        part = features[start:start + block]
+        with np.errstate(over="ignore"):
+            part[:] = array[start:start + block]
+        finite = np.isfinite(part).all(axis=1)
+        if not finite.all():
+            raise UserError(f"{path}, row {start + (~finite).argmax()}: holds NaN, Inf or a number too large for float32; "
+                            "replace it, say by the mean of its column")
+    return features
+
+
+def mean_user_features(train, item_features, n_users):
+    """Mean feature of each user's TRAIN items [U, dim] float32; zeros for a user without any."""
+    user, item = train.T
+    count = np.bincount(user, minlength=n_users)
+    weight = (1 / np.maximum(count, 1)).astype(np.float32)[user]
+    return sp.csr_matrix((weight, (user, item)), (n_users, len(item_features))) @ item_features
+
+
+def feature_paths(config, folder):
+    """{modality: path} of the item features in use, in the order of world.MODALITIES."""
+    named = {m: getattr(config, f"{m}_feat") for m in MODALITIES}
+    if not any(named.values()):
+        named = {m: path for m in MODALITIES if (path := folder / f"{m}_feat.npy").exists()}
+    if not any(named.values()):
+        raise UserError(f"{folder}: has no text_feat.npy, image_feat.npy or audio_feat.npy; --model lgn_mm needs features: "
+                        "name them with --text_feat, --image_feat or --audio_feat")
+    return {m: str(path) for m, path in named.items() if path}
+
+
+# ---------------------------------------------------------------- graphs
+
+def normalised_adjacency(interactions, edge_weight, device):
+    """User-item graph of the TRAIN split, symmetrically normalised (eq. 4-5): sparse CSR [U + I, U + I] float32.
+
+    The coefficient of u and i is r_ui / sqrt(deg u deg i), with r_ui = 1 or the rating, deg the number of edges.
+    """
+    user, item = interactions.train.T
+    weight = np.ones(len(user))
+    if edge_weight == "rating":
+        if interactions.train_rating is None:
+            raise UserError(f"{interactions.source}: has no ratings for --edge_weight rating; use a .inter table with a "
+                            "rating column (--data_format inter) or --edge_weight one")
+        weight = interactions.train_rating.astype(np.float64)
+    n_users, n = interactions.n_users, interactions.n_users + interactions.n_items
+    degree_u, degree_i = np.bincount(user, minlength=n_users), np.bincount(item, minlength=interactions.n_items)
+    weight = (weight / np.sqrt(degree_u[user] * degree_i[item])).astype(np.float32)
+    rows, cols = np.concatenate([user, item + n_users]), np.concatenate([item + n_users, user])
+    matrix = sp.csr_matrix((np.concatenate([weight, weight]), (rows, cols)), (n, n))
+    matrix.sort_indices()
+    return csr_tensor(torch.from_numpy(matrix.indptr.astype(np.int32)), torch.from_numpy(matrix.indices.astype(np.int32)),
+                      torch.from_numpy(matrix.data), (n, n)).to(device)
+
+
+def nearest_neighbours(features, k, device, block=1024):
+    """The k most similar other rows of each row by cosine similarity (eq. 2).
+
+    features: [n, dim] float32 array. Returns [n, k] int64, best first; a row of zeros has no direction and gets itself.
+    Never holds more than [block, n] similarities.
+    """
+    x = torch.nn.functional.normalize(torch.from_numpy(features).to(device), dim=1)
+    empty = ~x.any(dim=1)
+    neighbours = []
+    for start in range(0, len(x), block):
+        rows = torch.arange(start, min(start + block, len(x)), device=device)
+        similarity = x[rows] @ x.T
+        similarity[:, empty] = -torch.inf
+        similarity[torch.arange(len(rows), device=device), rows] = -torch.inf
+        value, index = similarity.topk(k, dim=1)
+        index = torch.where(torch.isneginf(value), rows[:, None], index)
+        neighbours.append(torch.where(empty[rows, None], rows[:, None], index))
+    return torch.cat(neighbours).cpu().numpy()
+
+
+def cached_neighbours(features, k, cache_dir, rebuild, device):
+    """nearest_neighbours through a cache file named by the content of the features and k. Returns ([n, k], notes)."""
+    key = content_hash(features, k, "cosine top-k, self excluded, v1")[:32]
+    path = Path(cache_dir) / f"knn_{key}.npz"
+    if not rebuild and path.exists():
+        try:
+            with np.load(path, allow_pickle=False) as stored:
+                neighbours, checksum = stored["nbr"], str(stored["sha256"])
+            if checksum == content_hash(neighbours):
+                return neighbours, []
+        except (OSError, ValueError, KeyError, EOFError, zipfile.BadZipFile):
+            pass  # told below, and rebuilt
+        notes = [f"note: {path} is damaged; building it again"]
+    else:
+        notes = []
+    neighbours = nearest_neighbours(features, k, device).astype(np.int32)
+    buffer = io.BytesIO()
+    np.savez(buffer, nbr=neighbours, sha256=content_hash(neighbours))
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        with atomic_write(path) as file:
+            file.write(buffer.getbuffer())
+    except OSError as error:
+        notes.append(f"note: kNN graph not cached: {path.parent}: {error.strerror}; --cache_dir names another folder")
+    return neighbours, notes
+
+
+def read_neighbours(path, n, k):
+    """Neighbours from a .npz with nbr [n, >= k] integers, best first; a row's own id is skipped. Returns ([n, <= k], notes).
+
+    Where a row has fewer than k others, the rest of it is its own id. Raises UserError for anything else.
+    """
+    try:
+        with np.load(path, allow_pickle=False) as stored:
+            neighbours = stored["nbr"]
+    except OSError as error:
+        raise UserError(f"{path}: cannot be read ({error.strerror or error}); name a .npz with nbr [{n}, k]") from None
+    except (ValueError, KeyError, EOFError, IndexError, TypeError, zipfile.BadZipFile):
+        raise UserError(f"{path}: is not a .npz archive with an array nbr [{n}, k]") from None
+    if neighbours.ndim != 2 or len(neighbours) != n or neighbours.dtype.kind not in "iu":
+        raise UserError(f"{path}: nbr is {neighbours.dtype} {neighbours.shape}; it must be integers [{n}, k], one row an id")
+    outside = (neighbours < 0) | (neighbours >= n)
+    if outside.any():
+        row = outside.any(axis=1).argmax()
+        raise UserError(f"{path}, row {row}: names neighbour {neighbours[row][outside[row]][0]}; ids go from 0 to {n - 1}")
+    own = neighbours == np.arange(n)[:, None]
+    order = np.argsort(own, axis=1, kind="stable")[:, :k]          # the others first, in their order
+    chosen = np.take_along_axis(neighbours, order, axis=1).astype(np.int64)
+    others = int((~own).sum(axis=1).min())
+    notes = [f"note: {path} holds {others} neighbours of some rows; fewer than k = {k} are used there"] if others < k else []
+    return chosen, notes
+
+
+@dataclasses.dataclass(frozen=True)
+class AttentionGraph:
+    """A symmetric graph with self loops, laid out so that attention with H heads is one sparse product.
+
+    Node i and head h are row i * H + h of a block-diagonal CSR pattern, so [n, H * c] features viewed as [n * H, c]
+    are multiplied by it as they lie in memory. The pattern is symmetric: the transpose of a matrix with `values`
+    on it has values[transposed] on the same pattern.
+    """
+    n: int
+    heads: int
+    crow: torch.Tensor        # [n * H + 1] int32
+    row: torch.Tensor         # [E * H] int32
+    col: torch.Tensor         # [E * H] int32
+    transposed: torch.Tensor  # [E * H] int32
+
+    def matrix(self, values):
+        """Sparse CSR [n * H, n * H] with these values."""
+        return csr_tensor(self.crow, self.col, values, (self.n * self.heads, self.n * self.heads))
+
+
+def attention_graph(neighbours, heads, device):
+    """[n, k] neighbours -> AttentionGraph: edges both ways, each once, and one self loop a node."""
+    n, k = neighbours.shape
+    rows = np.repeat(np.arange(n), k)
+    directed = sp.csr_matrix((np.ones(n * k, np.float32), (rows, neighbours.ravel())), (n, n))
+    one_head = (directed + directed.T + sp.eye(n, format="csr", dtype=np.float32)).tocsr()
+    pattern = sp.kron(one_head, sp.eye(heads, format="csr", dtype=np.float32), format="csr")
+    pattern.sort_indices()
+    size = pattern.shape[0]
+    order = sp.csr_matrix((np.arange(pattern.nnz), pattern.indices, pattern.indptr), (size, size)).T.tocsr()
+    order.sort_indices()
+
+    def tensor(array):
+        return torch.from_numpy(np.ascontiguousarray(array, dtype=np.int32)).to(device)
+
+    row = np.repeat(np.arange(size), np.diff(pattern.indptr))
+    return AttentionGraph(n, heads, tensor(pattern.indptr), tensor(row), tensor(pattern.indices), tensor(order.data))
+
+
+# ---------------------------------------------------------------- batches
+
+def pair_keys(pairs, n_items):
+    """[n, 2] pairs -> sorted [n] int64 keys user * I + item."""
+    return torch.sort(pairs[:, 0] * n_items + pairs[:, 1]).values
+
+
+class Sampler:
+    """Batches of (user, positive, negative): every training pair once an epoch, in random order.
+
+    Negatives are uniform over the items that the user has not interacted with in TRAIN (with reject=False, over all
+    items). Everything is drawn on `device` from one generator; `generator.get_state()` is the whole state.
+    """
+
+    def __init__(self, train, n_items, batch, seed, device, reject=True):
+        self.pairs = torch.as_tensor(train, device=device)    # [n, 2]
+        self.n_items, self.batch, self.reject = n_items, batch, reject
+        self.keys = pair_keys(self.pairs, n_items)
+        self.generator = torch.Generator(device).manual_seed(seed)
+
+    def __len__(self):
+        return -(-len(self.pairs) // self.batch)
+
+    def is_positive(self, users, items):
+        """Whether each (user, item) is a training pair: [n] bool."""
+        keys = users * self.n_items + items
+        at = torch.searchsorted(self.keys, keys).clamp_(max=len(self.keys) - 1)
+        return self.keys[at] == keys
+
+    def negatives(self, users):
+        """One negative item for each user: [n] int64. Positives are drawn again until none is left."""
+        def draw(count):
+            return torch.randint(self.n_items, (count,), generator=self.generator, device=users.device)
+        items = draw(len(users))
+        if self.reject:
+            again = self.is_positive(users, items).nonzero()[:, 0]
+            while len(again):
+                items[again] = draw(len(again))
+                again = again[self.is_positive(users[again], items[again])]
+        return items
+
+    def epoch(self):
+        """Yield (users, positives, negatives), each [B] int64, over one shuffled pass; the last batch may be smaller."""
+        order = torch.randperm(len(self.pairs), generator=self.generator, device=self.pairs.device)
+        users, positives = self.pairs[order].T.contiguous()
+        negatives = self.negatives(users)
+        yield from zip(users.split(self.batch), positives.split(self.batch), negatives.split(self.batch))
+
+
+@dataclasses.dataclass(frozen=True)
+class HeldOut:
+    """A split to be scored: users with at least one relevant item, and what is relevant and what masked for each."""
+    users: torch.Tensor         # [n] int64
+    relevant: tuple             # CSR (crow [n + 1], items) int64
+    masked: tuple               # CSR over the same users
+
+
+def held_out(relevant, masked, device):
+    """relevant [n, 2] pairs of a split, masked: list of [*, 2] pairs to take out of the candidates -> HeldOut."""
+    users = np.unique(relevant[:, 0])
+
+    def rows(pairs):
+        pairs = pairs[np.isin(pairs[:, 0], users)]
+        pairs = pairs[np.lexsort((pairs[:, 1], pairs[:, 0]))]
+        counts = np.bincount(np.searchsorted(users, pairs[:, 0]), minlength=len(users))
+        crow = np.concatenate([[0], np.cumsum(counts)])
+        return torch.as_tensor(crow, device=device), torch.as_tensor(pairs[:, 1].copy(), device=device)
+
+    return HeldOut(torch.as_tensor(users, device=device), rows(relevant), rows(np.concatenate(masked)))
+
+
+# ---------------------------------------------------------------- all of it
+
+@dataclasses.dataclass(frozen=True)
+class Dataset:
+    """Everything a model and a training loop need, on the training device. Model inputs come from TRAIN alone."""
+    interactions: Interactions
+    adjacency: torch.Tensor | None      # None for mf
+    features: dict                      # modality -> [I, d_m] float32
+    graphs: dict                        # modality -> AttentionGraph over items
+    user_features: torch.Tensor | None  # [U, d_t]
+    user_graph: AttentionGraph | None
+    notes: list                         # lines worth telling the user
+
+
+def load_dataset(config, device):
+    """Read, check and build what config asks for. Raises UserError on bad input."""
+    folder, note = dataset_folder(config)
+    notes = [note] if note else []
+    paths = feature_paths(config, folder) if config.model == "lgn_mm" else {}
+    arrays = {m: open_features(path) for m, path in paths.items()}
+    user_file = config.user_text_feat not in ("", "mean") and config.model == "lgn_mm"
+    user_array = open_features(config.user_text_feat, "users") if user_file else None
+    interactions = read_interactions(folder, config.data_format, max(map(len, arrays.values()), default=0),
+                                     len(user_array) if user_file else 0)
+    notes += [f"note: {interactions.source}: {count} repeated interactions merged in {split}"
+              for split, count in interactions.merged.items() if count]
+    adjacency = None if config.model == "mf" else normalised_adjacency(interactions, config.edge_weight, device)
+    features = {m: load_features(array, paths[m], interactions.n_items) for m, array in arrays.items()}
+    graphs = {}
+    for m, matrix in features.items():
+        graphs[m], told = neighbour_graph(matrix, getattr(config, f"item_{m}_graph"), config.item_knn_k, config, device)
+        notes += told
+    user_features = user_graph = None
+    if config.user_text_feat and config.model == "lgn_mm":
+        user_features = user_text_features(config, interactions, features, user_array)
+        user_graph, told = neighbour_graph(user_features, config.user_text_graph, config.user_knn_k, config, device)
+        notes += told
+        user_features = torch.from_numpy(user_features).to(device)
+    features = {m: torch.from_numpy(matrix).to(device) for m, matrix in features.items()}
+    return Dataset(interactions, adjacency, features, graphs, user_features, user_graph, notes)
+
+
+def user_text_features(config, interactions, features, user_array):
+    """[U, d_t] float32: the file named by --user_text_feat, or the mean text feature of the user's TRAIN items."""
+    if user_array is not None:
+        return load_features(user_array, config.user_text_feat, interactions.n_users, "users")
+    if "text" not in features:
+        raise UserError("--user_text_feat mean needs item text features: add --text_feat")
+    return mean_user_features(interactions.train, features["text"], interactions.n_users)
+
+
+def neighbour_graph(features, path, k, config, device):
+    """AttentionGraph from the file at `path`, or built from features through the cache. Returns (graph, notes)."""
+    n = len(features)
+    if path:
+        neighbours, notes = read_neighbours(path, n, k)
+    else:
+        if k >= n:
+            raise UserError(f"{k} neighbours asked for among {n} rows; lower --item_knn_k or --user_knn_k below {n}")
+        cache_dir = config.cache_dir or Path(config.data_root) / ".cache"
+        neighbours, notes = cached_neighbours(features, k, cache_dir, config.force_build_item_knn, device)
+    return attention_graph(neighbours, config.attn_heads, device), notes

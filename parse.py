@@ -1,0 +1,73 @@
+"""The command line, made from the fields of world.Config: a field's help is the flag's help, its default the default.
+
+    parse_args(["--dataset", "baby_raw", "--topks", "[10,20]"])  ->  (Config(...), notes)
+"""
+
+import argparse
+import dataclasses
+import re
+
+from utils import UserError
+from world import GROUPS, RECIPES, Config
+
+EPILOG = """examples:
+  python main.py --dataset demo --model lgn
+  python main.py --dataset baby_raw --model lgn_mm --text_feat data/baby_raw/text_feat.npy --image_feat data/baby_raw/image_feat.npy
+Results land in a new folder under --path; look at them with: tensorboard --logdir runs"""
+
+# Flags of the released parser that do nothing there either: accepted, so that old command lines run, and answered.
+NO_EFFECT = {
+    "warm_up_steps": "the learning rate has no warm-up",
+    "batch_size": "--bpr_batch sets the batch size",
+    "multicore": "evaluation is vectorised; --threads sets the CPU threads",
+    "pretrain": "embeddings always start from N(0, 0.1^2)",
+    "a_split": "the user-item graph is never split",
+    "a_fold": "the user-item graph is never split",
+}
+
+
+class Parser(argparse.ArgumentParser):
+    """An ArgumentParser that raises UserError instead of printing its usage and leaving."""
+
+    def error(self, message):
+        raise UserError(f"{message} (python main.py --help lists the flags)")
+
+
+def integer_list(text):
+    """'[10, 20]', '10,20' or '20' -> (10, 20): sorted, each once."""
+    body = re.fullmatch(r"\s*\[?\s*(\d{1,9}(?:\s*,\s*\d{1,9})*)\s*\]?\s*", text, re.ASCII)
+    if not body or text.count("[") != text.count("]"):
+        raise argparse.ArgumentTypeError(f"'{text}' is not a list of whole numbers as 10,20 or [10,20]")
+    return tuple(sorted({int(word) for word in body[1].split(",")}))
+
+
+def make_parser():
+    """One flag a field of Config, in the groups of world.GROUPS. Absent flags stay absent, so recipes can tell."""
+    parser = Parser(prog="python main.py", usage="python main.py --dataset NAME --model {mf,lgn,lgn_mm} [flags]", epilog=EPILOG, allow_abbrev=False, argument_default=argparse.SUPPRESS,
+                    formatter_class=argparse.RawDescriptionHelpFormatter,
+                    description="RecGOAT (arXiv 2602.00682): multimodal recommendation with graphs. Trains, selects on "
+                                "validation,\nscores the test split once, and leaves a run folder.")
+    groups = {name: parser.add_argument_group(name) for name in GROUPS}
+    for field in dataclasses.fields(Config):
+        rules = field.metadata
+        kind = integer_list if field.type is tuple else field.type
+        default = ",".join(map(str, field.default)) if field.type is tuple else field.default
+        shown = "" if default == "" else f" (default {default})"
+        groups[rules["group"]].add_argument(
+            f"--{field.name}", *(f"--{name}" for name in rules["alias"]), type=kind, dest=field.name, choices=rules["choices"],
+            metavar=None if rules["choices"] else kind.__name__.removesuffix("_list").upper(), help=(rules["help"] + shown).replace("%", "%%"))
+    ignored = parser.add_argument_group("accepted without effect, for command lines of the released code")
+    for name, why in NO_EFFECT.items():
+        ignored.add_argument(f"--{name}", metavar="X", help=why)
+    return parser
+
+
+def parse_args(argv=None):
+    """Command line -> (Config, notes): explicit flags, then the recipe's settings, then defaults.
+
+    notes are lines for the user about flags that have no effect. Raises UserError on an unknown flag or value.
+    """
+    given = vars(make_parser().parse_args(argv))
+    notes = [f"note: --{name} has no effect: {why}" for name, why in NO_EFFECT.items() if given.pop(name, None) is not None]
+    recipe = RECIPES.get(given.get("recipe", "paper"), {})
+    return Config(**{**recipe, **given}), notes

@@ -1,0 +1,114 @@
+"""Small helpers that know nothing of the model: ranking metrics, a sparse product, safe file writes.
+
+    hits = torch.tensor([[True, False, True]])            # one user's top 3
+    ranking_metrics(hits, torch.tensor([2]), (3,))        # {'recall@3': tensor([1.]), ...}
+"""
+
+import contextlib
+import hashlib
+import os
+import resource
+import sys
+import tempfile
+import warnings
+from pathlib import Path
+
+import numpy as np
+import torch
+
+
+class UserError(Exception):
+    """Input that the user can mend. The message is one line: what, where (file, line or row), and the remedy."""
+
+
+def ranking_metrics(hits, n_relevant, ks):
+    """Recall, NDCG, precision, MAP and hit rate at every K, one value a user.
+
+    hits: [n, K_max] bool, whether the item at each rank is relevant, best rank first.
+    n_relevant: [n] int, how many relevant items each user has (at least 1).
+    ks: cut-offs, each at most K_max.
+    Returns {"recall@10": [n] float64, ...}. With R = n_relevant and rel(r) the hit at rank r (from 1):
+    recall = sum rel / R; precision = sum rel / K; hitrate = any rel;
+    ndcg = sum rel(r) / log2(r + 1) over its best value for min(R, K) hits (Jarvelin & Kekalainen 2002);
+    map = sum rel(r) precision@r / min(R, K).
+    """
+    hits = hits.double()
+    rank = torch.arange(1, hits.shape[1] + 1, dtype=torch.float64, device=hits.device)
+    discount = 1 / torch.log2(rank + 1)
+    found = hits.cumsum(1)                                   # [n, K_max]
+    gain = (hits * discount).cumsum(1)
+    ideal = discount.cumsum(0)
+    precision_sum = (hits * found / rank).cumsum(1)
+    metrics = {}
+    for k in ks:
+        best = n_relevant.clamp(max=k)
+        metrics[f"recall@{k}"] = found[:, k - 1] / n_relevant
+        metrics[f"ndcg@{k}"] = gain[:, k - 1] / ideal[best - 1]
+        metrics[f"precision@{k}"] = found[:, k - 1] / k
+        metrics[f"map@{k}"] = precision_sum[:, k - 1] / best
+        metrics[f"hitrate@{k}"] = (found[:, k - 1] > 0).double()
+    return metrics
+
+
+class _SymmetricSpmm(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx, matrix, dense):
+        ctx.matrix = matrix
+        return matrix @ dense
+
+    @staticmethod
+    def backward(ctx, grad):
+        return None, ctx.matrix @ grad.contiguous()
+
+
+def symmetric_spmm(matrix, dense):
+    """matrix [n, n] (sparse CSR, constant, symmetric) times dense [n, d].
+
+    The gradient is the same product, so no transpose is formed: d(A x)/dx applied to g is A^T g = A g.
+    """
+    return _SymmetricSpmm.apply(matrix, dense)
+
+
+def csr_tensor(crow, col, values, size):
+    """A torch CSR matrix from arrays that are known to be well formed, without the checks and beta warnings."""
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", message="Sparse")
+        return torch.sparse_csr_tensor(crow, col, values, size, check_invariants=False)
+
+
+@contextlib.contextmanager
+def atomic_write(path, mode="wb"):
+    """Open a temporary file beside `path`; on success it is flushed to disk and renamed over `path`, else removed."""
+    path = Path(path)
+    handle, temporary = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.", suffix=".tmp")
+    try:
+        with os.fdopen(handle, mode) as file:
+            yield file
+            file.flush()
+            os.fsync(file.fileno())
+        os.chmod(temporary, 0o644)  # mkstemp makes private files; a run folder is for sharing
+        os.replace(temporary, path)
+    except BaseException:
+        with contextlib.suppress(FileNotFoundError):
+            os.unlink(temporary)
+        raise
+
+
+def content_hash(*parts):
+    """Hex SHA-256 of arrays (dtype, shape and bytes) and plain values, in order."""
+    digest = hashlib.sha256()
+    for part in parts:
+        if isinstance(part, np.ndarray):
+            digest.update(f"{part.dtype.str}{part.shape}".encode())
+            digest.update(np.ascontiguousarray(part).data)
+        else:
+            digest.update(repr(part).encode())
+    return digest.hexdigest()
+
+
+def peak_memory_mb(device):
+    """Peak memory of this process in MB (10^6 bytes): resident memory, or allocated GPU memory on a CUDA device."""
+    if device.type == "cuda":
+        return torch.cuda.max_memory_allocated(device) / 1e6
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    return peak / 1e6 if sys.platform == "darwin" else peak * 1024 / 1e6

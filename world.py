@@ -1,0 +1,258 @@
+"""Every setting of a run, once, with its default, its help and its allowed values; device, seeds, run folder.
+
+The command line (parse.py) is made from the fields of `Config`. Defaults follow the paper (arXiv 2602.00682);
+`RECIPES["released"]` holds the settings in which the authors' released code departs from it.
+"""
+
+import dataclasses
+import json
+import platform
+import random
+import subprocess
+import time
+from pathlib import Path
+
+import numpy as np
+import torch
+
+from utils import UserError, atomic_write
+
+GROUPS = ("data", "model", "alignment", "training", "evaluation", "run")
+MODALITIES = ("text", "image", "audio")
+
+
+def setting(default, group, help, choices=None, low=None, high=None, alias=()):
+    """A field of Config: its default, flag group, one-line help, allowed values or [low, high], other flag names."""
+    return dataclasses.field(default=default, metadata={
+        "group": group, "help": help, "choices": choices, "low": low, "high": high, "alias": alias})
+
+
+def switch(default, group, help):
+    """A setting that is 0 or 1."""
+    return setting(default, group, help, choices=(0, 1))
+
+
+@dataclasses.dataclass(frozen=True)
+class Config:
+    """All settings of one run. Raises UserError when a value is not allowed or two settings contradict."""
+
+    # data
+    dataset: str = setting("baby", "data", "name of the dataset folder under --data_root")
+    data_root: str = setting("data", "data", "folder that holds the dataset folders")
+    data_format: str = setting("auto", "data", "interaction files: train/valid/test.txt, or one .inter table; auto takes "
+                               "train.txt where it is there", choices=("auto", "txt", "inter"))
+    edge_weight: str = setting("one", "data", "user-item edge coefficient before normalisation (eq. 4)", choices=("one", "rating"))
+    use_multimodal: int = switch(1, "data", "0 ignores all features; mf and lgn never use them")
+    text_feat: str = setting("", "data", "item text features, .npy [items, dim]; lgn_mm without any feature flag takes "
+                             "text_feat.npy, image_feat.npy and audio_feat.npy of the dataset folder")
+    image_feat: str = setting("", "data", "item image features, .npy [items, dim]")
+    audio_feat: str = setting("", "data", "item audio features, .npy [items, dim]")
+    user_text_feat: str = setting("", "data", "user text features, .npy [users, dim], or 'mean': the mean text feature of "
+                                  "the user's training items; switches the user-user branch on (eq. 6)")
+    item_text_graph: str = setting("", "data", ".npz of item neighbours by text (nbr [items, k]) to use instead of building it")
+    item_image_graph: str = setting("", "data", "the same by image")
+    item_audio_graph: str = setting("", "data", "the same by audio")
+    user_text_graph: str = setting("", "data", "the same for users")
+    item_knn_k: int = setting(20, "data", "neighbours an item has in each kNN graph (eq. 2)", low=1)
+    user_knn_k: int = setting(20, "data", "neighbours a user has in the user-user graph (eq. 6)", low=1)
+    force_build_item_knn: int = switch(0, "data", "1 rebuilds kNN graphs even where the cache has them")
+    cache_dir: str = setting("", "data", "folder of cached kNN graphs; default <data_root>/.cache")
+
+    # model
+    model: str = setting("lgn", "model", "mf: matrix factorisation; lgn: LightGCN; lgn_mm: RecGOAT", choices=("mf", "lgn", "lgn_mm"))
+    recdim: int = setting(64, "model", "embedding size d", low=1)
+    layer: int = setting(3, "model", "LightGCN layers", low=0)
+    item_branch_layers: int = setting(2, "model", "graph-attention layers of an item branch (eq. 3)", low=1)
+    user_branch_layers: int = setting(2, "model", "graph-attention layers of the user branch (eq. 6)", low=1)
+    attn_heads: int = setting(8, "model", "attention heads; must divide recdim", low=1)
+    attn_dropout: float = setting(0.1, "model", "dropout of the attention weights", low=0.0, high=0.95)
+    feat_dropout: float = setting(0.0, "model", "dropout of the input of each attention layer", low=0.0, high=0.95)
+    branch_dropout: float = setting(0.0, "model", "dropout of the output of each attention layer", low=0.0, high=0.95)
+    feat_proj: int = switch(0, "model", "1 puts a linear map to recdim before the first attention layer (released code)")
+    fusion: str = setting("oat", "model", "how item modalities become one vector; oat: optimal adaptive transport (eq. 9-14)",
+                          choices=("concat", "sum", "oat"))
+    sum_proj: int = switch(0, "model", "1 puts a linear map after --fusion sum (released code)")
+    fuse_norm: str = setting("layer_l2", "model", "what follows fusion: LayerNorm, L2 normalisation, both or neither",
+                             choices=("layer_l2", "layer", "l2", "none"))
+    fuse_drop: float = setting(0.1, "model", "dropout of the fused item vector", low=0.0, high=0.95)
+    alpha: float = setting(0.05, "model", "fusion weight of the image modality (g_v of eq. 14)", low=0.0, high=1.0)
+    beta: float = setting(0.8, "model", "fusion weight of the text modality (g_t of eq. 14)", low=0.0, high=1.0)
+    audio_weight: float = setting(0.05, "model", "fusion weight of the audio modality", low=0.0, high=1.0)
+    learn_fusion_weights: int = switch(0, "model", "1 trains the fusion weights, unconstrained (released code)")
+    eta: float = setting(0.2, "model", "weight of the user text vector; the user ID vector has 1 - eta", low=0.0, high=1.0)
+
+    # alignment
+    contrastive_weight: float = setting(0.01, "alignment", "weight of the contrastive term", low=0.0)
+    temperature: float = setting(0.2, "alignment", "temperature tau of InfoNCE (eq. 7)", low=1e-3)
+    modality_consistency_weight: float = setting(1.0, "alignment", "share w of the contrastive term that goes to the modality "
+                                                 "pairs; 1 - w goes to InfoNCE(user, positive item) (released code: 0.5)", low=0.0, high=1.0)
+    contrastive_sign: str = setting("attract", "alignment", "attract minimises InfoNCE of the modality pairs (eq. 8); repel "
+                                    "minimises 1 - InfoNCE (released code)", choices=("attract", "repel"))
+    contrastive_reduction: str = setting("sum", "alignment", "over the modality pairs: sum (eq. 8) or mean (released code)",
+                                         choices=("sum", "mean"))
+    contrastive_items: str = setting("pos", "alignment", "items of the modality pairs: the batch's positives, or a second "
+                                     "set of pairs over its negatives too (released code)", choices=("pos", "pos_neg"))
+    contrastive_dedup: int = switch(1, "alignment", "1 lets an item that a batch repeats count once; 0 makes it its own negative "
+                                    "(released code)")
+    transport: str = setting("full", "alignment", "what moves a modality: plan + residual (eq. 12), one of them, or none",
+                             choices=("full", "plan", "residual", "none"))
+    residual_init: str = setting("xavier", "alignment", "start of the learnable residual of eq. 12", choices=("xavier", "zeros"))
+    ot_cost: str = setting("l1", "alignment", "cost between feature dimensions: mean absolute (eq. 9) or squared (released code) "
+                           "difference", choices=("l1", "squared"))
+    ot_scale: float = setting(1.0, "alignment", "factor s of the cost (eq. 9); cancels out when --ot_relative 1", low=1e-6)
+    ot_epsilon: float = setting(0.01, "alignment", "entropic regularisation of the plan (eq. 10)", low=1e-6)
+    ot_relative: int = switch(1, "alignment", "1 measures --ot_epsilon in units of the mean cost")
+    sinkhorn: str = setting("log", "alignment", "log: stable at every scale; exp: plain Sinkhorn-Knopp, which underflows (released code)",
+                            choices=("log", "exp"))
+    sinkhorn_iters: int = setting(100, "alignment", "most Sinkhorn iterations a refresh of the plan", low=1)
+    plan_scale: str = setting("barycentric", "alignment", "Z is moved by d T0, whose rows sum to 1, or by T0, whose rows sum to 1/d "
+                              "(released code)", choices=("barycentric", "mass"))
+    plan_every: int = setting(10, "alignment", "training steps between two refreshes of the plan", low=1)
+    w1_weight: float = setting(0.0, "alignment", "weight of the 1-Wasserstein term <T0, C> in the loss", low=0.0)
+
+    # training
+    epochs: int = setting(1000, "training", "most epochs", low=1)
+    bpr_batch: int = setting(2048, "training", "training triples a step", low=1)
+    lr: float = setting(1e-3, "training", "Adam learning rate", low=0.0)
+    decay: float = setting(1e-4, "training", "weight of the mean squared norm of the layer-0 embeddings of a batch", low=0.0)
+    neg_reject: int = switch(1, "training", "1 never draws a training positive of the user as a negative; 0 may (released code)")
+    recipe: str = setting("paper", "training", "paper: defaults; released: every departure of the authors' code at once "
+                          "(explicit flags still win)", choices=("paper", "released"))
+
+    # evaluation
+    topks: tuple = setting((10, 20), "evaluation", "cut-offs K of the metrics: 20, 10,20 or [10,20]")
+    eval_every: int = setting(5, "evaluation", "epochs between two evaluations on the validation split", low=1)
+    patience: int = setting(10, "evaluation", "evaluations without a better --valid_metric before training stops; 0: never", low=0)
+    valid_metric: str = setting("", "evaluation", "metric that selects the best epoch, as ndcg@20; default ndcg at the first K")
+    select_on: str = setting("valid", "evaluation", "split that selects the best epoch; test LEAKS and is there to measure what "
+                             "the released code does", choices=("valid", "test"))
+    mask_valid_at_test: int = switch(0, "evaluation", "1 takes validation items out of the candidates while testing")
+    eval_dropout: int = switch(0, "evaluation", "1 leaves dropout on while scoring (released code)")
+    eval_chunk: int = setting(1024, "evaluation", "users scored at a time", low=1, alias=("test_u_batch_size",))
+
+    # run
+    seed: int = setting(2025, "run", "seed of everything random", low=0, high=2**32 - 1)
+    cuda: int = switch(1, "run", "1 uses a GPU where there is one; 0 never")
+    gpu_id: int = setting(0, "run", "which GPU", low=0)
+    threads: int = setting(0, "run", "CPU threads; 0: as torch chooses", low=0)
+    path: str = setting("runs", "run", "folder in which the run folder is made")
+    tensorboard: int = switch(1, "run", "0 writes no TensorBoard events")
+    plan_image_every: int = setting(50, "run", "epochs between two TensorBoard images of the transport plan; 0: none", low=0)
+
+    def __post_init__(self):
+        for field in dataclasses.fields(self):
+            check_value(field, getattr(self, field.name))
+        if self.model == "lgn_mm":
+            self._check_multimodal()
+        if self.valid_metric and self.valid_metric not in metric_names(self.topks):
+            raise UserError(f"--valid_metric {self.valid_metric}: not one of {', '.join(metric_names(self.topks))}; "
+                            "add its K to --topks or name another")
+
+    def _check_multimodal(self):
+        if not self.use_multimodal:
+            raise UserError("--model lgn_mm needs features: drop --use_multimodal 0 or take --model lgn")
+        if self.recdim % self.attn_heads:
+            raise UserError(f"--recdim {self.recdim} is not divisible by --attn_heads {self.attn_heads}: change either")
+        if self.sinkhorn == "exp" and self.ot_relative:
+            raise UserError("--sinkhorn exp works with an absolute epsilon: add --ot_relative 0")
+
+    @property
+    def selection_metric(self):
+        """The metric that picks the best epoch."""
+        return self.valid_metric or f"ndcg@{self.topks[0]}"
+
+    def fusion_weights(self):
+        """{modality: weight of eq. 14}; the ID vector has one minus the sum over the modalities in use."""
+        return {"text": self.beta, "image": self.alpha, "audio": self.audio_weight}
+
+    def as_dict(self):
+        """Settings as plain JSON values."""
+        return {key: list(value) if isinstance(value, tuple) else value for key, value in dataclasses.asdict(self).items()}
+
+
+# Where the authors' code departs from the paper, setting by setting (shown in the README with what each one does).
+RECIPES = {
+    "paper": {},
+    "released": dict(
+        feat_dropout=0.1, branch_dropout=0.1, feat_proj=1, sum_proj=1, learn_fusion_weights=1,
+        contrastive_sign="repel", modality_consistency_weight=0.5, contrastive_reduction="mean", contrastive_items="pos_neg",
+        contrastive_dedup=0, ot_cost="squared", ot_scale=100.0, ot_epsilon=0.01, ot_relative=0, sinkhorn="exp", plan_scale="mass",
+        plan_every=1, neg_reject=0, select_on="test", eval_dropout=1),
+}
+
+
+def metric_names(ks):
+    """All metrics that an evaluation at these cut-offs yields."""
+    return [f"{name}@{k}" for k in ks for name in ("recall", "ndcg", "precision", "map", "hitrate")]
+
+
+def check_value(field, value):
+    """Raise UserError unless value is allowed for this field of Config."""
+    rules = field.metadata
+    if rules["choices"] and value not in rules["choices"]:
+        raise UserError(f"--{field.name} {value}: choose from {', '.join(map(str, rules['choices']))}")
+    if rules["low"] is not None and not value >= rules["low"]:  # "not >=" also catches NaN
+        raise UserError(f"--{field.name} {value}: must be at least {rules['low']}")
+    if rules["high"] is not None and not value <= rules["high"]:
+        raise UserError(f"--{field.name} {value}: must be at most {rules['high']}")
+    if field.type is float and not np.isfinite(value):
+        raise UserError(f"--{field.name} {value}: must be a finite number")
+    if field.name == "topks" and (not value or min(value) < 1):
+        raise UserError(f"--topks {list(value)}: give one or more whole numbers of at least 1, as 10,20")
+
+
+def choose_device(config):
+    """The torch device of a run: the chosen GPU where --cuda 1 and CUDA works, else the CPU."""
+    if not (config.cuda and torch.cuda.is_available()):
+        return torch.device("cpu")
+    if config.gpu_id >= torch.cuda.device_count():
+        raise UserError(f"--gpu_id {config.gpu_id}: this machine has GPUs 0 to {torch.cuda.device_count() - 1}; name one of them")
+    return torch.device("cuda", config.gpu_id)
+
+
+def seed_everything(seed):
+    """Seed Python, NumPy and torch (all devices)."""
+    random.seed(seed)
+    np.random.seed(seed)
+    torch.manual_seed(seed)
+
+
+def make_run_folder(config):
+    """Make <path>/<dataset>_<model>_<time>_<seed>/ with config.json in it; a name already taken gets a counter."""
+    name = f"{Path(config.dataset).name}_{config.model}_{time.strftime('%Y%m%d-%H%M%S')}_{config.seed}"
+    for attempt in range(1000):
+        folder = Path(config.path) / (f"{name}-{attempt}" if attempt else name)
+        try:
+            folder.mkdir(parents=True)
+            break
+        except FileExistsError:
+            continue
+        except OSError as error:
+            raise UserError(f"{folder}: cannot make the run folder ({error.strerror}); choose another with --path") from None
+    else:
+        raise UserError(f"{config.path}: no free run folder name; choose another with --path")
+    write_json(folder / "config.json", {**config.as_dict(), "provenance": provenance()})
+    return folder
+
+
+def write_json(path, value):
+    """Write value as JSON, atomically."""
+    with atomic_write(path, "w") as file:
+        json.dump(value, file, indent=1)
+        file.write("\n")
+
+
+def provenance():
+    """Versions of the interpreter and libraries, platform, and the git commit of the code (None outside a checkout)."""
+    here = Path(__file__).parent
+
+    def git(*words):
+        try:
+            done = subprocess.run(["git", "-C", str(here), *words], capture_output=True, text=True, timeout=10)
+        except (OSError, subprocess.TimeoutExpired):
+            return None
+        return done.stdout.strip() if done.returncode == 0 else None
+
+    changed = git("status", "--porcelain", "--untracked-files=no")
+    return {"python": platform.python_version(), "torch": torch.__version__, "numpy": np.__version__,
+            "platform": platform.platform(), "git_commit": git("rev-parse", "HEAD"), "git_dirty": bool(changed)}
