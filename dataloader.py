@@ -11,13 +11,13 @@ Every reader checks what it reads; what it cannot use ends in a UserError that n
 import dataclasses
 import io
 import re
-import zipfile
 from pathlib import Path
 
 import numpy as np
 import pandas as pd
 import scipy.sparse as sp
 import torch
+from tqdm import tqdm
 
 from utils import UserError, atomic_write, content_hash, csr_tensor
 from world import MODALITIES
@@ -112,7 +112,7 @@ def inter_path(folder):
 def read_inter(path):
     """A tab-separated table with a header (userID itemID [rating] [timestamp] x_label) -> {split: table}."""
     try:
-        table = pd.read_csv(path, sep="\t", dtype=str, keep_default_na=False, quoting=3, encoding="utf-8")
+        table = pd.read_csv(path, sep="\t", dtype=str, keep_default_na=False, quoting=3, encoding="utf-8", skip_blank_lines=False)
     except OSError as error:
         raise UserError(f"{path}: cannot be read ({error.strerror})") from None
     except (pd.errors.ParserError, pd.errors.EmptyDataError, UnicodeDecodeError) as error:
@@ -123,7 +123,11 @@ def read_inter(path):
     if missing:
         raise UserError(f"{path}, line 1: the header lacks {', '.join(missing)}; it must name userID, itemID and x_label "
                         "(0 train, 1 valid, 2 test), separated by tabs")
-    line = np.arange(2, len(table) + 2)
+    if not isinstance(table.index, pd.RangeIndex):  # pandas takes a surplus first cell for a row label
+        raise UserError(f"{path}, line 2: has more cells than the header; separate the columns by one tab each")
+    filled = (table != "").any(axis=1).to_numpy()
+    line = np.arange(2, len(table) + 2)[filled]
+    table = table[filled].reset_index(drop=True)
     ids = {new: parse_ids(table[old], path, line) for new, old in (("user", "userID"), ("item", "itemID"))}
     rating = parse_ratings(table["rating"], path, line) if "rating" in table else np.nan
     label = table["x_label"]
@@ -145,8 +149,9 @@ def parse_ids(column, path, line):
 
 
 def parse_ratings(column, path, line):
-    """Strings -> float64 ratings; UserError with the first line that holds no positive number."""
-    rating = pd.to_numeric(column, errors="coerce").to_numpy(dtype=np.float64)
+    """Strings -> float32 ratings; UserError with the first line that holds no positive number."""
+    with np.errstate(over="ignore", under="ignore"):
+        rating = pd.to_numeric(column, errors="coerce").to_numpy(dtype=np.float64).astype(np.float32)
     bad = ~(np.isfinite(rating) & (rating > 0))
     if bad.any():
         raise UserError(f"{path}, line {line[bad.argmax()]}: rating '{column[bad.argmax()][:40]}' is not a positive number")
@@ -192,8 +197,9 @@ def open_features(path, rows_are="items"):
         array = np.load(path, mmap_mode="r", allow_pickle=False)
     except OSError as error:
         raise UserError(f"{path}: cannot be read ({error.strerror or error}); name a .npy file of {rows_are} x dimensions") from None
-    except (ValueError, EOFError) as error:
-        raise UserError(f"{path}: is not a plain .npy array ({str(error)[:80]}); save it with numpy.save") from None
+    except Exception as error:  # a damaged header ends in ValueError, EOFError, SyntaxError, BadZipFile, TokenError, ...
+        raise UserError(f"{path}: is not a plain .npy array ({str(error).splitlines()[0][:80] if str(error) else type(error).__name__}); "
+                        "save it with numpy.save") from None
     if not isinstance(array, np.ndarray):
         raise UserError(f"{path}: is an archive; name a .npy file of {rows_are} x dimensions")
     if array.ndim != 2 or not array.shape[1]:
@@ -231,11 +237,13 @@ def mean_user_features(train, item_features, n_users):
 
 
 def feature_paths(config, folder):
-    """{modality: path} of the item features in use, in the order of world.MODALITIES."""
+    """{modality: path} of the item features that are named or, if none is, lie in the folder; in the order of MODALITIES."""
+    if not config.use_multimodal:
+        return {}
     named = {m: getattr(config, f"{m}_feat") for m in MODALITIES}
     if not any(named.values()):
         named = {m: path for m in MODALITIES if (path := folder / f"{m}_feat.npy").exists()}
-    if not any(named.values()):
+    if not any(named.values()) and config.model == "lgn_mm":
         raise UserError(f"{folder}: has no text_feat.npy, image_feat.npy or audio_feat.npy; --model lgn_mm needs features: "
                         "name them with --text_feat, --image_feat or --audio_feat")
     return {m: str(path) for m, path in named.items() if path}
@@ -271,10 +279,12 @@ def nearest_neighbours(features, k, device, block=1024):
     features: [n, dim] float32 array. Returns [n, k] int64, best first; a row of zeros has no direction and gets itself.
     Never holds more than [block, n] similarities.
     """
-    x = torch.nn.functional.normalize(torch.from_numpy(features).to(device), dim=1)
+    x = torch.from_numpy(features).to(device)
+    x = x / x.abs().amax(1, keepdim=True).clamp_min(torch.finfo(x.dtype).tiny)   # no norm over- or underflows
+    x = torch.nn.functional.normalize(x, dim=1)
     empty = ~x.any(dim=1)
     neighbours = []
-    for start in range(0, len(x), block):
+    for start in tqdm(range(0, len(x), block), desc="kNN graph", unit="block", leave=False, delay=2):
         rows = torch.arange(start, min(start + block, len(x)), device=device)
         similarity = x[rows] @ x.T
         similarity[:, empty] = -torch.inf
@@ -285,21 +295,26 @@ def nearest_neighbours(features, k, device, block=1024):
     return torch.cat(neighbours).cpu().numpy()
 
 
+def read_cached(path):
+    """The neighbours in a cache file, or None if it is damaged in any way."""
+    try:
+        with np.load(path, allow_pickle=False) as stored:
+            neighbours, checksum = stored["nbr"], str(stored["sha256"])
+    except Exception:  # whatever a broken archive raises, the answer is to build it again
+        return None
+    return neighbours if checksum == content_hash(neighbours) else None
+
+
 def cached_neighbours(features, k, cache_dir, rebuild, device):
     """nearest_neighbours through a cache file named by the content of the features and k. Returns ([n, k], notes)."""
     key = content_hash(features, k, "cosine top-k, self excluded, v1")[:32]
     path = Path(cache_dir) / f"knn_{key}.npz"
+    notes = []
     if not rebuild and path.exists():
-        try:
-            with np.load(path, allow_pickle=False) as stored:
-                neighbours, checksum = stored["nbr"], str(stored["sha256"])
-            if checksum == content_hash(neighbours):
-                return neighbours, []
-        except (OSError, ValueError, KeyError, EOFError, zipfile.BadZipFile):
-            pass  # told below, and rebuilt
-        notes = [f"note: {path} is damaged; building it again"]
-    else:
-        notes = []
+        neighbours = read_cached(path)
+        if neighbours is not None:
+            return neighbours, notes
+        notes.append(f"note: {path} is damaged; building it again")
     neighbours = nearest_neighbours(features, k, device).astype(np.int32)
     buffer = io.BytesIO()
     np.savez(buffer, nbr=neighbours, sha256=content_hash(neighbours))
@@ -322,7 +337,7 @@ def read_neighbours(path, n, k):
             neighbours = stored["nbr"]
     except OSError as error:
         raise UserError(f"{path}: cannot be read ({error.strerror or error}); name a .npz with nbr [{n}, k]") from None
-    except (ValueError, KeyError, EOFError, IndexError, TypeError, zipfile.BadZipFile):
+    except Exception:  # a broken archive raises one of many
         raise UserError(f"{path}: is not a .npz archive with an array nbr [{n}, k]") from None
     if neighbours.ndim != 2 or len(neighbours) != n or neighbours.dtype.kind not in "iu":
         raise UserError(f"{path}: nbr is {neighbours.dtype} {neighbours.shape}; it must be integers [{n}, k], one row an id")
@@ -466,8 +481,8 @@ def load_dataset(config, device):
     """Read, check and build what config asks for. Raises UserError on bad input."""
     folder, note = dataset_folder(config)
     notes = [note] if note else []
-    paths = feature_paths(config, folder) if config.model == "lgn_mm" else {}
-    arrays = {m: open_features(path) for m, path in paths.items()}
+    paths = feature_paths(config, folder)
+    arrays = {m: open_features(path) for m, path in paths.items()}  # their row count is the catalogue's, whatever the model
     user_file = config.user_text_feat not in ("", "mean") and config.model == "lgn_mm"
     user_array = open_features(config.user_text_feat, "users") if user_file else None
     interactions = read_interactions(folder, config.data_format, max(map(len, arrays.values()), default=0),
@@ -475,7 +490,7 @@ def load_dataset(config, device):
     notes += [f"note: {interactions.source}: {count} repeated interactions merged in {split}"
               for split, count in interactions.merged.items() if count]
     adjacency = None if config.model == "mf" else normalised_adjacency(interactions, config.edge_weight, device)
-    features = {m: load_features(array, paths[m], interactions.n_items) for m, array in arrays.items()}
+    features = {m: load_features(array, paths[m], interactions.n_items) for m, array in arrays.items() if config.model == "lgn_mm"}
     graphs = {}
     for m, matrix in features.items():
         graphs[m], told = neighbour_graph(matrix, getattr(config, f"item_{m}_graph"), config.item_knn_k, config, device)

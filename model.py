@@ -234,6 +234,21 @@ def squared_cost(x, y):
 COSTS = {"l1": l1_cost, "squared": squared_cost}
 
 
+def cost_unit(cost, unit):
+    """What epsilon is measured in: 1 (absolute), the mean of cost [p, q], or its spread.
+
+    A plan does not change when a constant is added to a row or a column of the cost, so the spread is the standard
+    deviation of the cost without its row and column means. Where one side is far longer than the other (ID vectors
+    grow in training, modality vectors do not), those means are nearly all of the cost, and an epsilon relative to the
+    mean would flatten the plan.
+    """
+    if unit == "absolute":
+        return 1.0
+    if unit == "mean":
+        return cost.mean().clamp_min(1e-30)
+    return (cost - cost.mean(0) - cost.mean(1, keepdim=True) + cost.mean()).square().mean().sqrt().clamp_min(1e-30)
+
+
 def sinkhorn_log(cost, epsilon, iterations, start=None, tolerance=1e-4, check_every=10):
     """Entropy-regularised optimal transport in the log domain with uniform marginals (Cuturi 2013; eq. 10-11).
 
@@ -292,11 +307,11 @@ class Transport(nn.Module):
     def refresh(self, z_m, z_id):
         """Set the plan T0 to the transport between these representations (eq. 10-11)."""
         config, cost = self.config, self.cost(z_m, z_id)
+        cost = cost / cost_unit(cost, config.ot_unit)
         if config.sinkhorn == "exp":
             plan = sinkhorn_exp(cost, config.ot_epsilon, config.sinkhorn_iters)
         else:
-            unit = cost.mean() if config.ot_relative else 1.0
-            plan, potential = sinkhorn_log(cost / unit, config.ot_epsilon, config.sinkhorn_iters, self.potential)
+            plan, potential = sinkhorn_log(cost, config.ot_epsilon, config.sinkhorn_iters, self.potential)
             self.potential.copy_(potential)
         self.plan.copy_(plan)
 

@@ -19,18 +19,17 @@ from world import provenance, write_json
 
 # ---------------------------------------------------------------- one epoch, one evaluation
 
-def train_epoch(model, optimizer, batches):
-    """One pass over batches of (users, pos, neg). Returns mean loss terms and the last step's gradient norm, as floats."""
+def train_epoch(model, optimizer, sampler):
+    """One pass over a Sampler's batches. Returns mean loss terms and the last step's gradient norm, as floats."""
     model.train()
-    sums, steps = {}, 0
-    for users, pos, neg in batches:
+    sums, steps = {}, len(sampler)
+    for users, pos, neg in tqdm(sampler.epoch(), total=steps, desc="steps", leave=False, delay=2):
         terms = model.loss(users, pos, neg)
         optimizer.zero_grad(set_to_none=True)
         terms["loss"].backward()
         optimizer.step()
         for name, value in terms.items():      # summed on the device: no host synchronisation a step
             sums[name] = sums.get(name, 0) + value.detach()
-        steps += 1
     gradients = [p.grad for p in model.parameters() if p.grad is not None]
     sums["grad_norm"] = steps * torch.nn.utils.get_total_norm(gradients)
     return {name: float(value) / steps for name, value in sums.items()}
@@ -49,7 +48,7 @@ def rank_items(user, item, split, k, chunk):
 
     user: [U, d], item: [I, d]. Masked items score -inf; with fewer than k candidates they fill the end.
     """
-    for start in range(0, len(split.users), chunk):
+    for start in tqdm(range(0, len(split.users), chunk), desc="ranking", unit="chunk", leave=False, delay=2):
         stop = min(start + chunk, len(split.users))
         scores = user[split.users[start:stop]] @ item.T                   # [rows, I]
         scores[expand_rows(*split.masked, start, stop)] = -torch.inf
@@ -118,6 +117,8 @@ class RunLog:
 
     def plans(self, model, epoch):
         """Each transport plan as a TensorBoard image, scaled to its largest entry."""
+        if not self.board:
+            return
         for m, transport in getattr(getattr(model, "fusion", None), "transports", {}).items():
             self.board.add_image(f"plan/{m}", (transport.plan / transport.plan.max()).cpu().numpy(), epoch, dataformats="HW")
 
@@ -169,12 +170,12 @@ def train(model, dataset, config, folder, device, log, bar):
     best, waited, began = None, 0, time.perf_counter()
     for epoch in range(1, config.epochs + 1):
         start = time.perf_counter()
-        means = train_epoch(model, optimizer, sampler.epoch())
+        means = train_epoch(model, optimizer, sampler)
         seconds = time.perf_counter() - start
         log.scalars("train", means, epoch)
         log.scalars("speed", {"epoch_seconds": seconds, "samples_per_second": len(interactions.train) / seconds,
                               "peak_memory_mb": peak_memory_mb(device)}, epoch)
-        if log.board and config.plan_image_every and (epoch == 1 or epoch % config.plan_image_every == 0):
+        if config.plan_image_every and (epoch == 1 or epoch % config.plan_image_every == 0):
             log.plans(model, epoch)
         bar.set_postfix(loss=f"{means['loss']:.4f}", **({config.selection_metric: f"{best['last']:.4f}"} if best else {}), refresh=False)
         bar.update()

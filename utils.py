@@ -102,7 +102,7 @@ def content_hash(*parts):
             digest.update(f"{part.dtype.str}{part.shape}".encode())
             digest.update(np.ascontiguousarray(part).data)
         else:
-            digest.update(repr(part).encode())
+            digest.update(f"{part!r};".encode())
     return digest.hexdigest()
 
 

@@ -42,7 +42,7 @@ class Config:
     data_format: str = setting("auto", "data", "interaction files: train/valid/test.txt, or one .inter table; auto takes "
                                "train.txt where it is there", choices=("auto", "txt", "inter"))
     edge_weight: str = setting("one", "data", "user-item edge coefficient before normalisation (eq. 4)", choices=("one", "rating"))
-    use_multimodal: int = switch(1, "data", "0 ignores all features; mf and lgn never use them")
+    use_multimodal: int = switch(1, "data", "0 ignores all features; mf and lgn take only the number of items from them")
     text_feat: str = setting("", "data", "item text features, .npy [items, dim]; lgn_mm without any feature flag takes "
                              "text_feat.npy, image_feat.npy and audio_feat.npy of the dataset folder")
     image_feat: str = setting("", "data", "item image features, .npy [items, dim]")
@@ -99,9 +99,10 @@ class Config:
     residual_init: str = setting("xavier", "alignment", "start of the learnable residual of eq. 12", choices=("xavier", "zeros"))
     ot_cost: str = setting("l1", "alignment", "cost between feature dimensions: mean absolute (eq. 9) or squared (released code) "
                            "difference", choices=("l1", "squared"))
-    ot_scale: float = setting(1.0, "alignment", "factor s of the cost (eq. 9); cancels out when --ot_relative 1", low=1e-6)
-    ot_epsilon: float = setting(0.01, "alignment", "entropic regularisation of the plan (eq. 10)", low=1e-6)
-    ot_relative: int = switch(1, "alignment", "1 measures --ot_epsilon in units of the mean cost")
+    ot_scale: float = setting(1.0, "alignment", "factor s of the cost (eq. 9); matters only with --ot_unit absolute", low=1e-6)
+    ot_epsilon: float = setting(0.5, "alignment", "entropic regularisation of the plan (eq. 10), in units of --ot_unit", low=1e-6)
+    ot_unit: str = setting("spread", "alignment", "unit of --ot_epsilon: the spread of the cost that is left without its row and "
+                           "column means (all that a plan depends on), the mean cost, or 1", choices=("spread", "mean", "absolute"))
     sinkhorn: str = setting("log", "alignment", "log: stable at every scale; exp: plain Sinkhorn-Knopp, which underflows (released code)",
                             choices=("log", "exp"))
     sinkhorn_iters: int = setting(100, "alignment", "most Sinkhorn iterations a refresh of the plan", low=1)
@@ -153,8 +154,6 @@ class Config:
             raise UserError("--model lgn_mm needs features: drop --use_multimodal 0 or take --model lgn")
         if self.recdim % self.attn_heads:
             raise UserError(f"--recdim {self.recdim} is not divisible by --attn_heads {self.attn_heads}: change either")
-        if self.sinkhorn == "exp" and self.ot_relative:
-            raise UserError("--sinkhorn exp works with an absolute epsilon: add --ot_relative 0")
 
     @property
     def selection_metric(self):
@@ -176,7 +175,7 @@ RECIPES = {
     "released": dict(
         feat_dropout=0.1, branch_dropout=0.1, feat_proj=1, sum_proj=1, learn_fusion_weights=1,
         contrastive_sign="repel", modality_consistency_weight=0.5, contrastive_reduction="mean", contrastive_items="pos_neg",
-        contrastive_dedup=0, ot_cost="squared", ot_scale=100.0, ot_epsilon=0.01, ot_relative=0, sinkhorn="exp", plan_scale="mass",
+        contrastive_dedup=0, ot_cost="squared", ot_scale=100.0, ot_epsilon=0.01, ot_unit="absolute", sinkhorn="exp", plan_scale="mass",
         plan_every=1, neg_reject=0, select_on="test", eval_dropout=1),
 }
 

@@ -1,0 +1,5 @@
+#!/usr/bin/env bash
+# Runs the test suite in the project's own virtual environment. Arguments go to pytest: scripts/test.sh -k sinkhorn
+set -euo pipefail
+source "$(dirname "$0")/setup.sh"
+exec $PYTHON -m pytest -rs "$@"

@@ -1,0 +1,30 @@
+"""Datasets that the tests share: a small random one, and the real Baby data where it is there."""
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from helpers import random_pairs, write_txt
+
+N_USERS, N_ITEMS = 40, 30
+
+
+@pytest.fixture
+def small_dataset(tmp_path):
+    """tmp_path/data/small: 40 users x 30 items, 6 train items a user, text float32 [30, 12], image float16 [30, 20]."""
+    folder = tmp_path / "data" / "small"
+    write_txt(folder, **random_pairs(0, N_USERS, N_ITEMS, 6))
+    rng = np.random.default_rng(1)
+    np.save(folder / "text_feat.npy", rng.standard_normal((N_ITEMS, 12)).astype(np.float32))
+    np.save(folder / "image_feat.npy", rng.standard_normal((N_ITEMS, 20)).astype(np.float16))
+    return folder
+
+
+@pytest.fixture
+def baby():
+    """Folder of the real Baby data."""
+    folder = Path(__file__).resolve().parents[1] / ".." / "shared" / "data" / "baby"
+    if not folder.is_dir():
+        pytest.skip(f"real data is absent: no {folder}")
+    return folder

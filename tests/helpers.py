@@ -1,0 +1,44 @@
+"""Writers of dataset folders, and random interactions to fill them with."""
+
+import numpy as np
+
+SPLITS = ("train", "valid", "test")
+
+
+def random_pairs(seed, n_users, n_items, per_user):
+    """{split: [n, 2] int64}, disjoint: per_user train items a user, then one valid and one test item.
+
+    The last user has no train item but one in valid and in test; the last item occurs nowhere.
+    """
+    rng = np.random.default_rng(seed)
+    pairs = {split: [] for split in SPLITS}
+    for user in range(n_users):
+        items = rng.permutation(n_items - 1)[:per_user + 2]
+        if user < n_users - 1:
+            pairs["train"] += [(user, item) for item in items[2:]]
+        pairs["valid"].append((user, items[0]))
+        pairs["test"].append((user, items[1]))
+    return {split: np.array(rows, dtype=np.int64) for split, rows in pairs.items()}
+
+
+def write_txt(folder, train, valid, test):
+    """train.txt, valid.txt, test.txt with 'user item item ...' lines."""
+    folder.mkdir(parents=True, exist_ok=True)
+    for split, pairs in zip(SPLITS, (train, valid, test)):
+        items = {}
+        for user, item in pairs:
+            items.setdefault(int(user), []).append(str(int(item)))
+        (folder / f"{split}.txt").write_text("".join(f"{user} {' '.join(row)}\n" for user, row in items.items()))
+
+
+def write_inter(folder, train, valid, test, ratings=None):
+    """<folder name>.inter; ratings: one a row of train, valid and test in this order."""
+    folder.mkdir(parents=True, exist_ok=True)
+    pairs = np.concatenate([np.asarray(split).reshape(-1, 2) for split in (train, valid, test)])
+    labels = np.repeat([0, 1, 2], [len(train), len(valid), len(test)])
+    columns = {"userID": pairs[:, 0], "itemID": pairs[:, 1]}
+    if ratings is not None:
+        columns["rating"] = ratings
+    columns["x_label"] = labels
+    lines = ["\t".join(columns)] + ["\t".join(map(str, row)) for row in zip(*columns.values())]
+    (folder / f"{folder.name}.inter").write_text("\n".join(lines) + "\n")

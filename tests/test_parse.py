@@ -1,0 +1,166 @@
+"""The command line against world.Config: same fields, same defaults, recipes, notes, refusals."""
+
+import dataclasses
+import re
+import shlex
+
+import pytest
+
+from parse import NO_EFFECT, make_parser, parse_args
+from utils import UserError
+from world import GROUPS, RECIPES, Config
+
+RELEASED_COMMANDS = [
+    ('--dataset baby_raw   --model lgn_mm --use_multimodal 1 --text_feat ./data/baby_raw/text_feat.npy '
+     '--image_feat ./data/baby_raw/image_feat.npy --item_knn_k 20 --item_branch_layers 1 --epochs 1000 --recdim 800 --layer 3 '
+     '--lr 8e-4 --bpr_batch 4096 --topks "[10]" --fusion oat --contrastive_weight 0.032',
+     dict(dataset="baby_raw", recdim=800, item_knn_k=20, epochs=1000, contrastive_weight=0.032,
+          text_feat="./data/baby_raw/text_feat.npy", image_feat="./data/baby_raw/image_feat.npy")),
+    ('--dataset sports_raw --model lgn_mm --use_multimodal 1 --text_feat ./data/sports_raw/text_feat.npy '
+     '--image_feat ./data/sports_raw/image_feat.npy --item_knn_k 30 --item_branch_layers 1 --epochs 1000 --recdim 600 --layer 3 '
+     '--lr 8e-4 --bpr_batch 4096 --topks "[10]" --fusion oat --contrastive_weight 0.005',
+     dict(dataset="sports_raw", recdim=600, item_knn_k=30, epochs=1000, contrastive_weight=0.005,
+          text_feat="./data/sports_raw/text_feat.npy", image_feat="./data/sports_raw/image_feat.npy")),
+    ('--dataset electronics --model lgn_mm --use_multimodal 1 --text_feat ./data/electronics_raw/text_feat.npy '
+     '--image_feat ./data/electronics_raw/image_feat.npy --item_knn_k 20 --item_branch_layers 1 --epochs 2000 --recdim 200 --layer 3 '
+     '--lr 8e-4 --bpr_batch 4096 --topks "[10]" --fusion oat --contrastive_weight 0.05',
+     dict(dataset="electronics", recdim=200, item_knn_k=20, epochs=2000, contrastive_weight=0.05,
+          text_feat="./data/electronics_raw/text_feat.npy", image_feat="./data/electronics_raw/image_feat.npy"))]
+IN_ALL = dict(model="lgn_mm", use_multimodal=1, item_branch_layers=1, layer=3, lr=8e-4, bpr_batch=4096, topks=(10,), fusion="oat")
+
+RELEASED_FLAGS = """seed cuda gpu_id recdim layer lr decay bpr_batch epochs topks test_u_batch_size tensorboard dataset path model
+    use_multimodal text_feat user_text_feat image_feat audio_feat item_text_graph user_text_graph item_image_graph item_audio_graph
+    force_build_item_knn item_knn_k item_branch_layers user_branch_layers fusion attn_heads attn_dropout fuse_drop alpha beta eta
+    contrastive_weight temperature modality_consistency_weight warm_up_steps batch_size multicore pretrain a_split a_fold""".split()
+
+
+def test_every_setting_has_a_flag_and_every_flag_a_setting():
+    flags = {option.removeprefix("--") for action in make_parser()._actions for option in action.option_strings}
+    fields = {field.name for field in dataclasses.fields(Config)}
+    assert fields <= flags
+    assert flags - fields == {"h", "-h", "help", "test_u_batch_size"} & flags | set(NO_EFFECT)
+
+
+def test_all_flags_of_the_released_parser_are_known():
+    known = {option for action in make_parser()._actions for option in action.option_strings}
+    assert [name for name in RELEASED_FLAGS if f"--{name}" not in known] == []
+
+
+def test_no_flags_give_the_defaults_and_no_notes():
+    assert parse_args([]) == (Config(), [])
+
+
+@pytest.mark.parametrize("field", dataclasses.fields(Config), ids=lambda field: field.name)
+def test_a_flag_sets_its_own_field_and_no_other(field):
+    rules = field.metadata
+    if rules["choices"]:
+        value = next(choice for choice in rules["choices"] if choice != field.default)
+    elif field.type is tuple:
+        value = (3, 7)
+    elif field.type is str:
+        value = "ndcg@10" if field.name == "valid_metric" else "elsewhere"
+    else:
+        value = field.type(field.default + 1)
+        if rules["high"] is not None and value > rules["high"]:
+            value = field.type(rules["high"] / 2)
+    assert value != field.default
+    text = ",".join(map(str, value)) if isinstance(value, tuple) else str(value)
+    config, _ = parse_args([f"--{field.name}", text])
+    recipe = RECIPES["released"] if field.name == "recipe" else {}
+    assert config == Config(**{**recipe, field.name: value})
+    assert type(getattr(config, field.name)) is field.type
+
+
+def test_test_u_batch_size_is_another_name_of_eval_chunk():
+    assert parse_args(["--test_u_batch_size", "77"])[0].eval_chunk == 77
+
+
+@pytest.mark.parametrize("text, ks", [("[10]", (10,)), ("[10,20]", (10, 20)), ("10,20", (10, 20)), ("20", (20,)),
+                                      ("[10, 20]", (10, 20)), (" 20 , 5,20 ", (5, 20)), ("[ 1 ]", (1,))])
+def test_forms_of_topks(text, ks):
+    assert parse_args(["--topks", text])[0].topks == ks
+
+
+@pytest.mark.parametrize("text", ["[10", "10]", "[[10]]", '__import__("os")', "10;20", "10 20", "", "[]", "-1", "0", "5,0", "10.5",
+                                  "1e2", "ten", "10,", "٣", "9" * 30])
+def test_refused_forms_of_topks(text):
+    with pytest.raises(UserError, match="--topks"):
+        parse_args(["--topks", text])
+
+
+def test_recipe_released_sets_its_values_and_explicit_flags_win():
+    config, _ = parse_args(["--recipe", "released"])
+    assert RECIPES["released"]
+    for name, value in RECIPES["released"].items():
+        assert getattr(config, name) == value, name
+    assert config == Config(**RECIPES["released"], recipe="released") != Config(recipe="released")
+    config, _ = parse_args(["--plan_every", "7", "--recipe", "released", "--contrastive_sign", "attract"])
+    assert config == Config(**{**RECIPES["released"], "recipe": "released", "plan_every": 7, "contrastive_sign": "attract"})
+
+
+def test_an_explicit_flag_equal_to_the_default_wins_over_the_recipe():
+    config, _ = parse_args(["--recipe", "released", "--feat_dropout", "0", "--select_on", "valid"])
+    assert (config.feat_dropout, config.select_on, config.branch_dropout) == (0.0, "valid", 0.1)
+
+
+def test_recipe_paper_is_the_default():
+    assert parse_args(["--recipe", "paper"])[0] == Config()
+
+
+@pytest.mark.parametrize("name", NO_EFFECT)
+def test_a_flag_without_effect_changes_nothing_and_is_answered(name):
+    config, notes = parse_args([f"--{name}", "3"])
+    assert config == Config()
+    assert len(notes) == 1 and notes[0].startswith("note: ") and f"--{name} " in notes[0] and NO_EFFECT[name] in notes[0]
+
+
+@pytest.mark.parametrize("argv", [["--dat", "baby"], ["--epoch", "3"], ["--data", "x"], ["--use_multi", "1"]])
+def test_abbreviations_are_refused(argv):
+    with pytest.raises(UserError, match=re.escape(argv[0])):
+        parse_args(argv)
+
+
+@pytest.mark.parametrize("argv, words", [
+    (["--no_such", "1"], "--no_such"), (["baby"], "baby"), (["--epochs", "ten"], "--epochs"), (["--epochs", "1.5"], "--epochs"),
+    (["--epochs"], "--epochs"), (["--lr", "fast"], "--lr"), (["--model", "svd"], "--model"), (["--cuda", "2"], "--cuda"),
+    (["--epochs", "0"], "--epochs 0: must be at least 1"), (["--lr", "nan"], "--lr nan"), (["--lr", "inf"], "--lr inf"),
+    (["--eta", "1.01"], "--eta 1.01: must be at most 1"), (["--seed", "-1"], "--seed -1"), (["--seed", str(2**32)], "--seed")])
+def test_bad_values_name_the_flag(argv, words):
+    with pytest.raises(UserError) as caught:
+        parse_args(argv)
+    assert words in str(caught.value) and "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize("command, own", RELEASED_COMMANDS, ids=lambda value: value.get("dataset") if isinstance(value, dict) else "")
+def test_command_lines_of_the_released_readme(command, own):
+    assert parse_args(shlex.split(command)) == (Config(**IN_ALL, **own), [])
+
+
+@pytest.mark.parametrize("flag", ["--help", "-h"])
+def test_help_names_groups_flags_and_defaults(flag, capsys):
+    with pytest.raises(SystemExit) as caught:
+        parse_args([flag])
+    assert caught.value.code == 0
+    text = capsys.readouterr().out
+    for group in GROUPS:
+        assert f"\n{group}:\n" in text
+    flat = " ".join(text.split())
+    for field in dataclasses.fields(Config):
+        assert re.search(rf"^ +--{field.name}\b", text, re.MULTILINE), field.name
+        assert " ".join(field.metadata["help"].split()) in flat, field.name
+        if field.default not in ("", (10, 20)):
+            assert f"(default {field.default})" in flat
+    assert "(default 10,20)" in flat
+    for name, why in NO_EFFECT.items():
+        assert f"--{name}" in flat and why in flat
+
+
+def test_every_setting_belongs_to_a_known_group_and_has_help():
+    for field in dataclasses.fields(Config):
+        assert field.metadata["group"] in GROUPS and field.metadata["help"]
+
+
+def test_recipes_name_real_settings_with_allowed_values():
+    for recipe in RECIPES.values():
+        assert set(recipe) <= {field.name for field in dataclasses.fields(Config)}
+        Config(**recipe)

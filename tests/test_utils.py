@@ -1,0 +1,127 @@
+"""Metrics against loops over ranks, the sparse product against a dense one, safe writes, hashes."""
+
+import math
+
+import numpy as np
+import pytest
+import torch
+
+from utils import atomic_write, content_hash, csr_tensor, peak_memory_mb, ranking_metrics, symmetric_spmm
+
+
+def naive_metrics(hits, n_relevant, k):
+    """One user's metrics at k, by the textbook, in plain Python."""
+    found, dcg, precisions = 0, 0.0, 0.0
+    for rank in range(1, k + 1):
+        if hits[rank - 1]:
+            found += 1
+            dcg += 1 / math.log2(rank + 1)
+            precisions += found / rank
+    best = min(n_relevant, k)
+    ideal = sum(1 / math.log2(rank + 1) for rank in range(1, best + 1))
+    return {f"recall@{k}": found / n_relevant, f"ndcg@{k}": dcg / ideal, f"precision@{k}": found / k,
+            f"map@{k}": precisions / best, f"hitrate@{k}": float(found > 0)}
+
+
+def assert_equal_to_naive(hits, n_relevant, ks):
+    metrics = ranking_metrics(torch.tensor(hits), torch.tensor(n_relevant), ks)
+    assert len(metrics) == 5 * len(ks)
+    for user, (row, relevant) in enumerate(zip(hits, n_relevant)):
+        for k in ks:
+            for name, value in naive_metrics(row, relevant, k).items():
+                assert metrics[name].dtype == torch.float64
+                assert metrics[name][user].item() == pytest.approx(value, abs=1e-12), (name, user)
+
+
+def test_metrics_equal_loops_over_random_hits():
+    rng = np.random.default_rng(0)
+    hits = rng.random((200, 20)) < rng.random((200, 1))
+    n_relevant = hits.sum(1) + rng.integers(0, 30, 200)
+    assert_equal_to_naive(hits.tolist(), np.maximum(n_relevant, 1).tolist(), (1, 5, 10, 20))
+
+
+@pytest.mark.parametrize("hits, n_relevant", [
+    ([True] * 5, 5), ([True] * 5, 50), ([False] * 5, 1), ([False] * 5, 9),
+    ([True, False, False, False, False], 1), ([False, False, False, False, True], 1), ([True, True, False, False, False], 2)])
+def test_metrics_at_the_edges(hits, n_relevant):
+    assert_equal_to_naive([hits], [n_relevant], (1, 3, 5))
+
+
+def test_perfect_ranking_scores_one_and_more_relevant_than_k_bounds_recall():
+    metrics = ranking_metrics(torch.ones(1, 10, dtype=torch.bool), torch.tensor([40]), (10,))
+    assert metrics["recall@10"].item() == 0.25
+    for name in ("ndcg@10", "precision@10", "map@10", "hitrate@10"):
+        assert metrics[name].item() == 1
+
+
+def random_symmetric(n, dtype):
+    rng = np.random.default_rng(0)
+    upper = np.triu(rng.standard_normal((n, n)) * (rng.random((n, n)) < 0.3))
+    return torch.tensor(upper + np.triu(upper, 1).T, dtype=dtype)
+
+
+def test_symmetric_spmm_equals_dense_forward_and_backward():
+    dense, x = random_symmetric(12, torch.float64), torch.randn(12, 5, dtype=torch.float64, requires_grad=True)
+    weight = torch.randn(12, 5, dtype=torch.float64)
+    out = symmetric_spmm(dense.to_sparse_csr(), x)
+    torch.testing.assert_close(out, dense @ x)
+    got, = torch.autograd.grad((out * weight).sum(), x)
+    want, = torch.autograd.grad(((dense @ x) * weight).sum(), x)
+    torch.testing.assert_close(got, want)
+
+
+def test_symmetric_spmm_passes_gradcheck():
+    matrix = random_symmetric(7, torch.float64).to_sparse_csr()
+    x = torch.randn(7, 3, dtype=torch.float64, requires_grad=True)
+    assert torch.autograd.gradcheck(lambda x: symmetric_spmm(matrix, x), (x,))
+
+
+def test_symmetric_spmm_takes_a_gradient_that_is_not_contiguous():
+    dense, x = random_symmetric(6, torch.float32), torch.randn(6, 4, requires_grad=True)
+    symmetric_spmm(dense.to_sparse_csr(), x).T.contiguous().T.sum().backward()
+    torch.testing.assert_close(x.grad, dense @ torch.ones(6, 4))
+
+
+def test_csr_tensor_holds_what_it_is_given():
+    got = csr_tensor(torch.tensor([0, 2, 2, 3]), torch.tensor([0, 2, 1]), torch.tensor([1.0, 2.0, 3.0]), (3, 3))
+    assert got.to_dense().tolist() == [[1, 0, 2], [0, 0, 0], [0, 3, 0]]
+
+
+def test_atomic_write_replaces_the_file_and_leaves_nothing_else(tmp_path):
+    path = tmp_path / "a.txt"
+    path.write_text("old")
+    with atomic_write(path, "w") as file:
+        file.write("new")
+        assert path.read_text() == "old"
+    assert path.read_text() == "new"
+    assert list(tmp_path.iterdir()) == [path]
+    assert path.stat().st_mode & 0o777 == 0o644
+
+
+@pytest.mark.parametrize("error", [ValueError, KeyboardInterrupt])
+def test_atomic_write_keeps_the_old_file_on_an_exception(tmp_path, error):
+    path = tmp_path / "a.bin"
+    path.write_bytes(b"old")
+    with pytest.raises(error):
+        with atomic_write(path) as file:
+            file.write(b"half")
+            raise error
+    assert path.read_bytes() == b"old"
+    assert list(tmp_path.iterdir()) == [path]
+
+
+def test_content_hash_is_stable_and_sees_dtype_shape_values_and_order():
+    base = np.arange(6, dtype=np.int32).reshape(2, 3)
+    other = base.copy()
+    other[1, 2] = 7
+    variants = [(base,), (other,), (base.astype(np.int64),), (base.reshape(3, 2),), (base.T,), (base.view(np.float32),),
+                (base, 5), (base, 6), (base, "5"), (base, other), (other, base)]
+    hashes = [content_hash(*parts) for parts in variants]
+    assert len(set(hashes)) == len(variants)
+    assert hashes == [content_hash(*parts) for parts in variants]
+    assert content_hash(np.asfortranarray(base)) == content_hash(base)
+
+
+def test_peak_memory_is_at_least_what_was_touched():
+    block = np.ones(8_000_000)                               # 64 MB
+    assert peak_memory_mb(torch.device("cpu")) > block.nbytes / 1e6
