@@ -147,7 +147,7 @@ class _Attention(torch.autograd.Function):
         grad_h = graph.matrix(used.index_select(0, graph.transposed)) @ grad
         # softmax: w (dL/dw - sum w dL/dw), where the sum over a node's edges is grad . out
         products = torch.sparse.sampled_addmm(graph.matrix(torch.zeros_like(used)), grad, h.T, beta=0.0).values()
-        grad_scores = used.mul_(products).sub_(weights * (grad * out).sum(1).index_select(0, graph.row))
+        grad_scores = (used * products).sub_(weights * (grad * out).sum(1).index_select(0, graph.row))
         grad_scores = torch.where(positive, grad_scores, ctx.slope * grad_scores)
         grad_dst = torch.segment_reduce(grad_scores, "sum", offsets=graph.crow)
         grad_src = torch.segment_reduce(grad_scores.index_select(0, graph.transposed), "sum", offsets=graph.crow)
@@ -163,7 +163,7 @@ class GraphAttention(nn.Module):
 
     def __init__(self, d_in, d, heads, attn_dropout=0.0, slope=0.2):
         super().__init__()
-        self.heads, self.slope, self.attn_dropout = heads, slope, attn_dropout
+        self.heads, self.slope, self.attn_dropout = heads, slope, nn.Dropout(attn_dropout)
         self.weight = nn.Parameter(torch.empty(d, d_in))
         self.a_src = nn.Parameter(torch.empty(heads, d // heads))
         self.a_dst = nn.Parameter(torch.empty(heads, d // heads))
@@ -176,7 +176,7 @@ class GraphAttention(nn.Module):
         h = F.linear(x, self.weight)                                    # [n, d]
         by_head = h.view(len(x), self.heads, -1)                        # [n, H, d / H]
         s_dst, s_src = (by_head * self.a_dst).sum(-1).flatten(), (by_head * self.a_src).sum(-1).flatten()
-        dropout = self.attn_dropout if self.training else 0.0
+        dropout = self.attn_dropout.p if self.attn_dropout.training else 0.0
         out = _Attention.apply(h.view(len(x) * self.heads, -1), s_dst, s_src, graph, self.slope, dropout)
         return out.view(len(x), -1) + self.bias
 
@@ -351,7 +351,8 @@ class Fusion(nn.Module):
 
     def __init__(self, config, modalities):
         super().__init__()
-        self.mode, self.norm, self.modalities = config.fusion, config.fuse_norm, modalities
+        self.mode, self.modalities = config.fusion, modalities
+        self.input, self.norm = config.fuse_input, config.fuse_norm
         d = config.recdim
         if self.mode == "concat":
             self.project = nn.Linear(d * (len(modalities) + 1), d)
@@ -367,14 +368,16 @@ class Fusion(nn.Module):
 
     def forward(self, z_id, z):
         """z_id: [I, d]; z: {m: [I, d]} -> unified item vectors [I, d]."""
+        parts = [z_id, *(self.transports[m](z[m], z_id) if self.mode == "oat" else z[m] for m in self.modalities)]
+        if self.input == "l2":
+            parts = [F.normalize(part, dim=1) for part in parts]
         if self.mode == "concat":
-            fused = self.project(torch.cat([z_id, *(z[m] for m in self.modalities)], 1))
+            fused = self.project(torch.cat(parts, 1))
         elif self.mode == "sum":
-            fused = self.project(z_id + sum(z[m] for m in self.modalities))
+            fused = self.project(sum(parts))
         else:
-            fused = (1 - self.weights.sum()) * z_id
-            for weight, m in zip(self.weights, self.modalities):
-                fused = fused + weight * self.transports[m](z[m], z_id)
+            weights = [1 - self.weights.sum(), *self.weights]
+            fused = sum(weight * part for weight, part in zip(weights, parts))
         fused = self.dropout(self.layer_norm(fused))
         return F.normalize(fused, dim=1) if self.norm.endswith("l2") else fused
 

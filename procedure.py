@@ -72,10 +72,16 @@ def evaluate(user, item, split, ks, chunk):
 
 
 def score(model, split, config):
-    """Evaluate a model on a split in eval mode (in training mode with --eval_dropout 1), restoring its mode."""
+    """Evaluate a model on a split in eval mode (with --eval_dropout 1, dropout alone stays on), restoring its mode.
+
+    Leaves the random state of training as it was.
+    """
     was_training = model.training
-    model.train(bool(config.eval_dropout))
-    with torch.inference_mode():
+    model.eval()
+    for module in model.modules():
+        if isinstance(module, torch.nn.Dropout):
+            module.train(bool(config.eval_dropout))
+    with torch.inference_mode(), torch.random.fork_rng(enabled=bool(config.eval_dropout)):
         user, item = model.embeddings()
         metrics = evaluate(user, item, split, config.topks, config.eval_chunk)
     model.train(was_training)
@@ -120,7 +126,7 @@ class RunLog:
         if not self.board:
             return
         for m, transport in getattr(getattr(model, "fusion", None), "transports", {}).items():
-            self.board.add_image(f"plan/{m}", (transport.plan / transport.plan.max()).cpu().numpy(), epoch, dataformats="HW")
+            self.board.add_image(f"plan/{m}", (transport.plan / transport.plan.max().clamp_min(1e-30)).cpu().numpy(), epoch, dataformats="HW")
 
     def settings(self, config, metrics):
         """The settings and final metrics as a TensorBoard hparams entry."""

@@ -72,6 +72,8 @@ class Config:
     fusion: str = setting("oat", "model", "how item modalities become one vector; oat: optimal adaptive transport (eq. 9-14)",
                           choices=("concat", "sum", "oat"))
     sum_proj: int = switch(0, "model", "1 puts a linear map after --fusion sum (released code)")
+    fuse_input: str = setting("raw", "model", "l2 brings the ID and modality vectors to length 1 before they are fused",
+                              choices=("raw", "l2"))
     fuse_norm: str = setting("layer_l2", "model", "what follows fusion: LayerNorm, L2 normalisation, both or neither",
                              choices=("layer_l2", "layer", "l2", "none"))
     fuse_drop: float = setting(0.1, "model", "dropout of the fused item vector", low=0.0, high=0.95)
