@@ -427,6 +427,9 @@ class RecGOAT(nn.Module):
         norm = self.backbone.layer0_norm(users, pos, neg)
         terms = {"bpr": bpr, "norm": norm}
         total = bpr + config.decay * norm
+        if config.modality_decay:
+            terms["modality_norm"] = sum(squared_norm(v.index_select(0, pos), v.index_select(0, neg)) for v in z.values())
+            total = total + config.modality_decay * terms["modality_norm"]
         if config.contrastive_weight:
             contrastive = self.contrastive(user, item, z_id, z, users, pos, neg)
             terms.update(contrastive)

@@ -118,6 +118,7 @@ class Config:
     bpr_batch: int = setting(2048, "training", "training triples a step", low=1)
     lr: float = setting(1e-3, "training", "Adam learning rate", low=0.0)
     decay: float = setting(1e-4, "training", "weight of the mean squared norm of the layer-0 embeddings of a batch", low=0.0)
+    modality_decay: float = setting(0.0, "training", "the same for the modality vectors of a batch's items, before fusion", low=0.0)
     neg_reject: int = switch(1, "training", "1 never draws a training positive of the user as a negative; 0 may (released code)")
     recipe: str = setting("paper", "training", "paper: defaults; released: every departure of the authors' code at once "
                           "(explicit flags still win)", choices=("paper", "released"))
