@@ -10,6 +10,7 @@ Every reader checks what it reads; what it cannot use ends in a UserError that n
 
 import dataclasses
 import io
+import itertools
 import re
 from pathlib import Path
 
@@ -403,7 +404,7 @@ class Sampler:
     """Batches of (user, positive, negative): every training pair once an epoch, in random order.
 
     Negatives are uniform over the items that the user has not interacted with in TRAIN (with reject=False, over all
-    items). Everything is drawn on `device` from one generator; `generator.get_state()` is the whole state.
+    items). Everything is drawn on `device` from one generator, all of an epoch's batches at its beginning.
     """
 
     def __init__(self, train, n_items, batch, seed, device, reject=True):
@@ -411,6 +412,7 @@ class Sampler:
         self.n_items, self.batch, self.reject = n_items, batch, reject
         self.keys = pair_keys(self.pairs, n_items)
         self.generator = torch.Generator(device).manual_seed(seed)
+        self.epoch_start = self.generator.get_state()
 
     def __len__(self):
         return -(-len(self.pairs) // self.batch)
@@ -433,12 +435,21 @@ class Sampler:
                 again = again[self.is_positive(users[again], items[again])]
         return items
 
-    def epoch(self):
-        """Yield (users, positives, negatives), each [B] int64, over one shuffled pass; the last batch may be smaller."""
+    def state(self, step):
+        """Generator state from which epoch(step) goes on, `step` batches into an epoch (0: before the next one)."""
+        return self.epoch_start if step else self.generator.get_state()
+
+    def epoch(self, skip=0):
+        """Yield (users, positives, negatives), each [B] int64, over one shuffled pass; the last batch may be smaller.
+
+        skip: batches to leave out at the beginning, for an epoch that is continued from state(skip).
+        """
+        self.epoch_start = self.generator.get_state()
         order = torch.randperm(len(self.pairs), generator=self.generator, device=self.pairs.device)
         users, positives = self.pairs[order].T.contiguous()
         negatives = self.negatives(users)
-        yield from zip(users.split(self.batch), positives.split(self.batch), negatives.split(self.batch))
+        batches = zip(users.split(self.batch), positives.split(self.batch), negatives.split(self.batch))
+        yield from itertools.islice(batches, skip, None)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -474,6 +485,7 @@ class Dataset:
     graphs: dict                        # modality -> AttentionGraph over items
     user_features: torch.Tensor | None  # [U, d_t]
     user_graph: AttentionGraph | None
+    fingerprint: str                    # content hash of all of the above
     notes: list                         # lines worth telling the user
 
 
@@ -502,7 +514,19 @@ def load_dataset(config, device):
         notes += told
         user_features = torch.from_numpy(user_features).to(device)
     features = {m: torch.from_numpy(matrix).to(device) for m, matrix in features.items()}
-    return Dataset(interactions, adjacency, features, graphs, user_features, user_graph, notes)
+    fingerprint = data_fingerprint(interactions, features, graphs, user_features, user_graph)
+    return Dataset(interactions, adjacency, features, graphs, user_features, user_graph, fingerprint, notes)
+
+
+def data_fingerprint(interactions, features, graphs, user_features, user_graph):
+    """Content hash of everything that a model learns from or is scored on."""
+    rating = interactions.train_rating
+    parts = [interactions.n_users, interactions.n_items, interactions.train, interactions.valid, interactions.test,
+             np.zeros(0) if rating is None else rating, list(features)]
+    tensors = [*features.values(), *(graph.col for graph in graphs.values())]
+    if user_graph is not None:
+        tensors += [user_features, user_graph.col]
+    return content_hash(*parts, *(tensor.cpu().numpy() for tensor in tensors))
 
 
 def user_text_features(config, interactions, features, user_array):

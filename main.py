@@ -1,48 +1,89 @@
 """Train a recommender, select it on validation, score it once on test, leave a run folder.
 
     python main.py --dataset demo --model lgn
+    python main.py --resume runs/demo_lgn_20260131-120000_2025
     python main.py --help
+
+Exit codes: 0 done, 1 the run failed, 2 bad input, 130 and 143 stopped by SIGINT and SIGTERM (and saved).
 """
 
 import sys
+from pathlib import Path
 
 import torch
 
 from dataloader import load_dataset
 from model import make_model
 from parse import parse_args
-from procedure import fit
-from utils import UserError
-from world import choose_device, make_run_folder, seed_everything
+from procedure import Stop, fit, score_checkpoint, start_run
+from utils import TrainingError, UserError, lock_file, newest_checkpoint
+from world import choose_device, make_run_folder, seed_everything, write_config
 
 
 def main(argv=None):
-    """Run one training from a command line. Returns the exit code: 0, or 2 on bad input (one line on stderr)."""
+    """Run one command line. Returns the exit code; whatever goes wrong ends in one line on stderr."""
     try:
-        config, notes = parse_args(argv)
-        device = choose_device(config)
-        if config.threads:
-            torch.set_num_threads(config.threads)
-        seed_everything(config.seed)
-        dataset = load_dataset(config, device)
-        check_cutoffs(config, dataset.interactions)
-        folder = make_run_folder(config)
+        return command(*parse_args(argv))
     except UserError as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 2
+        return fail(error, 2)
+    except TrainingError as error:
+        return fail(error, 1)
+    except OSError as error:
+        return fail(f"{error.filename or 'input or output'}: {error.strerror or error}; the run can be resumed from its last checkpoint", 1)
+    except (MemoryError, RuntimeError) as error:
+        if not out_of_memory(error):
+            raise
+        return fail("out of memory: lower --bpr_batch, --recdim or --attn_heads (training) or --eval_chunk (scoring)", 1)
+    except KeyboardInterrupt:
+        return 130
+
+
+def command(config, notes):
+    """What a parsed command line asks for. Returns the exit code."""
+    device = choose_device(config)
+    if config.threads:
+        torch.set_num_threads(config.threads)
+    seed_everything(config.seed)
+    dataset = load_dataset(config, device)
     data = dataset.interactions
-    for line in notes + dataset.notes:
-        print(line)
+    if max(config.topks) > data.n_items:
+        raise UserError(f"--topks {max(config.topks)}: there are only {data.n_items} items; give a smaller K")
+    print(*notes, *dataset.notes, sep="\n", end="\n" if notes or dataset.notes else "")
     print(f"{config.model} on {data.source}: {data.n_users} users, {data.n_items} items, {len(data.train)} / {len(data.valid)} / "
-          f"{len(data.test)} interactions; {device}; run folder {folder}")
-    fit(make_model(config, dataset, device), dataset, config, folder, device)
-    return 0
+          f"{len(data.test)} interactions; {device}")
+    model = make_model(config, dataset, device)
+    if config.evaluate_only:
+        print(score_checkpoint(model, dataset, config, device))
+        return 0
+    folder = Path(config.resume) if config.resume else make_run_folder(config)
+    print(f"run folder {folder}", flush=True)
+    with lock_file(folder / ".lock"), Stop(config.max_minutes) as stop:
+        run = start_run(model, dataset, config, folder, device)
+        if config.resume:
+            resume(run)
+        result = fit(run, stop)
+    return stop.exit_code if result["status"] == "interrupted" else 0
 
 
-def check_cutoffs(config, interactions):
-    """Raise UserError if a K of --topks is larger than the item count."""
-    if max(config.topks) > interactions.n_items:
-        raise UserError(f"--topks {max(config.topks)}: there are only {interactions.n_items} items; give a smaller K")
+def resume(run):
+    """Restore the furthest checkpoint of the run's folder; without any, the run starts again."""
+    state, notes = newest_checkpoint(run.folder)
+    if state:
+        run.restore(state)
+    at = run.progress
+    print(*notes, f"resumed after epoch {at.epoch}" + (f", step {at.step}" if at.step else ""), sep="\n")
+    write_config(run.folder, run.config)
+
+
+def out_of_memory(error):
+    """Whether this is torch's or Python's way of saying that memory ran out."""
+    return isinstance(error, (MemoryError, torch.OutOfMemoryError)) or "can't allocate memory" in str(error)
+
+
+def fail(error, code):
+    """Print one line on stderr and return the exit code."""
+    print("error:", " ".join(str(error).split()), file=sys.stderr)
+    return code
 
 
 if __name__ == "__main__":

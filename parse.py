@@ -7,8 +7,10 @@ import argparse
 import dataclasses
 import re
 
-from utils import UserError
-from world import GROUPS, RECIPES, Config
+from pathlib import Path
+
+from utils import UserError, read_checkpoint
+from world import GROUPS, RECIPES, Config, changed_settings, read_settings, settings_of
 
 EPILOG = """examples:
   python main.py --dataset demo --model lgn
@@ -65,9 +67,28 @@ def make_parser():
 def parse_args(argv=None):
     """Command line -> (Config, notes): explicit flags, then the recipe's settings, then defaults.
 
+    With --resume or --checkpoint, the settings of that run stand in place of the defaults.
     notes are lines for the user about flags that have no effect. Raises UserError on an unknown flag or value.
     """
     given = vars(make_parser().parse_args(argv))
     notes = [f"note: --{name} has no effect: {why}" for name, why in NO_EFFECT.items() if given.pop(name, None) is not None]
-    recipe = RECIPES.get(given.get("recipe", "paper"), {})
-    return Config(**{**recipe, **given}), notes
+    given = {**RECIPES.get(given.get("recipe", "paper"), {}), **given}
+    if given.get("resume"):
+        return resumed_config(given), notes
+    stored = {}
+    if given.get("checkpoint"):
+        stored = settings_of(read_checkpoint(given["checkpoint"])["config"], given["checkpoint"])
+    return Config(**{**stored, "resume": "", **given}), notes
+
+
+def resumed_config(given):
+    """Config of a resumed run: its stored settings and the given changes. Raises UserError if these change the result."""
+    path = Path(given["resume"]) / "config.json"
+    stored = read_settings(path)
+    changes = changed_settings(stored, given)
+    if changes:
+        raise UserError(f"{path}: a resumed run keeps its settings; drop {', '.join(changes)}, or start a new run")
+    config = Config(**{**stored, **given})
+    if config.epochs < stored.get("epochs", 0):
+        raise UserError(f"--epochs {config.epochs}: the run was started with {stored['epochs']}; a resumed run may only have more")
+    return config

@@ -1,38 +1,64 @@
-"""Training epochs, evaluation, and the fit loop with its run folder.
+"""Training epochs, evaluation, and the fit loop with its run folder, checkpoints and resume.
 
 The protocol: the best epoch is chosen on VALIDATION (train items masked); TEST is scored once, at the end, by the
 restored best model (train items masked; validation items stay candidates unless --mask_valid_at_test 1).
 """
 
 import contextlib
+import dataclasses
 import json
+import os
+import random
+import signal
 import time
 
+import numpy as np
 import torch
 from tensorboardX import SummaryWriter
 from tqdm import tqdm
 
 from dataloader import Sampler, held_out
-from utils import atomic_write, peak_memory_mb, ranking_metrics
+from utils import TrainingError, UserError, atomic_write, peak_memory_mb, ranking_metrics, read_checkpoint
 from world import provenance, write_json
 
 
 # ---------------------------------------------------------------- one epoch, one evaluation
 
-def train_epoch(model, optimizer, sampler):
-    """One pass over a Sampler's batches. Returns mean loss terms and the last step's gradient norm, as floats."""
+def train_epoch(model, optimizer, sampler, progress, stop=lambda: False):
+    """The rest of one pass over a Sampler's batches, counted in progress.step and progress.sums.
+
+    Ends early, after a whole step, when stop() is true. Returns whether the pass is complete.
+    Raises TrainingError with the step and the term if the loss or a gradient is not finite.
+    """
     model.train()
-    sums, steps = {}, len(sampler)
-    for users, pos, neg in tqdm(sampler.epoch(), total=steps, desc="steps", leave=False, delay=2):
+    first_bad = torch.tensor(-1, device=sampler.pairs.device)
+    batches = tqdm(sampler.epoch(progress.step), total=len(sampler), initial=progress.step, desc="steps", leave=False, delay=2)
+    for users, pos, neg in batches:
         terms = model.loss(users, pos, neg)
         optimizer.zero_grad(set_to_none=True)
         terms["loss"].backward()
         optimizer.step()
-        for name, value in terms.items():      # summed on the device: no host synchronisation a step
-            sums[name] = sums.get(name, 0) + value.detach()
+        progress.step += 1
+        for name, value in terms.items():      # on the device: no host synchronisation a step
+            progress.sums[name] = progress.sums.get(name, 0) + value.detach()
+        first_bad = torch.where((first_bad < 0) & ~terms["loss"].isfinite(), progress.step, first_bad)
+        if stop():
+            break
+    batches.close()
     gradients = [p.grad for p in model.parameters() if p.grad is not None]
-    sums["grad_norm"] = steps * torch.nn.utils.get_total_norm(gradients)
-    return {name: float(value) / steps for name, value in sums.items()}
+    progress.grad_norm = torch.nn.utils.get_total_norm(gradients) if gradients else torch.zeros(())
+    check_finite(progress, int(first_bad))
+    return progress.step == len(sampler)
+
+
+def check_finite(progress, first_bad):
+    """Raise TrainingError if a loss term or the gradient norm of the epoch under way is NaN or Inf."""
+    bad = [name for name, value in progress.sums.items() if not value.isfinite()]
+    if bad:
+        named = [name for name in bad if name != "loss"] or bad
+        raise TrainingError(f"epoch {progress.epoch + 1}, step {max(first_bad, 1)}: the loss is not finite ({', '.join(named)})")
+    if not progress.grad_norm.isfinite():
+        raise TrainingError(f"epoch {progress.epoch + 1}, step {progress.step}: the gradient is not finite")
 
 
 def expand_rows(crow, values, start, stop):
@@ -98,11 +124,15 @@ def splits_of(interactions, config, device):
 # ---------------------------------------------------------------- the log of a run
 
 class RunLog:
-    """Writes what a run has to say: console and train.log, metrics.jsonl, TensorBoard events."""
+    """Writes what a run has to say: console and train.log, metrics.jsonl, TensorBoard events.
 
-    def __init__(self, folder, config):
+    epoch: the epoch that a resumed run starts from; what an earlier process wrote beyond it is dropped.
+    """
+
+    def __init__(self, folder, config, epoch=0):
         self.folder = folder
-        self.board = SummaryWriter(str(folder), flush_secs=30) if config.tensorboard else None
+        keep_lines(folder / "metrics.jsonl", epoch)
+        self.board = SummaryWriter(str(folder), flush_secs=30, purge_step=epoch + 1 if epoch else None) if config.tensorboard else None
         self.text = open(folder / "train.log", "a", encoding="utf-8")
         self.lines = open(folder / "metrics.jsonl", "a", encoding="utf-8")
 
@@ -140,13 +170,227 @@ class RunLog:
             file.close()
 
 
+def keep_lines(path, epoch):
+    """Drop the lines of a metrics.jsonl that are half-written or later than epoch."""
+    if not path.exists():
+        return
+    kept = []
+    for line in path.read_text(encoding="utf-8", errors="replace").splitlines():
+        try:
+            if json.loads(line)["epoch"] <= epoch:
+                kept.append(line + "\n")
+        except (ValueError, KeyError, TypeError):
+            continue
+    with atomic_write(path, "w") as file:
+        file.writelines(kept)
+
+
+# ---------------------------------------------------------------- checkpoints
+
+@dataclasses.dataclass
+class Progress:
+    """How far a run has come. Numbers, tensors and dicts only, so that reading a checkpoint never needs pickle."""
+    epoch: int = 0                 # finished epochs
+    step: int = 0                  # finished steps of the epoch under way
+    sums: dict = dataclasses.field(default_factory=dict)   # loss terms summed over those steps
+    grad_norm: torch.Tensor | None = None                  # of the last step
+    seconds: float = 0.0           # of training and evaluation, over all processes of the run
+    best: dict | None = None       # {"epoch", "metrics", "seconds"} of the best evaluation
+    latest: dict | None = None     # metrics of the last evaluation
+    waited: int = 0                # evaluations since the best
+
+    def stopped_early(self, config):
+        """Whether patience is used up."""
+        return bool(config.patience) and self.waited >= config.patience
+
+
+@dataclasses.dataclass
+class Run:
+    """A training run: what a checkpoint saves, and where it goes."""
+    config: object
+    folder: object
+    device: torch.device
+    dataset: object
+    model: torch.nn.Module
+    optimizer: torch.optim.Optimizer
+    sampler: Sampler
+    progress: Progress
+
+    def save(self, name):
+        """Write a checkpoint into the run folder, atomically. Raises TrainingError if it cannot be written."""
+        state = {"format": 1, "model": self.model.state_dict(), "optimizer": self.optimizer.state_dict(),
+                 "progress": vars(self.progress), "random": random_state(self.device), "sampler": self.sampler.state(self.progress.step),
+                 "config": self.config.as_dict(), "data": self.dataset.fingerprint}
+        try:
+            with atomic_write(self.folder / name) as file:
+                torch.save(state, file)
+        except (OSError, RuntimeError) as error:  # torch.save reports a full disk as RuntimeError
+            raise TrainingError(f"{self.folder / name}: cannot be written ({getattr(error, 'strerror', None) or str(error).splitlines()[0][:80]}); "
+                                "earlier checkpoints are whole: free space or mend the folder") from None
+
+    def restore(self, state):
+        """Continue from a checkpoint of the same data and settings."""
+        if state["data"] != self.dataset.fingerprint:
+            raise UserError(f"{self.folder}: the data have changed since this run began; restore the interactions, features and "
+                            "graphs it was started with, or start a new run")
+        self.model.load_state_dict(state["model"])
+        self.optimizer.load_state_dict(state["optimizer"])
+        self.progress = Progress(**state["progress"])
+        self.sampler.generator.set_state(state["sampler"].cpu())
+        set_random_state(state["random"], self.device)
+
+
+def start_run(model, dataset, config, folder, device):
+    """A Run at its very beginning."""
+    train = dataset.interactions.train
+    sampler = Sampler(train, dataset.interactions.n_items, config.bpr_batch, config.seed, device, bool(config.neg_reject))
+    optimizer = torch.optim.Adam((p for p in model.parameters() if p.requires_grad), lr=config.lr, fused=True)
+    return Run(config, folder, device, dataset, model, optimizer, sampler, Progress())
+
+
+def random_state(device):
+    """State of the random generators of torch, NumPy, Python and the GPU, as tensors and numbers."""
+    version, words, gauss = random.getstate()
+    name, keys, position, has_gauss, cached = np.random.get_state()
+    return {"torch": torch.get_rng_state(), "cuda": torch.cuda.get_rng_state(device) if device.type == "cuda" else None,
+            "python": [version, list(words), gauss], "numpy": [name, keys.tolist(), position, has_gauss, cached]}
+
+
+def set_random_state(state, device):
+    """Undo random_state."""
+    torch.set_rng_state(state["torch"].cpu())
+    if device.type == "cuda" and state["cuda"] is not None:
+        torch.cuda.set_rng_state(state["cuda"].cpu(), device)
+    version, words, gauss = state["python"]
+    random.setstate((version, tuple(words), gauss))
+    name, keys, *rest = state["numpy"]
+    np.random.set_state((name, np.array(keys, dtype=np.uint32), *rest))
+
+
+# ---------------------------------------------------------------- stopping
+
+class Stop:
+    """True once SIGINT or SIGTERM has come or the time is up; a second signal leaves at once.
+
+    minutes: 0 for no limit. Use as a context manager: the handlers are put back on leaving.
+    """
+
+    def __init__(self, minutes=0.0):
+        self.signal = None
+        self.deadline = time.monotonic() + 60 * minutes if minutes else float("inf")
+
+    def __call__(self):
+        return self.signal is not None or time.monotonic() >= self.deadline
+
+    @property
+    def reason(self):
+        """'SIGTERM', 'SIGINT' or 'max_minutes'."""
+        return signal.Signals(self.signal).name if self.signal else "max_minutes"
+
+    @property
+    def exit_code(self):
+        """130 after SIGINT, 143 after SIGTERM, 0 when the time was up."""
+        return 128 + self.signal if self.signal else 0
+
+    def _handle(self, number, frame):
+        if self.signal is not None:
+            os._exit(128 + number)
+        self.signal = number
+        os.write(2, f"\n{signal.Signals(number).name}: finishing the step and saving; once more to leave at once\n".encode())
+
+    def __enter__(self):
+        self.before = {number: signal.signal(number, self._handle) for number in (signal.SIGINT, signal.SIGTERM)}
+        return self
+
+    def __exit__(self, *_):
+        for number, handler in self.before.items():
+            signal.signal(number, handler)
+
+
 # ---------------------------------------------------------------- fit
 
-def save_checkpoint(path, model, optimizer, config, epoch, metrics):
-    """Write weights, optimiser state, settings, epoch and metrics, atomically."""
-    with atomic_write(path) as file:
-        torch.save({"model": model.state_dict(), "optimizer": optimizer.state_dict(), "config": config.as_dict(),
-                    "epoch": epoch, "metrics": metrics}, file)
+def fit(run, stop=lambda: False):
+    """Train with early stopping, restore the best epoch, score the test split once. Returns the content of result.json.
+
+    run: from start_run, fresh or restored. When stop() turns true, the state is saved and the result says "interrupted".
+    """
+    log = RunLog(run.folder, run.config, run.progress.epoch)
+    try:
+        with contextlib.closing(tqdm(total=run.config.epochs, initial=run.progress.epoch, unit="epoch", dynamic_ncols=True)) as bar:
+            complete = train(run, log, bar, stop)
+        result = finish(run, log) if complete else interrupted(run, log, stop)
+        write_json(run.folder / "result.json", result)
+        return result
+    except TrainingError as error:
+        with contextlib.suppress(OSError):
+            write_json(run.folder / "result.json", {"status": "failed", "error": str(error), "epoch": run.progress.epoch})
+        raise
+    finally:
+        log.close()
+
+
+def train(run, log, bar, stop):
+    """The epochs. Keeps best.pt and last.pt. Returns whether training came to its end."""
+    config, progress = run.config, run.progress
+    selection, _ = splits_of(run.dataset.interactions, config, run.device)
+    while progress.epoch < config.epochs and not progress.stopped_early(config):
+        started = time.perf_counter()
+        complete = train_epoch(run.model, run.optimizer, run.sampler, progress, stop)
+        progress.seconds += time.perf_counter() - started
+        if not complete:
+            run.save("last.pt")
+            return False
+        means = end_epoch(run, log, time.perf_counter() - started)
+        bar.set_postfix(loss=f"{means['loss']:.4f}", refresh=False,
+                        **({config.selection_metric: f"{progress.latest[config.selection_metric]:.4f}"} if progress.latest else {}))
+        bar.update()
+        if progress.epoch % config.eval_every == 0 or progress.epoch == config.epochs:
+            select(run, log, selection, means)
+        if progress.epoch % config.save_every == 0:
+            run.save("last.pt")
+        if stop():
+            break
+    run.save("last.pt")
+    if progress.stopped_early(config):
+        log.say(f"stopped: {progress.waited} evaluations without a better {config.selection_metric}")
+    return progress.stopped_early(config) or progress.epoch >= config.epochs
+
+
+def end_epoch(run, log, seconds):
+    """Close the books of an epoch: mean loss terms as floats, to TensorBoard too; counters to the next epoch."""
+    progress, epoch = run.progress, run.progress.epoch + 1
+    means = {name: float(value) / progress.step for name, value in progress.sums.items()}
+    means["grad_norm"] = float(progress.grad_norm)
+    samples = len(run.dataset.interactions.train)
+    log.scalars("train", means, epoch)
+    log.scalars("speed", {"epoch_seconds": seconds, "samples_per_second": samples / seconds,
+                          "peak_memory_mb": peak_memory_mb(run.device)}, epoch)
+    if run.config.plan_image_every and (epoch == 1 or epoch % run.config.plan_image_every == 0):
+        log.plans(run.model, epoch)
+    progress.epoch, progress.step, progress.sums, progress.grad_norm = epoch, 0, {}, None
+    return means
+
+
+def select(run, log, selection, means):
+    """Evaluate on the selection split; keep the model in best.pt if it is the best so far; report."""
+    config, progress, started = run.config, run.progress, time.perf_counter()
+    metrics = progress.latest = score(run.model, selection, config)
+    progress.seconds += time.perf_counter() - started
+    name = config.selection_metric
+    better = progress.best is None or metrics[name] > progress.best["metrics"][name]
+    progress.waited = 0 if better else progress.waited + 1
+    if better:
+        progress.best = {"epoch": progress.epoch, "metrics": metrics, "seconds": progress.seconds}
+        run.save("best.pt")
+    log.say(f"epoch {progress.epoch:4d}  loss {means['loss']:.4f}  {config.select_on} {format_metrics(metrics, config.topks)}  "
+            f"{progress.seconds:.0f} s{'  *' if better else ''}")
+    run.model.eval()
+    with torch.inference_mode():
+        inside = {key: float(value) for key, value in run.model.diagnostics().items()}
+    log.scalars("model", inside, progress.epoch)
+    log.scalars(config.select_on, metrics, progress.epoch)
+    log.record({"epoch": progress.epoch, "step": progress.epoch * len(run.sampler), "seconds": progress.seconds, "train": means,
+                config.select_on: metrics, "model": inside})
 
 
 def format_metrics(metrics, ks):
@@ -154,82 +398,48 @@ def format_metrics(metrics, ks):
     return "  ".join(f"{name}@{k} {metrics[f'{name}@{k}']:.4f}" for k in ks for name in ("recall", "ndcg"))
 
 
-def fit(model, dataset, config, folder, device):
-    """Train with early stopping, restore the best epoch, score the test split once. Returns the content of result.json."""
-    log = RunLog(folder, config)
-    try:
-        with contextlib.closing(tqdm(total=config.epochs, unit="epoch", dynamic_ncols=True)) as bar:
-            best = train(model, dataset, config, folder, device, log, bar)
-        result = finish(model, dataset, config, folder, device, log, best)
-        log.settings(config, result["test"])
-        return result
-    finally:
-        log.close()
+def interrupted(run, log, stop):
+    """What result.json says of a run that was stopped, and a line that says how to go on."""
+    progress = run.progress
+    log.say(f"{stop.reason}: stopped in epoch {progress.epoch + 1}; go on with: python main.py --resume {run.folder}")
+    best = {"best_epoch": progress.best["epoch"], run.config.select_on: progress.best["metrics"]} if progress.best else {}
+    return {"status": "interrupted", "reason": stop.reason, "epoch": progress.epoch, "step": progress.step, **best,
+            "seconds": progress.seconds, "versions": provenance()}
 
 
-def train(model, dataset, config, folder, device, log, bar):
-    """The epochs. Leaves best.pt and last.pt in folder; returns {"epoch", "metrics", "seconds"} of the best epoch."""
-    interactions = dataset.interactions
-    sampler = Sampler(interactions.train, interactions.n_items, config.bpr_batch, config.seed, device, bool(config.neg_reject))
-    optimizer = torch.optim.Adam((p for p in model.parameters() if p.requires_grad), lr=config.lr, fused=True)
-    selection, _ = splits_of(interactions, config, device)
-    best, waited, began = None, 0, time.perf_counter()
-    for epoch in range(1, config.epochs + 1):
-        start = time.perf_counter()
-        means = train_epoch(model, optimizer, sampler)
-        seconds = time.perf_counter() - start
-        log.scalars("train", means, epoch)
-        log.scalars("speed", {"epoch_seconds": seconds, "samples_per_second": len(interactions.train) / seconds,
-                              "peak_memory_mb": peak_memory_mb(device)}, epoch)
-        if config.plan_image_every and (epoch == 1 or epoch % config.plan_image_every == 0):
-            log.plans(model, epoch)
-        bar.set_postfix(loss=f"{means['loss']:.4f}", **({config.selection_metric: f"{best['last']:.4f}"} if best else {}), refresh=False)
-        bar.update()
-        if epoch % config.eval_every and epoch != config.epochs:
-            continue
-        metrics = score(model, selection, config)
-        elapsed = time.perf_counter() - began
-        better = best is None or metrics[config.selection_metric] > best["metrics"][config.selection_metric]
-        waited = 0 if better else waited + 1
-        if better:
-            best = {"epoch": epoch, "metrics": metrics, "seconds": elapsed}
-            save_checkpoint(folder / "best.pt", model, optimizer, config, epoch, metrics)
-        best["last"] = metrics[config.selection_metric]
-        report_evaluation(model, config, log, epoch, epoch * len(sampler), elapsed, seconds, means, metrics, better)
-        if config.patience and waited >= config.patience:
-            log.say(f"stopped: {waited} evaluations without a better {config.selection_metric}")
-            break
-    save_checkpoint(folder / "last.pt", model, optimizer, config, epoch, metrics)
-    return best
-
-
-def report_evaluation(model, config, log, epoch, step, elapsed, epoch_seconds, means, metrics, better):
-    """One evaluation to the console, metrics.jsonl and TensorBoard."""
-    log.say(f"epoch {epoch:4d}  loss {means['loss']:.4f}  {config.select_on} {format_metrics(metrics, config.topks)}  "
-            f"{epoch_seconds:.2f} s/epoch{'  *' if better else ''}")
-    model.eval()
-    with torch.inference_mode():
-        inside = {name: float(value) for name, value in model.diagnostics().items()}
-    log.scalars("model", inside, epoch)
-    log.scalars(config.select_on, metrics, epoch)
-    log.record({"epoch": epoch, "step": step, "seconds": elapsed, "train": means, config.select_on: metrics, "model": inside})
-
-
-def finish(model, dataset, config, folder, device, log, best):
-    """Restore best.pt, score the test split once, write result.json and the final table."""
-    model.load_state_dict(torch.load(folder / "best.pt", map_location=device, weights_only=True)["model"])
-    start = time.perf_counter()
-    test = score(model, splits_of(dataset.interactions, config, device)[1], config)
+def finish(run, log):
+    """Restore best.pt, score the test split once, write the final table. Returns the content of result.json."""
+    config, best, started = run.config, run.progress.best, time.perf_counter()
+    run.model.load_state_dict(read_checkpoint(run.folder / "best.pt")["model"])
+    test = score(run.model, splits_of(run.dataset.interactions, config, run.device)[1], config)
     result = {
-        "status": "finished", "best_epoch": best["epoch"], config.select_on: best["metrics"], "test": test,
-        "protocol": {"selected_on": config.select_on, "selection_metric": config.selection_metric, "masked_at_test":
-                     ["train", "valid"] if config.mask_valid_at_test else ["train"], "eval_dropout": config.eval_dropout},
-        "seconds_to_best": best["seconds"], "test_seconds": time.perf_counter() - start, "peak_memory_mb": peak_memory_mb(device),
-        "device": str(device), "versions": provenance()}
-    write_json(folder / "result.json", result)
+        "status": "finished", "best_epoch": best["epoch"], "epochs": run.progress.epoch, config.select_on: best["metrics"], "test": test,
+        "protocol": protocol(config),
+        "seconds": run.progress.seconds, "seconds_to_best": best["seconds"], "test_seconds": time.perf_counter() - started,
+        "peak_memory_mb": peak_memory_mb(run.device), "device": str(run.device), "versions": provenance()}
     log.scalars("test", test, best["epoch"])
+    log.settings(config, test)
     log.say(final_table(result, config))
     return result
+
+
+def score_checkpoint(model, dataset, config, device):
+    """Score --checkpoint on the selection and the test split: the final table as text."""
+    state = read_checkpoint(config.checkpoint)
+    try:
+        model.load_state_dict(state["model"])
+    except RuntimeError as error:
+        raise UserError(f"{config.checkpoint}: does not fit this dataset or these settings ({str(error).splitlines()[-1].strip()[:120]}); "
+                        "use those it was trained with") from None
+    selection, test = (score(model, split, config) for split in splits_of(dataset.interactions, config, device))
+    result = {"best_epoch": state["progress"]["epoch"], config.select_on: selection, "test": test, "protocol": protocol(config)}
+    return final_table(result, config)
+
+
+def protocol(config):
+    """How a run was selected and scored, for result.json."""
+    return {"selected_on": config.select_on, "selection_metric": config.selection_metric, "eval_dropout": config.eval_dropout,
+            "masked_at_test": ["train", "valid"] if config.mask_valid_at_test else ["train"]}
 
 
 def final_table(result, config):

@@ -5,6 +5,7 @@
 """
 
 import contextlib
+import fcntl
 import hashlib
 import os
 import resource
@@ -19,6 +20,10 @@ import torch
 
 class UserError(Exception):
     """Input that the user can mend. The message is one line: what, where (file, line or row), and the remedy."""
+
+
+class TrainingError(Exception):
+    """Something that ends a run under way: a loss that is not finite, a disk that is full. The message is one line."""
 
 
 def ranking_metrics(hits, n_relevant, ks):
@@ -77,6 +82,21 @@ def csr_tensor(crow, col, values, size):
 
 
 @contextlib.contextmanager
+def lock_file(path):
+    """Hold an exclusive lock for as long as the block or the process lives. Raises UserError if another process has it."""
+    try:
+        file = open(path, "a")
+    except OSError as error:
+        raise UserError(f"{path}: cannot be written ({error.strerror}); mend the folder's permissions or choose another") from None
+    with file:
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except OSError:
+            raise UserError(f"{path}: another process is training in this folder; wait for it or stop it") from None
+        yield
+
+
+@contextlib.contextmanager
 def atomic_write(path, mode="wb"):
     """Open a temporary file beside `path`; on success it is flushed to disk and renamed over `path`, else removed."""
     path = Path(path)
@@ -92,6 +112,36 @@ def atomic_write(path, mode="wb"):
         with contextlib.suppress(FileNotFoundError):
             os.unlink(temporary)
         raise
+
+
+CHECKPOINT_KEYS = {"format", "model", "optimizer", "progress", "random", "sampler", "config", "data"}
+
+
+def read_checkpoint(path):
+    """A checkpoint as a dict on the CPU. Never runs code from the file. Raises UserError if it is not a whole one."""
+    try:
+        state = torch.load(path, map_location="cpu", weights_only=True)
+    except OSError as error:
+        raise UserError(f"{path}: cannot be read ({error.strerror or error}); name a checkpoint as RUN_FOLDER/best.pt") from None
+    except Exception as error:  # a damaged or hostile archive raises one of many
+        reason = (str(error).splitlines() or [type(error).__name__])[0][:80]
+        raise UserError(f"{path}: is damaged or no checkpoint of this program ({reason}); name another") from None
+    if not isinstance(state, dict) or not CHECKPOINT_KEYS <= state.keys() or state["format"] != 1:
+        raise UserError(f"{path}: is no checkpoint of this program; name one as RUN_FOLDER/best.pt")
+    return state
+
+
+def newest_checkpoint(folder):
+    """The furthest whole checkpoint of a run folder (None if there is none), and a note for each damaged one."""
+    found, notes = [], []
+    for path in (Path(folder) / "last.pt", Path(folder) / "best.pt"):
+        if not path.exists():
+            continue
+        try:
+            found.append(read_checkpoint(path))
+        except UserError as error:
+            notes.append(f"note: {error}; looking for an older one")
+    return max(found, key=lambda state: (state["progress"]["epoch"], state["progress"]["step"]), default=None), notes
 
 
 def content_hash(*parts):

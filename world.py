@@ -21,15 +21,18 @@ GROUPS = ("data", "model", "alignment", "training", "evaluation", "run")
 MODALITIES = ("text", "image", "audio")
 
 
-def setting(default, group, help, choices=None, low=None, high=None, alias=()):
-    """A field of Config: its default, flag group, one-line help, allowed values or [low, high], other flag names."""
+def setting(default, group, help, choices=None, low=None, high=None, alias=(), free=False):
+    """A field of Config: its default, flag group, one-line help, allowed values or [low, high], other flag names.
+
+    free: a resumed run may change it, because it has no part in what is computed (files are compared by content).
+    """
     return dataclasses.field(default=default, metadata={
-        "group": group, "help": help, "choices": choices, "low": low, "high": high, "alias": alias})
+        "group": group, "help": help, "choices": choices, "low": low, "high": high, "alias": alias, "free": free})
 
 
-def switch(default, group, help):
+def switch(default, group, help, free=False):
     """A setting that is 0 or 1."""
-    return setting(default, group, help, choices=(0, 1))
+    return setting(default, group, help, choices=(0, 1), free=free)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -38,25 +41,25 @@ class Config:
 
     # data
     dataset: str = setting("baby", "data", "name of the dataset folder under --data_root")
-    data_root: str = setting("data", "data", "folder that holds the dataset folders")
+    data_root: str = setting("data", "data", "folder that holds the dataset folders", free=True)
     data_format: str = setting("auto", "data", "interaction files: train/valid/test.txt, or one .inter table; auto takes "
                                "train.txt where it is there", choices=("auto", "txt", "inter"))
     edge_weight: str = setting("one", "data", "user-item edge coefficient before normalisation (eq. 4)", choices=("one", "rating"))
     use_multimodal: int = switch(1, "data", "0 ignores all features; mf and lgn take only the number of items from them")
     text_feat: str = setting("", "data", "item text features, .npy [items, dim]; lgn_mm without any feature flag takes "
-                             "text_feat.npy, image_feat.npy and audio_feat.npy of the dataset folder")
-    image_feat: str = setting("", "data", "item image features, .npy [items, dim]")
-    audio_feat: str = setting("", "data", "item audio features, .npy [items, dim]")
+                             "text_feat.npy, image_feat.npy and audio_feat.npy of the dataset folder", free=True)
+    image_feat: str = setting("", "data", "item image features, .npy [items, dim]", free=True)
+    audio_feat: str = setting("", "data", "item audio features, .npy [items, dim]", free=True)
     user_text_feat: str = setting("", "data", "user text features, .npy [users, dim], or 'mean': the mean text feature of "
-                                  "the user's training items; switches the user-user branch on (eq. 6)")
-    item_text_graph: str = setting("", "data", ".npz of item neighbours by text (nbr [items, k]) to use instead of building it")
-    item_image_graph: str = setting("", "data", "the same by image")
-    item_audio_graph: str = setting("", "data", "the same by audio")
-    user_text_graph: str = setting("", "data", "the same for users")
+                                  "the user's training items; switches the user-user branch on (eq. 6)", free=True)
+    item_text_graph: str = setting("", "data", ".npz of item neighbours by text (nbr [items, k]) to use instead of building it", free=True)
+    item_image_graph: str = setting("", "data", "the same by image", free=True)
+    item_audio_graph: str = setting("", "data", "the same by audio", free=True)
+    user_text_graph: str = setting("", "data", "the same for users", free=True)
     item_knn_k: int = setting(20, "data", "neighbours an item has in each kNN graph (eq. 2)", low=1)
     user_knn_k: int = setting(20, "data", "neighbours a user has in the user-user graph (eq. 6)", low=1)
-    force_build_item_knn: int = switch(0, "data", "1 rebuilds kNN graphs even where the cache has them")
-    cache_dir: str = setting("", "data", "folder of cached kNN graphs; default <data_root>/.cache")
+    force_build_item_knn: int = switch(0, "data", "1 rebuilds kNN graphs even where the cache has them", free=True)
+    cache_dir: str = setting("", "data", "folder of cached kNN graphs; default <data_root>/.cache", free=True)
 
     # model
     model: str = setting("lgn", "model", "mf: matrix factorisation; lgn: LightGCN; lgn_mm: RecGOAT", choices=("mf", "lgn", "lgn_mm"))
@@ -114,7 +117,7 @@ class Config:
     w1_weight: float = setting(0.0, "alignment", "weight of the 1-Wasserstein term <T0, C> in the loss", low=0.0)
 
     # training
-    epochs: int = setting(1000, "training", "most epochs", low=1)
+    epochs: int = setting(1000, "training", "most epochs", low=1, free=True)
     bpr_batch: int = setting(2048, "training", "training triples a step", low=1)
     lr: float = setting(1e-3, "training", "Adam learning rate", low=0.0)
     decay: float = setting(1e-4, "training", "weight of the mean squared norm of the layer-0 embeddings of a batch", low=0.0)
@@ -132,22 +135,30 @@ class Config:
                              "the released code does", choices=("valid", "test"))
     mask_valid_at_test: int = switch(0, "evaluation", "1 takes validation items out of the candidates while testing")
     eval_dropout: int = switch(0, "evaluation", "1 leaves dropout on while scoring (released code)")
-    eval_chunk: int = setting(1024, "evaluation", "users scored at a time", low=1, alias=("test_u_batch_size",))
+    eval_chunk: int = setting(1024, "evaluation", "users scored at a time", low=1, alias=("test_u_batch_size",), free=True)
 
     # run
     seed: int = setting(2025, "run", "seed of everything random", low=0, high=2**32 - 1)
-    cuda: int = switch(1, "run", "1 uses a GPU where there is one; 0 never")
-    gpu_id: int = setting(0, "run", "which GPU", low=0)
-    threads: int = setting(0, "run", "CPU threads; 0: as torch chooses", low=0)
-    path: str = setting("runs", "run", "folder in which the run folder is made")
-    tensorboard: int = switch(1, "run", "0 writes no TensorBoard events")
-    plan_image_every: int = setting(50, "run", "epochs between two TensorBoard images of the transport plan; 0: none", low=0)
+    cuda: int = switch(1, "run", "1 uses a GPU where there is one; 0 never", free=True)
+    gpu_id: int = setting(0, "run", "which GPU", low=0, free=True)
+    threads: int = setting(0, "run", "CPU threads; 0: as torch chooses", low=0, free=True)
+    path: str = setting("runs", "run", "folder in which the run folder is made", free=True)
+    resume: str = setting("", "run", "run folder to continue, with its settings; of these only --epochs may grow, and what has no part "
+                          "in the result may change", free=True)
+    save_every: int = setting(1, "run", "epochs between two writes of last.pt", low=1, free=True)
+    max_minutes: float = setting(0.0, "run", "stop and save after so many minutes, to be resumed; 0: no limit", low=0.0, free=True)
+    evaluate_only: int = switch(0, "run", "1 trains nothing and scores --checkpoint on the validation and the test split", free=True)
+    checkpoint: str = setting("", "run", "checkpoint to score, as RUN_FOLDER/best.pt; its settings are used", free=True)
+    tensorboard: int = switch(1, "run", "0 writes no TensorBoard events", free=True)
+    plan_image_every: int = setting(50, "run", "epochs between two TensorBoard images of the transport plan; 0: none", low=0, free=True)
 
     def __post_init__(self):
         for field in dataclasses.fields(self):
             check_value(field, getattr(self, field.name))
         if self.model == "lgn_mm":
             self._check_multimodal()
+        if bool(self.evaluate_only) != bool(self.checkpoint):
+            raise UserError("--evaluate_only 1 and --checkpoint PATH go together: give both or neither")
         if self.valid_metric and self.valid_metric not in metric_names(self.topks):
             raise UserError(f"--valid_metric {self.valid_metric}: not one of {', '.join(metric_names(self.topks))}; "
                             "add its K to --topks or name another")
@@ -191,6 +202,9 @@ def metric_names(ks):
 def check_value(field, value):
     """Raise UserError unless value is allowed for this field of Config."""
     rules = field.metadata
+    kinds = (int, float) if field.type is float else field.type
+    if not isinstance(value, kinds) or isinstance(value, bool):
+        raise UserError(f"--{field.name} {str(value)[:40]}: must be of type {field.type.__name__}")
     if rules["choices"] and value not in rules["choices"]:
         raise UserError(f"--{field.name} {value}: choose from {', '.join(map(str, rules['choices']))}")
     if rules["low"] is not None and not value >= rules["low"]:  # "not >=" also catches NaN
@@ -199,8 +213,44 @@ def check_value(field, value):
         raise UserError(f"--{field.name} {value}: must be at most {rules['high']}")
     if field.type is float and not np.isfinite(value):
         raise UserError(f"--{field.name} {value}: must be a finite number")
-    if field.name == "topks" and (not value or min(value) < 1):
+    if field.name == "topks" and not (value and all(isinstance(k, int) and k >= 1 for k in value)):
         raise UserError(f"--topks {list(value)}: give one or more whole numbers of at least 1, as 10,20")
+
+
+def read_settings(path):
+    """The settings in a run folder's config.json, as a dict for Config. Raises UserError if it does not hold them."""
+    try:
+        with open(path, "rb") as file:
+            text = file.read(10**6 + 1)
+        if len(text) > 10**6:
+            raise ValueError("over 1 MB")
+        stored = json.loads(text)
+    except OSError as error:
+        raise UserError(f"{path}: cannot be read ({error.strerror}); --resume takes a run folder") from None
+    except (ValueError, RecursionError) as error:
+        raise UserError(f"{path}: is no JSON ({str(error)[:60]}); --resume takes a run folder") from None
+    return settings_of(stored, path)
+
+
+def settings_of(stored, source):
+    """The settings among the entries of a stored config; `source` names it in errors. Unknown settings are refused."""
+    if not isinstance(stored, dict):
+        raise UserError(f"{source}: holds no settings")
+    names = {field.name for field in dataclasses.fields(Config)}
+    unknown = sorted(map(str, stored.keys() - names - {"provenance"}))
+    if unknown:
+        raise UserError(f"{source}: has unknown settings ({', '.join(unknown)[:60]}); it comes from another version")
+    return {key: tuple(value) if isinstance(value, list) else value for key, value in stored.items() if key in names}
+
+
+def changed_settings(stored, given):
+    """['--lr 0.001 -> 0.01', ...]: what `given` changes among the stored settings that a resumed run must keep."""
+    changes = []
+    for field in dataclasses.fields(Config):
+        before = stored.get(field.name, field.default)
+        if field.name in given and not field.metadata["free"] and given[field.name] != before:
+            changes.append(f"--{field.name} {before} -> {given[field.name]}")
+    return changes
 
 
 def choose_device(config):
@@ -233,8 +283,16 @@ def make_run_folder(config):
             raise UserError(f"{folder}: cannot make the run folder ({error.strerror}); choose another with --path") from None
     else:
         raise UserError(f"{config.path}: no free run folder name; choose another with --path")
-    write_json(folder / "config.json", {**config.as_dict(), "provenance": provenance()})
+    try:
+        write_config(folder, config)
+    except OSError as error:
+        raise UserError(f"{folder}: cannot be written ({error.strerror}); choose another folder with --path") from None
     return folder
+
+
+def write_config(folder, config):
+    """Write config.json: every resolved setting, and what the run was made with."""
+    write_json(folder / "config.json", {**config.as_dict(), "provenance": provenance()})
 
 
 def write_json(path, value):

@@ -14,7 +14,7 @@ import procedure
 from dataloader import Sampler, held_out, load_dataset
 from helpers import random_pairs, write_inter, write_txt
 from model import MF, make_model
-from procedure import evaluate, fit, rank_items, score, splits_of, train_epoch
+from procedure import Progress, evaluate, fit, rank_items, score, splits_of, start_run, train_epoch
 from world import Config, make_run_folder, seed_everything
 
 CPU = torch.device("cpu")
@@ -33,7 +33,7 @@ def run(folder, **changes):
     seed_everything(config.seed)
     dataset = load_dataset(config, CPU)
     out = make_run_folder(config)
-    result = fit(make_model(config, dataset, CPU), dataset, config, out, CPU)
+    result = fit(start_run(make_model(config, dataset, CPU), dataset, config, out, CPU))
     return out, result, [json.loads(line) for line in (out / "metrics.jsonl").read_text().splitlines()]
 
 
@@ -144,7 +144,7 @@ def trained(folder, **changes):
     dataset = load_dataset(config, CPU)
     model = make_model(config, dataset, CPU)
     train_epoch(model, torch.optim.Adam((p for p in model.parameters() if p.requires_grad), 0.01),
-                Sampler(dataset.interactions.train, 30, 64, 0, CPU))
+                Sampler(dataset.interactions.train, 30, 64, 0, CPU), Progress())
     return model, dataset, config
 
 
@@ -183,7 +183,8 @@ def test_train_epoch_averages_terms_and_reports_the_last_gradient_norm(small_dat
     model, twin = MF(config, dataset), MF(config, dataset)
     twin.load_state_dict(model.state_dict())
     batches = list(Sampler(dataset.interactions.train, 30, 100, 0, CPU).epoch())
-    means = train_epoch(model, torch.optim.SGD(model.parameters(), 0.5), Sampler(dataset.interactions.train, 30, 100, 0, CPU))
+    progress = Progress()
+    train_epoch(model, torch.optim.SGD(model.parameters(), 0.5), Sampler(dataset.interactions.train, 30, 100, 0, CPU), progress)
     losses = []
     for batch in batches:
         loss = twin.loss(*batch)["loss"]
@@ -192,8 +193,8 @@ def test_train_epoch_averages_terms_and_reports_the_last_gradient_norm(small_dat
         with torch.no_grad():
             for p, g in zip((twin.user, twin.item), grads):
                 p -= 0.5 * g
-    assert len(losses) > 1 and means["loss"] == pytest.approx(sum(losses) / len(losses), rel=1e-5)
-    assert means["grad_norm"] == pytest.approx(math.sqrt(sum(float((g**2).sum()) for g in grads)), rel=1e-5)
+    assert len(losses) > 1 and progress.step == len(losses) and float(progress.sums["loss"]) == pytest.approx(sum(losses), rel=1e-5)
+    assert float(progress.grad_norm) == pytest.approx(math.sqrt(sum(float((g**2).sum()) for g in grads)), rel=1e-5)
     torch.testing.assert_close(model.user, twin.user)
 
 
@@ -306,7 +307,7 @@ def test_patience_stops_and_the_best_epoch_is_restored(small_dataset, monkeypatc
     out, result, lines = run(small_dataset, epochs=50, patience=2)
     assert [line["epoch"] for line in lines] == [1, 2, 3, 4]          # a tie is no improvement
     assert result["best_epoch"] == 2 and result["valid"]["ndcg@3"] == 0.3 and result["test"]["ndcg@3"] == 0.123
-    assert checkpoint(out / "best.pt")["epoch"] == 2 and checkpoint(out / "last.pt")["epoch"] == 4
+    assert checkpoint(out / "best.pt")["progress"]["epoch"] == 2 and checkpoint(out / "last.pt")["progress"]["epoch"] == 4
     assert "stopped" in (out / "train.log").read_text()
 
 
@@ -377,8 +378,8 @@ def test_run_folder_holds_what_the_design_says(small_dataset):
 def test_checkpoint_loads_with_weights_only_and_holds_settings_and_metrics(small_dataset):
     out, result, lines = run(small_dataset, epochs=2)
     best, last = checkpoint(out / "best.pt"), checkpoint(out / "last.pt")
-    assert best["epoch"] == result["best_epoch"] and best["metrics"] == result["valid"]
-    assert last["epoch"] == 2 and last["metrics"] == lines[-1]["valid"]
+    assert best["progress"]["epoch"] == result["best_epoch"] and best["progress"]["latest"] == result["valid"]
+    assert last["progress"]["epoch"] == 2 and last["progress"]["latest"] == lines[-1]["valid"]
     assert best["config"]["recdim"] == 8 and best["optimizer"]["param_groups"][0]["lr"] == 0.02
 
 
@@ -441,5 +442,5 @@ def test_a_failing_epoch_leaves_the_log_and_no_result(small_dataset, monkeypatch
     with pytest.raises(KeyboardInterrupt):
         run(small_dataset)
     out, = (small_dataset.parent.parent / "runs").iterdir()
-    assert len((out / "metrics.jsonl").read_text().splitlines()) == 1 and checkpoint(out / "best.pt")["epoch"] == 1
+    assert len((out / "metrics.jsonl").read_text().splitlines()) == 1 and checkpoint(out / "best.pt")["progress"]["epoch"] == 1
     assert not (out / "result.json").exists() and not list(out.glob(".*tmp"))
