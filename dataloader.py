@@ -11,7 +11,9 @@ Every reader checks what it reads; what it cannot use ends in a UserError that n
 import dataclasses
 import io
 import itertools
+import math
 import re
+import zipfile
 from pathlib import Path
 
 import numpy as np
@@ -44,7 +46,10 @@ class Interactions:
 
 def dataset_folder(config):
     """The folder of config.dataset, or of <dataset>_raw where only that is there; and a note if so (else None)."""
-    folder = Path(config.data_root) / config.dataset
+    name = Path(config.dataset)
+    if name.is_absolute() or ".." in name.parts or not name.parts:
+        raise UserError(f"--dataset {config.dataset}: is no name of a folder in --data_root; give its parent as --data_root")
+    folder = Path(config.data_root) / name
     if folder.is_dir():
         return folder, None
     raw = folder.with_name(folder.name + "_raw")
@@ -296,11 +301,30 @@ def nearest_neighbours(features, k, device, block=1024):
     return torch.cat(neighbours).cpu().numpy()
 
 
+def read_archive(path, name):
+    """One array of a .npz, refusing pickles, and headers that promise another size than the archive holds.
+
+    Raises ValueError or OSError, or whatever else a damaged archive makes zipfile and NumPy raise.
+    """
+    with zipfile.ZipFile(path) as archive:
+        size = archive.getinfo(f"{name}.npy").file_size
+        with archive.open(f"{name}.npy") as member:
+            version = np.lib.format.read_magic(member)
+            read_header = {(1, 0): np.lib.format.read_array_header_1_0, (2, 0): np.lib.format.read_array_header_2_0}[version]
+            shape, _, dtype = read_header(member)
+            if dtype.hasobject or member.tell() + math.prod(shape) * dtype.itemsize != size:
+                raise ValueError("its header does not fit its size")
+        compressed = archive.getinfo(f"{name}.npy").compress_size
+        if size > 10**8 and size > 100 * compressed:
+            raise ValueError("it unpacks to far more than it holds")
+    with np.load(path, allow_pickle=False) as stored:
+        return stored[name]
+
+
 def read_cached(path):
     """The neighbours in a cache file, or None if it is damaged in any way."""
     try:
-        with np.load(path, allow_pickle=False) as stored:
-            neighbours, checksum = stored["nbr"], str(stored["sha256"])
+        neighbours, checksum = read_archive(path, "nbr"), str(read_archive(path, "sha256"))
     except Exception:  # whatever a broken archive raises, the answer is to build it again
         return None
     return neighbours if checksum == content_hash(neighbours) else None
@@ -334,8 +358,7 @@ def read_neighbours(path, n, k):
     Where a row has fewer than k others, the rest of it is its own id. Raises UserError for anything else.
     """
     try:
-        with np.load(path, allow_pickle=False) as stored:
-            neighbours = stored["nbr"]
+        neighbours = read_archive(path, "nbr")
     except OSError as error:
         raise UserError(f"{path}: cannot be read ({error.strerror or error}); name a .npz with nbr [{n}, k]") from None
     except Exception:  # a broken archive raises one of many
