@@ -1,0 +1,59 @@
+"""Print one table of finished runs, read from the config.json and result.json of their folders.
+
+    python scripts/table.py runs/demo/*/*/          # a row a folder, in the order of their test recall
+"""
+
+import json
+import sys
+from pathlib import Path
+
+NAMES = {"mf": "MF", "lgn": "LightGCN", "lgn_mm": "RecGOAT"}
+
+
+def read_run(folder):
+    """A run folder -> (settings, result) as dicts. Raises ValueError, in one line, if the run is not finished."""
+    try:
+        config, result = (json.loads((Path(folder) / name).read_text()) for name in ("config.json", "result.json"))
+    except (OSError, json.JSONDecodeError) as error:
+        raise ValueError(f"{folder}: is not a finished run ({error})") from None
+    if "test" not in result:
+        raise ValueError(f"{folder}: is not a finished run (result.json holds no test metrics)")
+    return config, result
+
+
+def columns(results, names=("recall", "ndcg")):
+    """Metrics that all results have, as ['recall@10', 'recall@20', 'ndcg@10', ...]."""
+    shared = set.intersection(*(set(result["test"]) for result in results))
+    found = [metric for metric in shared if metric.split("@")[0] in names]
+    return sorted(found, key=lambda metric: (names.index(metric.split("@")[0]), int(metric.split("@")[1])))
+
+
+def table(runs):
+    """[(settings, result)] -> lines of a table, worst test result first."""
+    metrics = columns([result for _, result in runs])
+    runs = sorted(runs, key=lambda run: [run[1]["test"][metric] for metric in metrics])
+    lines = ["".join([f"{'model':<10}{'seed':>6}{'best epoch':>12}", *(f"{metric:>11}" for metric in metrics), f"{'seconds':>9}"])]
+    for config, result in runs:
+        lines.append("".join([f"{NAMES.get(config['model'], config['model']):<10}{config['seed']:>6}{result['best_epoch']:>12}",
+                              *(f"{result['test'][metric]:>11.4f}" for metric in metrics), f"{result['seconds']:>9.1f}"]))
+    return lines
+
+
+def main(folders):
+    """Print the table of these run folders. Returns the exit code: 0, or 2 on bad input (one line on stderr)."""
+    if not folders or folders[0] in ("-h", "--help"):
+        print(__doc__.strip(), file=sys.stdout if folders else sys.stderr)
+        return 0 if folders else 2
+    try:
+        runs = [read_run(folder) for folder in folders]
+    except ValueError as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 2
+    dataset = {config["dataset"] for config, _ in runs}
+    print(f"test split of {', '.join(sorted(dataset))}, at the epoch chosen on validation")
+    print("\n".join(table(runs)))
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1:]))

@@ -1,0 +1,162 @@
+"""data/synthetic.py: the same seed gives the same files, the loader reads them, and the planted structure is there."""
+
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+from data import synthetic
+from dataloader import load_dataset, nearest_neighbours, read_interactions
+from utils import UserError
+from world import Config
+
+ROOT = Path(__file__).resolve().parents[1]
+SMALL = ["--users", "300", "--items", "200"]
+FILES = {"train.txt", "valid.txt", "test.txt", "text_feat.npy", "image_feat.npy", "item_ids.tsv", "user_ids.tsv", synthetic.MARK}
+
+
+def make(root, *flags, name="toy"):
+    """Run the tool in process with a small size; return the dataset folder."""
+    assert synthetic.main([name, "--data_root", str(root), *SMALL, *flags]) == 0
+    return Path(root) / name
+
+
+@pytest.fixture(scope="module")
+def full():
+    """The default dataset, as arrays."""
+    return synthetic.make_dataset(users=4000, items=2500, interactions_per_user=6.0, seed=3)
+
+
+def together(dataset):
+    """[I, I] bool: whether two different items have a user in common, over all splits."""
+    n = len(dataset["topic"])
+    user_item = np.zeros((len(dataset["splits"]["train"]), n), np.float32)
+    for rows in dataset["splits"].values():
+        for user, items in enumerate(rows):
+            user_item[user, items] = 1
+    met = user_item.T @ user_item > 0
+    np.fill_diagonal(met, False)
+    return met
+
+
+def neighbours_met(met, features):
+    """Share of the pairs (item, one of its 10 feature neighbours) that have a user in common."""
+    neighbours = nearest_neighbours(features, 10, torch.device("cpu"))
+    return np.take_along_axis(met, neighbours, axis=1).mean()
+
+
+def test_same_seed_same_files(tmp_path):
+    first, again, other = (make(tmp_path / d, "--seed", seed) for d, seed in (("a", "7"), ("b", "7"), ("c", "8")))
+    assert {path.name for path in first.iterdir()} == FILES
+    for name in FILES:
+        assert (first / name).read_bytes() == (again / name).read_bytes()
+    for name in ("train.txt", "text_feat.npy", "image_feat.npy"):
+        assert (first / name).read_bytes() != (other / name).read_bytes()
+
+
+def test_made_again_replaces(tmp_path):
+    before = (make(tmp_path, "--seed", "1") / "train.txt").read_bytes()
+    assert (make(tmp_path, "--seed", "2") / "train.txt").read_bytes() != before
+
+
+def test_loader_reads_it(tmp_path):
+    folder = make(tmp_path)
+    data = read_interactions(folder, least_items=200)
+    assert (data.n_users, data.n_items) == (300, 200)
+    assert not any(data.merged.values())
+    config = Config(dataset="toy", data_root=str(tmp_path), model="lgn_mm", item_knn_k=5)
+    dataset = load_dataset(config, torch.device("cpu"))
+    assert {m: tuple(x.shape) for m, x in dataset.features.items()} == {"text": (200, 96), "image": (200, 128)}
+    for name, rows in (("user_ids.tsv", 300), ("item_ids.tsv", 200)):
+        ids = [line.split("\t") for line in (folder / name).read_text().splitlines()]
+        assert [int(row[0]) for row in ids] == list(range(rows))
+        assert len({row[1] for row in ids}) == rows
+
+
+def test_splits_are_disjoint_and_every_user_is_in_each(full):
+    splits = full["splits"]
+    for train, valid, test in zip(splits["train"], splits["valid"], splits["test"]):
+        assert min(len(train), len(valid), len(test)) >= 1
+        everything = np.concatenate([train, valid, test])
+        assert len(np.unique(everything)) == len(everything)
+
+
+def test_split_is_8_1_1():
+    """Long histories are cut 8:1:1; short ones keep one item for valid and for test."""
+    splits = synthetic.split_items([np.arange(30), np.arange(3)])
+    assert [[len(row) for row in splits[split]] for split in ("train", "valid", "test")] == [[24, 1], [3, 1], [3, 1]]
+
+
+def test_sparse_with_a_long_tail(full):
+    degree = np.bincount(np.concatenate(full["splits"]["train"]), minlength=2500)
+    assert 3 < degree.sum() / 4000 < 5
+    assert np.median(degree) <= 5 and degree.max() > 8 * np.median(degree) and (degree == 0).any()
+
+
+@pytest.mark.parametrize("modality, least", [("text", 5), ("image", 1.5)])
+def test_feature_neighbours_share_users(full, modality, least):
+    """Neighbours by features meet in a history far more often than chance; with permuted rows they do not."""
+    met, features = together(full), full["features"][modality]
+    chance = met.sum() / (len(met) * (len(met) - 1))
+    shuffled = features[np.random.default_rng(0).permutation(len(features))]
+    assert neighbours_met(met, features) > least * chance
+    assert 0.8 * chance < neighbours_met(met, shuffled) < 1.25 * chance
+
+
+def test_choices_follow_popularity_and_preference():
+    """How often each item is drawn agrees with numpy's sequential draws without replacement (4 standard errors)."""
+    rng, n = np.random.default_rng(0), 4000
+    factors, popularity = rng.standard_normal((9, 2)), rng.standard_normal(9)
+    preference = np.array([[1.0, 0.0]])
+    rows = synthetic.draw_interactions(rng, np.repeat(preference, n, 0), factors, popularity, 1.5, 3)
+    assert all(len(np.unique(row)) == len(row) == 3 for row in rows)
+    probability = np.exp(1.5 * factors @ preference[0] + popularity)
+    probability /= probability.sum()
+    naive = [rng.choice(9, 3, replace=False, p=probability) for _ in range(n)]
+    drawn, expected = (np.bincount(np.concatenate(x), minlength=9) / n for x in (rows, naive))
+    assert (abs(drawn - expected) < 4 * np.sqrt(2 * np.maximum(expected * (1 - expected), 1e-3) / n)).all()
+
+
+@pytest.mark.parametrize("flags, told", [
+    ([], "NAME"),
+    (["toy", "--users", "0"], "--users 0"),
+    (["toy", "--items", "29"], "--items 29"),
+    (["toy", "--items", "many"], "--items"),
+    (["toy", "--interactions-per-user", "2"], "--interactions-per-user"),
+    (["toy", "--interactions-per-user", "nan"], "--interactions-per-user"),
+    (["toy", "--items", "60", "--interactions-per-user", "11"], "sixth"),
+    (["toy", "--seed", "-1"], "--seed -1"),
+    (["toy", "--users", "1000000"], "10^8"),
+    (["../toy"], "folder name"),
+    (["toy", "--nonsense"], "--nonsense"),
+])
+def test_bad_arguments_end_in_one_line(flags, told, tmp_path, capsys):
+    assert synthetic.main([*flags, "--data_root", str(tmp_path)]) == 2
+    out, err = capsys.readouterr()
+    assert out == "" and err.count("\n") == 1 and err.startswith("error: ") and told in err
+    assert not any(tmp_path.iterdir())
+
+
+def test_foreign_folder_is_left_alone(tmp_path, capsys):
+    """A dataset that this tool did not make is never overwritten."""
+    (tmp_path / "real").mkdir()
+    (tmp_path / "real" / "train.txt").write_text("0 1 2\n")
+    assert synthetic.main(["real", "--data_root", str(tmp_path), *SMALL]) == 2
+    assert "not made by this tool" in capsys.readouterr().err
+    assert (tmp_path / "real" / "train.txt").read_text() == "0 1 2\n"
+
+
+def test_make_dataset_raises_for_callers():
+    with pytest.raises(UserError, match="--items"):
+        synthetic.make_dataset(users=10, items=5, interactions_per_user=4, seed=0)
+
+
+def test_as_a_command(tmp_path):
+    """python -m data.synthetic says what it wrote."""
+    done = subprocess.run([sys.executable, "-m", "data.synthetic", "toy", "--data_root", str(tmp_path), *SMALL], cwd=ROOT,
+                          capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    assert "300 users, 200 items" in done.stdout and done.stdout.count("\n") == 1
