@@ -1,6 +1,8 @@
 """Print one table of finished runs, read from the config.json and result.json of their folders.
 
     python scripts/table.py runs/demo/*/*/          # a row a folder, in the order of their test recall
+
+A row bears the model's name or, where the folders above the runs differ, the name of that folder.
 """
 
 import json
@@ -11,14 +13,14 @@ NAMES = {"mf": "MF", "lgn": "LightGCN", "lgn_mm": "RecGOAT"}
 
 
 def read_run(folder):
-    """A run folder -> (settings, result) as dicts. Raises ValueError, in one line, if the run is not finished."""
+    """A run folder -> (settings, result) as dicts; the settings gain "group", the folder above it. Raises ValueError, in one line, if the run is not finished."""
     try:
         config, result = (json.loads((Path(folder) / name).read_text()) for name in ("config.json", "result.json"))
     except (OSError, json.JSONDecodeError) as error:
         raise ValueError(f"{folder}: is not a finished run ({error})") from None
     if "test" not in result:
         raise ValueError(f"{folder}: is not a finished run (result.json holds no test metrics)")
-    return config, result
+    return {**config, "group": Path(folder).resolve().parent.name}, result
 
 
 def columns(results, names=("recall", "ndcg")):
@@ -31,10 +33,12 @@ def columns(results, names=("recall", "ndcg")):
 def table(runs):
     """[(settings, result)] -> lines of a table, worst test result first."""
     metrics = columns([result for _, result in runs])
+    groups = {config["group"] for config, _ in runs}
     runs = sorted(runs, key=lambda run: [run[1]["test"][metric] for metric in metrics])
-    lines = ["".join([f"{'model':<10}{'seed':>6}{'best epoch':>12}", *(f"{metric:>11}" for metric in metrics), f"{'seconds':>9}"])]
+    lines = ["".join([f"{'run':<12}{'seed':>6}{'best epoch':>12}", *(f"{metric:>11}" for metric in metrics), f"{'seconds':>9}"])]
     for config, result in runs:
-        lines.append("".join([f"{NAMES.get(config['model'], config['model']):<10}{config['seed']:>6}{result['best_epoch']:>12}",
+        name = config["group"] if len(groups) > 1 else NAMES.get(config["model"], config["model"])
+        lines.append("".join([f"{name:<12}{config['seed']:>6}{result['best_epoch']:>12}",
                               *(f"{result['test'][metric]:>11.4f}" for metric in metrics), f"{result['seconds']:>9.1f}"]))
     return lines
 
