@@ -13,6 +13,7 @@ import io
 import itertools
 import math
 import re
+import warnings
 import zipfile
 from pathlib import Path
 
@@ -200,7 +201,8 @@ def join_splits(tables, source, least_items, least_users):
 def open_features(path, rows_are="items"):
     """A .npy of float16, float32 or float64 [rows, dim], memory-mapped. Raises UserError for anything else."""
     try:
-        array = np.load(path, mmap_mode="r", allow_pickle=False)
+        with np.errstate(over="raise"), warnings.catch_warnings(action="ignore"):  # of absurd shapes and odd headers
+            array = np.load(path, mmap_mode="r", allow_pickle=False)
     except OSError as error:
         raise UserError(f"{path}: cannot be read ({error.strerror or error}); name a .npy file of {rows_are} x dimensions") from None
     except Exception as error:  # a damaged header ends in ValueError, EOFError, SyntaxError, BadZipFile, TokenError, ...
@@ -306,19 +308,19 @@ def read_archive(path, name):
 
     Raises ValueError or OSError, or whatever else a damaged archive makes zipfile and NumPy raise.
     """
-    with zipfile.ZipFile(path) as archive:
-        size = archive.getinfo(f"{name}.npy").file_size
-        with archive.open(f"{name}.npy") as member:
+    with warnings.catch_warnings(action="ignore"), zipfile.ZipFile(path) as archive:
+        entry = archive.getinfo(f"{name}.npy")
+        size = entry.file_size
+        with archive.open(entry) as member:
             version = np.lib.format.read_magic(member)
             read_header = {(1, 0): np.lib.format.read_array_header_1_0, (2, 0): np.lib.format.read_array_header_2_0}[version]
             shape, _, dtype = read_header(member)
             if dtype.hasobject or member.tell() + math.prod(shape) * dtype.itemsize != size:
                 raise ValueError("its header does not fit its size")
-        compressed = archive.getinfo(f"{name}.npy").compress_size
-        if size > 10**8 and size > 100 * compressed:
+        if size > 10**8 and size > 100 * entry.compress_size:
             raise ValueError("it unpacks to far more than it holds")
-    with np.load(path, allow_pickle=False) as stored:
-        return stored[name]
+        with archive.open(entry) as member:
+            return np.lib.format.read_array(member, allow_pickle=False)
 
 
 def read_cached(path):
@@ -330,6 +332,11 @@ def read_cached(path):
     return neighbours if checksum == content_hash(neighbours) else None
 
 
+def fits(neighbours, n, k):
+    """Whether an array can be k neighbours of each of n rows."""
+    return neighbours.shape == (n, k) and neighbours.dtype == np.int32 and neighbours.min() >= 0 and neighbours.max() < n
+
+
 def cached_neighbours(features, k, cache_dir, rebuild, device):
     """nearest_neighbours through a cache file named by the content of the features and k. Returns ([n, k], notes)."""
     key = content_hash(features, k, "cosine top-k, self excluded, v1")[:32]
@@ -337,7 +344,7 @@ def cached_neighbours(features, k, cache_dir, rebuild, device):
     notes = []
     if not rebuild and path.exists():
         neighbours = read_cached(path)
-        if neighbours is not None:
+        if neighbours is not None and fits(neighbours, len(features), k):
             return neighbours, notes
         notes.append(f"note: {path} is damaged; building it again")
     neighbours = nearest_neighbours(features, k, device).astype(np.int32)

@@ -16,7 +16,7 @@ from dataloader import load_dataset
 from model import make_model
 from parse import parse_args
 from procedure import Stop, fit, score_checkpoint, start_run
-from utils import TrainingError, UserError, lock_file, newest_checkpoint
+from utils import TrainingError, UserError, lock_file, newest_checkpoint, read_checkpoint
 from world import choose_device, make_run_folder, seed_everything, write_config
 
 
@@ -67,12 +67,24 @@ def command(config, notes):
 
 def resume(run):
     """Restore the furthest checkpoint of the run's folder; without any, the run starts again."""
+    for leftover in run.folder.glob(".*.tmp"):    # half-written by a process that was killed
+        leftover.unlink(missing_ok=True)
     state, notes = newest_checkpoint(run.folder)
     if state:
         run.restore(state)
+        if run.progress.best:
+            check_best(run.folder / "best.pt")
     at = run.progress
     print(*notes, f"resumed after epoch {at.epoch}" + (f", step {at.step}" if at.step else ""), sep="\n")
     write_config(run.folder, run.config)
+
+
+def check_best(path):
+    """Raise UserError if the best weights of a resumed run are lost: training on would end without them."""
+    try:
+        read_checkpoint(path)
+    except UserError as error:
+        raise UserError(f"{error} or, to start this run again, remove {path.with_name('last.pt')}") from None
 
 
 def out_of_memory(error):

@@ -78,7 +78,17 @@ def parse_args(argv=None):
     stored = {}
     if given.get("checkpoint"):
         stored = settings_of(read_checkpoint(given["checkpoint"])["config"], given["checkpoint"])
-    return Config(**{**stored, "resume": "", **given}), notes
+    return make_config({**stored, "resume": "", **given}), notes
+
+
+def make_config(values):
+    """Config of these settings; refuses numbers and paths that no library below could take, whatever their origin."""
+    for name, value in values.items():
+        if isinstance(value, int) and abs(value) > 2**32:
+            raise UserError(f"--{name}: is too large a number; give a smaller one")
+        if isinstance(value, str) and re.search("[\\0-\\x1f\\ud800-\\udfff]", value):
+            raise UserError(f"--{name} {value!r:.60}: holds control characters or bytes that are no UTF-8; give another")
+    return Config(**values)
 
 
 def resumed_config(given):
@@ -88,7 +98,7 @@ def resumed_config(given):
     changes = changed_settings(stored, given)
     if changes:
         raise UserError(f"{path}: a resumed run keeps its settings; drop {', '.join(changes)}, or start a new run")
-    config = Config(**{**stored, **given})
+    config = make_config({**stored, "evaluate_only": 0, "checkpoint": "", **given})
     if config.epochs < stored.get("epochs", 0):
         raise UserError(f"--epochs {config.epochs}: the run was started with {stored['epochs']}; a resumed run may only have more")
     return config

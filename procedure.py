@@ -10,11 +10,14 @@ import json
 import os
 import random
 import signal
+import sys
 import time
 
 import numpy as np
+import tensorboardX.writer
 import torch
 from tensorboardX import SummaryWriter
+from tensorboardX.event_file_writer import EventsWriter
 from tqdm import tqdm
 
 from dataloader import Sampler, held_out
@@ -31,7 +34,7 @@ def train_epoch(model, optimizer, sampler, progress, stop=lambda: False):
     Raises TrainingError with the step and the term if the loss or a gradient is not finite.
     """
     model.train()
-    first_bad = torch.tensor(-1, device=sampler.pairs.device)
+    first_bad, finite_then = torch.tensor(-1, device=sampler.pairs.device), None
     batches = tqdm(sampler.epoch(progress.step), total=len(sampler), initial=progress.step, desc="steps", leave=False, delay=2)
     for users, pos, neg in batches:
         terms = model.loss(users, pos, neg)
@@ -41,24 +44,29 @@ def train_epoch(model, optimizer, sampler, progress, stop=lambda: False):
         progress.step += 1
         for name, value in terms.items():      # on the device: no host synchronisation a step
             progress.sums[name] = progress.sums.get(name, 0) + value.detach()
-        first_bad = torch.where((first_bad < 0) & ~terms["loss"].isfinite(), progress.step, first_bad)
+        finite = torch.stack([value.detach() for value in terms.values()]).isfinite()
+        first_bad = torch.where((first_bad < 0) & ~finite.all(), progress.step, first_bad)
+        finite_then = finite if finite_then is None else torch.where(first_bad == progress.step, finite, finite_then)
         if stop():
             break
     batches.close()
     gradients = [p.grad for p in model.parameters() if p.grad is not None]
     progress.grad_norm = torch.nn.utils.get_total_norm(gradients) if gradients else torch.zeros(())
-    check_finite(progress, int(first_bad))
+    if first_bad > 0:
+        bad = [name for name, fine in zip(terms, finite_then.tolist()) if not fine]
+        raise TrainingError(f"epoch {progress.epoch + 1}, step {int(first_bad)}: the loss is not finite "
+                            f"({', '.join([name for name in bad if name != 'loss'] or bad)})")
+    check_finite(model, progress)
     return progress.step == len(sampler)
 
 
-def check_finite(progress, first_bad):
-    """Raise TrainingError if a loss term or the gradient norm of the epoch under way is NaN or Inf."""
-    bad = [name for name, value in progress.sums.items() if not value.isfinite()]
-    if bad:
-        named = [name for name in bad if name != "loss"] or bad
-        raise TrainingError(f"epoch {progress.epoch + 1}, step {max(first_bad, 1)}: the loss is not finite ({', '.join(named)})")
+def check_finite(model, progress):
+    """Raise TrainingError if the gradient norm or a weight is NaN or Inf after the steps of the epoch under way."""
     if not progress.grad_norm.isfinite():
         raise TrainingError(f"epoch {progress.epoch + 1}, step {progress.step}: the gradient is not finite")
+    bad = [name for name, weight in model.named_parameters() if not weight.isfinite().all()]
+    if bad:
+        raise TrainingError(f"epoch {progress.epoch + 1}, step {progress.step}: weights are not finite ({', '.join(bad)[:80]})")
 
 
 def expand_rows(crow, values, start, stop):
@@ -123,6 +131,40 @@ def splits_of(interactions, config, device):
 
 # ---------------------------------------------------------------- the log of a run
 
+class Events:
+    """The event file of tensorboardX without its thread and queue.
+
+    There, a full disk kills the thread with a traceback, and the run waits for the dead thread for ever; here the
+    error reaches the caller.
+    """
+
+    def __init__(self, folder, max_queue_size=10, flush_secs=120, filename_suffix=""):
+        self.folder = folder
+        os.makedirs(folder, exist_ok=True)
+        self.file = EventsWriter(os.path.join(folder, "events"), f".{os.getpid()}{filename_suffix}")
+
+    def get_logdir(self):
+        return self.folder
+
+    def add_event(self, event):
+        if self.file:
+            self.file.write_event(event)
+
+    def flush(self):
+        file, self.file = self.file, None       # not to fail again: tensorboardX closes once more when the interpreter ends
+        if file:
+            file.flush()
+            self.file = file
+
+    def close(self):
+        file, self.file = self.file, None
+        if file:
+            file.close()
+
+
+tensorboardX.writer.EventFileWriter = Events    # also for the writer that add_hparams makes
+
+
 class RunLog:
     """Writes what a run has to say: console and train.log, metrics.jsonl, TensorBoard events.
 
@@ -132,13 +174,14 @@ class RunLog:
     def __init__(self, folder, config, epoch=0):
         self.folder = folder
         keep_lines(folder / "metrics.jsonl", epoch)
-        self.board = SummaryWriter(str(folder), flush_secs=30, purge_step=epoch + 1 if epoch else None) if config.tensorboard else None
+        self.board = SummaryWriter(str(folder), purge_step=epoch + 1) if config.tensorboard else None
         self.text = open(folder / "train.log", "a", encoding="utf-8")
         self.lines = open(folder / "metrics.jsonl", "a", encoding="utf-8")
 
     def say(self, line):
         """A line for the reader, on the console (above any progress bar) and in train.log."""
         tqdm.write(line)
+        sys.stdout.flush()                      # a redirected log is read while the run goes on
         print(line, file=self.text, flush=True)
 
     def record(self, entry):
@@ -164,10 +207,16 @@ class RunLog:
             flat = {key: value if isinstance(value, (int, float, str)) else str(value) for key, value in config.as_dict().items()}
             self.board.add_hparams(flat, {f"hparam/{name}": value for name, value in metrics.items()}, name="hparams")
 
+    def flush(self):
+        """Bring the TensorBoard events to disk; the other files are there after every line."""
+        if self.board:
+            self.board.flush()
+
     def close(self):
-        """Flush and close all files."""
-        for file in filter(None, (self.board, self.text, self.lines)):
-            file.close()
+        """Flush and close all files, each of them even if another fails."""
+        with contextlib.ExitStack() as files:
+            for file in filter(None, (self.board, self.text, self.lines)):
+                files.callback(file.close)
 
 
 def keep_lines(path, epoch):
@@ -203,6 +252,16 @@ class Progress:
         """Whether patience is used up."""
         return bool(config.patience) and self.waited >= config.patience
 
+    def check(self, config, steps):
+        """Raise ValueError if a run of these settings with so many steps an epoch cannot have come to this."""
+        scores = [self.latest, self.best and self.best["metrics"]]
+        if not (self.step < steps and type(self.waited) is int and isinstance(self.seconds, float)
+                and all(isinstance(total, torch.Tensor) and total.shape == () for total in self.sums.values())
+                and all(values is None or isinstance(values[config.selection_metric], float) for values in scores)
+                and (self.best is None or type(self.best["epoch"]) is int and isinstance(self.best["seconds"], float))
+                and (self.best is not None or self.epoch < config.epochs)):
+            raise ValueError("its progress makes no sense")
+
 
 @dataclasses.dataclass
 class Run:
@@ -229,13 +288,28 @@ class Run:
                                 "earlier checkpoints are whole: free space or mend the folder") from None
 
     def restore(self, state):
-        """Continue from a checkpoint of the same data and settings."""
+        """Continue from a checkpoint of the same data and settings. Raises UserError if it is of others."""
         if state["data"] != self.dataset.fingerprint:
             raise UserError(f"{self.folder}: the data have changed since this run began; restore the interactions, features and "
                             "graphs it was started with, or start a new run")
+        try:
+            self._load(state)
+        except Exception as error:  # state of another shape, type or name raises one of many
+            reason = (str(error).splitlines() or [type(error).__name__])[-1].strip()[:120]
+            raise UserError(f"{self.folder}: its checkpoint does not fit these settings ({reason}); start a new run") from None
+
+    def _load(self, state):
+        fixed = [{**group, "params": None} for group in self.optimizer.state_dict()["param_groups"]]
         self.model.load_state_dict(state["model"])
         self.optimizer.load_state_dict(state["optimizer"])
+        if [{**group, "params": None} for group in self.optimizer.state_dict()["param_groups"]] != fixed:
+            raise ValueError("the optimiser has other settings")
+        for weight, moments in self.optimizer.state.items():
+            if moments.keys() != {"step", "exp_avg", "exp_avg_sq"} or any(
+                    moments[name].shape != shape for name, shape in (("step", ()), ("exp_avg", weight.shape), ("exp_avg_sq", weight.shape))):
+                raise ValueError("the optimiser's state is of another shape")
         self.progress = Progress(**state["progress"])
+        self.progress.check(self.config, len(self.sampler))
         self.sampler.generator.set_state(state["sampler"].cpu())
         set_random_state(state["random"], self.device)
 
@@ -335,7 +409,10 @@ def train(run, log, bar, stop):
     selection, _ = splits_of(run.dataset.interactions, config, run.device)
     while progress.epoch < config.epochs and not progress.stopped_early(config):
         started = time.perf_counter()
-        complete = train_epoch(run.model, run.optimizer, run.sampler, progress, stop)
+        try:
+            complete = train_epoch(run.model, run.optimizer, run.sampler, progress, stop)
+        except TrainingError as error:
+            raise TrainingError(f"{error}; {last_good(run.folder)}; start a run with a lower --lr") from None
         progress.seconds += time.perf_counter() - started
         if not complete:
             run.save("last.pt")
@@ -346,6 +423,7 @@ def train(run, log, bar, stop):
         bar.update()
         if progress.epoch % config.eval_every == 0 or progress.epoch == config.epochs:
             select(run, log, selection, means)
+        log.flush()
         if progress.epoch % config.save_every == 0:
             run.save("last.pt")
         if stop():
@@ -354,6 +432,12 @@ def train(run, log, bar, stop):
     if progress.stopped_early(config):
         log.say(f"stopped: {progress.waited} evaluations without a better {config.selection_metric}")
     return progress.stopped_early(config) or progress.epoch >= config.epochs
+
+
+def last_good(folder):
+    """Which checkpoint is the last good one, in words."""
+    there = [folder / name for name in ("last.pt", "best.pt") if (folder / name).exists()]
+    return f"the last good checkpoint is {there[0]}" if there else "there is no checkpoint yet"
 
 
 def end_epoch(run, log, seconds):
@@ -381,7 +465,6 @@ def select(run, log, selection, means):
     progress.waited = 0 if better else progress.waited + 1
     if better:
         progress.best = {"epoch": progress.epoch, "metrics": metrics, "seconds": progress.seconds}
-        run.save("best.pt")
     log.say(f"epoch {progress.epoch:4d}  loss {means['loss']:.4f}  {config.select_on} {format_metrics(metrics, config.topks)}  "
             f"{progress.seconds:.0f} s{'  *' if better else ''}")
     run.model.eval()
@@ -391,6 +474,8 @@ def select(run, log, selection, means):
     log.scalars(config.select_on, metrics, progress.epoch)
     log.record({"epoch": progress.epoch, "step": progress.epoch * len(run.sampler), "seconds": progress.seconds, "train": means,
                 config.select_on: metrics, "model": inside})
+    if better:                                 # last: a run that goes on from here has this epoch's line already
+        run.save("best.pt")
 
 
 def format_metrics(metrics, ks):
