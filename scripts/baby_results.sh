@@ -24,8 +24,8 @@ declare -A SETTINGS=(
 )
 mkdir -p "$RUNS"
 for name in $ONLY; do
-    compgen -G "$RUNS/$name/*/result.json" >/dev/null && continue
     while [ "$(jobs -rp | wc -l)" -ge "$JOBS" ]; do wait -n; done
+    compgen -G "$RUNS/$name/*/result.json" >/dev/null && continue
     echo "$name: $RUNS/$name.log"
     $PYTHON main.py $COMMON --path "$RUNS/$name" ${SETTINGS[$name]} >"$RUNS/$name.log" 2>&1 &
 done
