@@ -141,7 +141,7 @@ class Events:
     def __init__(self, folder, max_queue_size=10, flush_secs=120, filename_suffix=""):
         self.folder = folder
         os.makedirs(folder, exist_ok=True)
-        self.file = EventsWriter(os.path.join(folder, "events"), f".{os.getpid()}{filename_suffix}")
+        self.file = EventsWriter(os.path.join(folder, "events"), f".{time.time_ns()}{filename_suffix}")   # one within the same second would overwrite
 
     def get_logdir(self):
         return self.folder

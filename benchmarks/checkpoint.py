@@ -69,10 +69,10 @@ def main():
     with tempfile.TemporaryDirectory() as work:
         code = run_command_line([
             "--dataset", args.dataset, "--data_root", args.data_root, *feature_flags(Path(args.data_root) / args.dataset), "--model", "lgn_mm",
-            "--recdim", "64", "--epochs", str(args.epochs), "--eval_every", "5", "--save_every", "1", "--path", work, "--cuda", str(args.cuda)])
+            "--recdim", "64", "--epochs", str(args.epochs), "--eval_every", "5", "--save_every", "1", "--path", f"{work}/runs", "--cache_dir", work, "--cuda", str(args.cuda)])
         if code:
             return code
-        last, = Path(work).glob("*/last.pt")
+        last, = Path(work).glob("runs/*/last.pt")
         size = last.stat().st_size / 1e6
     watch.saves, watch.epochs = watch.saves[:args.epochs - 1], watch.epochs[:args.epochs - 1]   # without the save at the very end
     save, epoch = statistics.median(watch.saves), statistics.median(watch.epochs)
