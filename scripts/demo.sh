@@ -11,7 +11,8 @@ RUNS=runs/demo/$(date +%Y%m%d-%H%M%S)_$SEED
 # VALIDATION split of trial datasets of this kind, other seeds (MF: lr .005-.02, decay .01-.1; LightGCN: lr .002-.02, decay
 # .001-.06; RecGOAT, a few trials: lr .01-.02, decay .001-.01). RecGOAT needs larger steps: its item vectors have length 1.
 # The budget is short: with 250 epochs and --lr 5e-3, MF comes close to LightGCN in recall.
-BUDGET="--recdim 64 --epochs 80 --eval_every 5 --patience 4 --topks 10,20"
+# One thread: on data this small a second gains little, and loses much on a machine that does other things too.
+BUDGET="--threads 1 --recdim 64 --epochs 80 --eval_every 5 --patience 4 --topks 10,20"
 train() { $PYTHON main.py --dataset demo --path "$RUNS" --seed "$SEED" $BUDGET "$@"; }
 
 $PYTHON -m data.synthetic demo --seed "$SEED"
