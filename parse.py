@@ -9,7 +9,7 @@ import re
 
 from pathlib import Path
 
-from utils import UserError, read_checkpoint
+from utils import Parser, UserError, read_checkpoint
 from world import GROUPS, RECIPES, Config, changed_settings, read_settings, settings_of
 
 EPILOG = """examples:
@@ -28,13 +28,6 @@ NO_EFFECT = {
 }
 
 
-class Parser(argparse.ArgumentParser):
-    """An ArgumentParser that raises UserError instead of printing its usage and leaving."""
-
-    def error(self, message):
-        raise UserError(f"{message} (python main.py --help lists the flags)")
-
-
 def integer_list(text):
     """'[10, 20]', '10,20' or '20' -> (10, 20): sorted, each once."""
     body = re.fullmatch(r"\s*\[?\s*(\d{1,9}(?:\s*,\s*\d{1,9})*)\s*\]?\s*", text, re.ASCII)
@@ -45,8 +38,8 @@ def integer_list(text):
 
 def make_parser():
     """One flag a field of Config, in the groups of world.GROUPS. Absent flags stay absent, so recipes can tell."""
-    parser = Parser(prog="python main.py", usage="python main.py --dataset NAME --model {mf,lgn,lgn_mm} [flags]", epilog=EPILOG, allow_abbrev=False, argument_default=argparse.SUPPRESS,
-                    formatter_class=argparse.RawDescriptionHelpFormatter,
+    parser = Parser(prog="python main.py", usage="python main.py --dataset NAME --model {mf,lgn,lgn_mm} [flags]", epilog=EPILOG,
+                    allow_abbrev=False, argument_default=argparse.SUPPRESS, formatter_class=argparse.RawDescriptionHelpFormatter,
                     description="RecGOAT (arXiv 2602.00682): multimodal recommendation with graphs. Trains, selects on "
                                 "validation,\nscores the test split once, and leaves a run folder.")
     groups = {name: parser.add_argument_group(name) for name in GROUPS}

@@ -4,6 +4,7 @@
     ranking_metrics(hits, torch.tensor([2]), (3,))        # {'recall@3': tensor([1.]), ...}
 """
 
+import argparse
 import contextlib
 import fcntl
 import hashlib
@@ -25,6 +26,29 @@ class UserError(Exception):
 
 class TrainingError(Exception):
     """Something that ends a run under way: a loss that is not finite, a disk that is full. The message is one line."""
+
+
+class Parser(argparse.ArgumentParser):
+    """An ArgumentParser that raises UserError instead of printing its usage and leaving."""
+
+    def error(self, message):
+        raise UserError(f"{message} ({self.prog} --help lists the flags)")
+
+
+def run_tool(command, parser, argv=None):
+    """Parse argv and call command(args), for the tools that are command lines of their own. Returns the exit code.
+
+    0; 2 on bad input (UserError), 1 on a disk or a network that fails (OSError), each with one line on stderr; 130
+    when interrupted.
+    """
+    try:
+        command(parser.parse_args(argv))
+    except (UserError, OSError) as error:
+        print("error:", " ".join(str(error).split()), file=sys.stderr)
+        return 2 if isinstance(error, UserError) else 1
+    except KeyboardInterrupt:
+        return 130
+    return 0
 
 
 def ranking_metrics(hits, n_relevant, ks):
@@ -113,6 +137,12 @@ def atomic_write(path, mode="wb"):
         with contextlib.suppress(FileNotFoundError):
             os.unlink(temporary)
         raise
+
+
+def write_text(path, text):
+    """Write text to path in UTF-8, atomically."""
+    with atomic_write(path) as file:
+        file.write(text.encode())
 
 
 CHECKPOINT_KEYS = {"format", "model", "optimizer", "progress", "random", "sampler", "config", "data"}

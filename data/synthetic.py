@@ -29,7 +29,7 @@ from pathlib import Path
 
 import numpy as np
 
-from utils import UserError, atomic_write
+from utils import Parser, UserError, atomic_write, run_tool, write_text
 
 FACTORS = 16                  # dimensions of the latent space
 TEXT_FACTORS = slice(0, 12)   # what the text tells of them
@@ -157,12 +157,6 @@ def write_dataset(folder, dataset, settings):
         raise UserError(f"{folder}: cannot be written ({error.strerror})") from None
 
 
-def write_text(path, text):
-    """Write text to path, atomically."""
-    with atomic_write(path, "w") as file:
-        file.write(text)
-
-
 def summary(folder, dataset):
     """One line: what the folder now holds."""
     splits = {split: np.concatenate(rows) for split, rows in dataset["splits"].items()}
@@ -174,13 +168,6 @@ def summary(folder, dataset):
 
 
 # ---------------------------------------------------------------- command line
-
-class Parser(argparse.ArgumentParser):
-    """An ArgumentParser that raises UserError instead of printing its usage and leaving."""
-
-    def error(self, message):
-        raise UserError(f"{message} (python -m data.synthetic --help lists the flags)")
-
 
 def make_parser():
     """The flags, with their defaults."""
@@ -197,21 +184,20 @@ def make_parser():
     return parser
 
 
-def main(argv=None):
-    """Make a dataset folder from a command line. Returns the exit code: 0, or 2 on bad input (one line on stderr)."""
-    try:
-        args = make_parser().parse_args(argv)
-        if args.name in ("", "..", ".") or Path(args.name).name != args.name:
-            raise UserError(f"NAME '{args.name}': give a plain folder name; --data_root says where it lies")
-        settings = {key: getattr(args, key) for key in ("users", "items", "interactions_per_user", "seed")}
-        dataset = make_dataset(**settings)
-        folder = Path(args.data_root) / args.name
-        write_dataset(folder, dataset, settings)
-    except UserError as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 2
+def command(args):
+    """Make the dataset folder that parsed arguments ask for, and say what it holds."""
+    if args.name in ("", "..", ".") or Path(args.name).name != args.name:
+        raise UserError(f"NAME '{args.name}': give a plain folder name; --data_root says where it lies")
+    settings = {key: getattr(args, key) for key in ("users", "items", "interactions_per_user", "seed")}
+    dataset = make_dataset(**settings)
+    folder = Path(args.data_root) / args.name
+    write_dataset(folder, dataset, settings)
     print(summary(folder, dataset))
-    return 0
+
+
+def main(argv=None):
+    """Run a command line. Returns the exit code, see utils.run_tool."""
+    return run_tool(command, make_parser(), argv)
 
 
 if __name__ == "__main__":
