@@ -14,10 +14,10 @@ import sys
 import time
 
 import numpy as np
-import tensorboardX.writer
 import torch
-from tensorboardX import SummaryWriter
+from tensorboardX import summary
 from tensorboardX.event_file_writer import EventsWriter
+from tensorboardX.proto.event_pb2 import Event, SessionLog
 from tqdm import tqdm
 
 from dataloader import Sampler, held_out
@@ -131,38 +131,35 @@ def splits_of(interactions, config, device):
 
 # ---------------------------------------------------------------- the log of a run
 
-class Events:
-    """The event file of tensorboardX without its thread and queue.
+class Board:
+    """A TensorBoard event file of one process of a run.
 
-    There, a full disk kills the thread with a traceback, and the run waits for the dead thread for ever; here the
-    error reaches the caller.
+    tensorboardX's SummaryWriter writes from a thread: on a full disk the thread dies with a traceback and the run waits
+    for it for ever. Here every event is written where it is made, and the error reaches the caller.
+
+    epoch: the epoch the process starts from; TensorBoard drops what an earlier process wrote beyond it.
     """
 
-    def __init__(self, folder, max_queue_size=10, flush_secs=120, filename_suffix=""):
-        self.folder = folder
-        os.makedirs(folder, exist_ok=True)
-        self.file = EventsWriter(os.path.join(folder, "events"), f".{time.time_ns()}{filename_suffix}")   # one within the same second would overwrite
+    def __init__(self, folder, epoch):
+        self.file = EventsWriter(str(folder / "events"), f".{time.time_ns()}")     # two of one second have two names
+        self.write(epoch + 1, session_log=SessionLog(status=SessionLog.START))
 
-    def get_logdir(self):
-        return self.folder
+    def write(self, step, **content):
+        """One event: summary= or session_log=."""
+        self.file.write_event(Event(wall_time=time.time(), step=step, **content))
 
-    def add_event(self, event):
-        if self.file:
-            self.file.write_event(event)
+    def add(self, summaries, step=0):
+        """Summaries of tensorboardX.summary, at a step."""
+        for part in summaries:
+            self.write(step, summary=part)
 
     def flush(self):
-        file, self.file = self.file, None       # not to fail again: tensorboardX closes once more when the interpreter ends
-        if file:
-            file.flush()
-            self.file = file
+        """Bring the events to disk."""
+        self.file.flush()
 
     def close(self):
-        file, self.file = self.file, None
-        if file:
-            file.close()
-
-
-tensorboardX.writer.EventFileWriter = Events    # also for the writer that add_hparams makes
+        """Flush and close the file."""
+        self.file.close()
 
 
 class RunLog:
@@ -174,7 +171,7 @@ class RunLog:
     def __init__(self, folder, config, epoch=0):
         self.folder = folder
         keep_lines(folder / "metrics.jsonl", epoch)
-        self.board = SummaryWriter(str(folder), purge_step=epoch + 1) if config.tensorboard else None
+        self.board = Board(folder, epoch) if config.tensorboard else None
         self.text = open(folder / "train.log", "a", encoding="utf-8")
         self.lines = open(folder / "metrics.jsonl", "a", encoding="utf-8")
 
@@ -191,21 +188,22 @@ class RunLog:
     def scalars(self, group, values, epoch):
         """Numbers as TensorBoard scalars group/name."""
         if self.board:
-            for name, value in values.items():
-                self.board.add_scalar(f"{group}/{name}", float(value), epoch)
+            self.board.add([summary.scalar(f"{group}/{name}", float(value)) for name, value in values.items()], epoch)
 
     def plans(self, model, epoch):
         """Each transport plan as a TensorBoard image, scaled to its largest entry."""
         if not self.board:
             return
         for m, transport in getattr(getattr(model, "fusion", None), "transports", {}).items():
-            self.board.add_image(f"plan/{m}", (transport.plan / transport.plan.max().clamp_min(1e-30)).cpu().numpy(), epoch, dataformats="HW")
+            plan = transport.plan / transport.plan.max().clamp_min(1e-30)
+            self.board.add([summary.image(f"plan/{m}", plan.cpu().numpy(), dataformats="HW")], epoch)
 
     def settings(self, config, metrics):
         """The settings and final metrics as a TensorBoard hparams entry."""
         if self.board:
             flat = {key: value if isinstance(value, (int, float, str)) else str(value) for key, value in config.as_dict().items()}
-            self.board.add_hparams(flat, {f"hparam/{name}": value for name, value in metrics.items()}, name="hparams")
+            figures = {f"hparam/{name.replace('@', '_')}": value for name, value in metrics.items()}   # scalar tags hold no @
+            self.board.add([*summary.hparams(flat, figures), *(summary.scalar(*figure) for figure in figures.items())])
 
     def flush(self):
         """Bring the TensorBoard events to disk; the other files are there after every line."""

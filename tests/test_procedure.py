@@ -411,6 +411,20 @@ def test_tensorboard_events_are_readable_and_agree_with_metrics_jsonl(small_data
     assert [image.step for image in images] == [1, 2] and (images[0].width, images[0].height) == (8, 8)
 
 
+def test_tensorboard_compares_settings_with_final_metrics(small_dataset):
+    from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+    from tensorboard.plugins.hparams.plugin_data_pb2 import HParamsPluginData
+    out, result, _ = run(small_dataset, epochs=2, tensorboard=1, lr=0.005)
+    events = EventAccumulator(str(out))
+    events.Reload()
+    content = {tag: HParamsPluginData.FromString(data) for tag, data in events.PluginTagToContent("hparams").items()}
+    assert content["_hparams_/session_start_info"].session_start_info.hparams["lr"].number_value == 0.005
+    names = [info.name.tag for info in content["_hparams_/experiment"].experiment.metric_infos]
+    assert sorted(names) == sorted(f"hparam/{name.replace('@', '_')}" for name in result["test"])
+    for name in names:                               # each column of the comparison has its scalar
+        assert [event.value for event in events.Scalars(name)] == [pytest.approx(result["test"][name[7:].replace("_", "@")], rel=1e-6)]
+
+
 def test_tensorboard_0_writes_no_events(small_dataset):
     out, _, _ = run(small_dataset, epochs=1, tensorboard=0)
     assert not [path for path in out.rglob("*") if "events" in path.name]
