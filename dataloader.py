@@ -10,9 +10,9 @@ Every reader checks what it reads; what it cannot use ends in a UserError that n
 
 import dataclasses
 import io
-import itertools
 import math
 import re
+import typing
 import warnings
 import zipfile
 from pathlib import Path
@@ -23,7 +23,7 @@ import scipy.sparse as sp
 import torch
 from tqdm import tqdm
 
-from utils import UserError, atomic_write, content_hash, csr_tensor
+from utils import UserError, atomic_write, content_hash, csr_product, csr_tensor
 from world import MODALITIES
 
 SPLITS = ("train", "valid", "test")
@@ -388,20 +388,26 @@ def read_neighbours(path, n, k):
 class AttentionGraph:
     """A symmetric graph with self loops, laid out so that attention with H heads is one sparse product.
 
-    Node i and head h are row i * H + h of a block-diagonal CSR pattern, so [n, H * c] features viewed as [n * H, c]
-    are multiplied by it as they lie in memory. The pattern is symmetric: the transpose of a matrix with `values`
-    on it has values[transposed] on the same pattern.
+    Head h and node i are row h * n + i of a block-diagonal CSR pattern, so features [H, n, c] viewed as [H * n, c] are
+    multiplied by it as they lie in memory, head after head: what one head gathers stays in the cache. The pattern is
+    symmetric: the transpose of a matrix with `values` on it has values[transposed] on the same pattern.
     """
     n: int
     heads: int
-    crow: torch.Tensor        # [n * H + 1] int32
-    row: torch.Tensor         # [E * H] int32
-    col: torch.Tensor         # [E * H] int32
-    transposed: torch.Tensor  # [E * H] int32
+    crow: torch.Tensor        # [H * n + 1] int32
+    row: torch.Tensor         # [H * E] int32
+    col: torch.Tensor         # [H * E] int32
+    transposed: torch.Tensor  # [H * E] int32
 
-    def matrix(self, values):
-        """Sparse CSR [n * H, n * H] with these values."""
-        return csr_tensor(self.crow, self.col, values, (self.n * self.heads, self.n * self.heads))
+    def product(self, values, dense):
+        """The sparse matrix with these values times dense [H * n, c]."""
+        return csr_product(self.crow, self.col, values, dense)
+
+    def sampled_product(self, a, b):
+        """a[i] . b[j] at every entry (i, j) of the pattern: [H * n, c] twice -> [H * E]."""
+        size = (len(a), len(b))
+        pattern = csr_tensor(self.crow, self.col, torch.zeros(len(self.col), dtype=a.dtype, device=a.device), size)
+        return torch.sparse.sampled_addmm(pattern, a, b.T, beta=0.0).values()
 
 
 def attention_graph(neighbours, heads, device):
@@ -410,17 +416,19 @@ def attention_graph(neighbours, heads, device):
     rows = np.repeat(np.arange(n), k)
     directed = sp.csr_matrix((np.ones(n * k, np.float32), (rows, neighbours.ravel())), (n, n))
     one_head = (directed + directed.T + sp.eye(n, format="csr", dtype=np.float32)).tocsr()
-    pattern = sp.kron(one_head, sp.eye(heads, format="csr", dtype=np.float32), format="csr")
-    pattern.sort_indices()
-    size = pattern.shape[0]
-    order = sp.csr_matrix((np.arange(pattern.nnz), pattern.indices, pattern.indptr), (size, size)).T.tocsr()
+    one_head.sort_indices()
+    edges = one_head.nnz
+    order = sp.csr_matrix((np.arange(edges), one_head.indices, one_head.indptr), (n, n)).T.tocsr()
     order.sort_indices()
 
-    def tensor(array):
-        return torch.from_numpy(np.ascontiguousarray(array, dtype=np.int32)).to(device)
+    def repeat(array, step):
+        """An array of one head, for all heads: shifted by `step` from each to the next."""
+        copies = array + step * np.arange(heads, dtype=np.int64)[:, None]
+        return torch.from_numpy(copies.astype(np.int32).ravel()).to(device)
 
-    row = np.repeat(np.arange(size), np.diff(pattern.indptr))
-    return AttentionGraph(n, heads, tensor(pattern.indptr), tensor(row), tensor(pattern.indices), tensor(order.data))
+    crow = torch.cat([repeat(one_head.indptr[:-1], edges), torch.tensor([heads * edges], dtype=torch.int32, device=device)])
+    row = np.repeat(np.arange(n), np.diff(one_head.indptr))
+    return AttentionGraph(n, heads, crow, repeat(row, n), repeat(one_head.indices, n), repeat(order.data, edges))
 
 
 # ---------------------------------------------------------------- batches
@@ -428,6 +436,35 @@ def attention_graph(neighbours, heads, device):
 def pair_keys(pairs, n_items):
     """[n, 2] pairs -> sorted [n] int64 keys user * I + item."""
     return torch.sort(pairs[:, 0] * n_items + pairs[:, 1]).values
+
+
+class Batch(typing.NamedTuple):
+    """Training triples, and the distinct items among them: pos = pos_items[pos_at], neg = neg_items[neg_at]."""
+    users: torch.Tensor         # [B] int64
+    pos: torch.Tensor           # [B]
+    neg: torch.Tensor           # [B]
+    pos_items: torch.Tensor     # [n] each positive item once, ascending
+    pos_at: torch.Tensor        # [B]
+    neg_items: torch.Tensor     # [m]
+    neg_at: torch.Tensor        # [B]
+
+
+def make_batches(users, pos, neg, n_items, size):
+    """[n] users, positives and negatives -> list of Batch of `size` triples; the last may be smaller.
+
+    The distinct items of all batches are found together, with one wait for the device instead of one a batch.
+    """
+    columns = [users, pos, neg, *distinct_items(pos, n_items, size), *distinct_items(neg, n_items, size)]
+    return [Batch(*parts) for parts in zip(*(c if isinstance(c, (list, tuple)) else c.split(size) for c in columns))]
+
+
+def distinct_items(items, n_items, size):
+    """Each item of every `size` items once, and where each item is among them: two lists of tensors."""
+    batch = torch.arange(len(items), device=items.device) // size
+    keys, at = (batch * n_items + items).unique(return_inverse=True)          # batch after batch
+    counts = torch.bincount(keys // n_items)
+    first = counts.cumsum(0) - counts
+    return (keys % n_items).split(counts.tolist()), (at - first[batch]).split(size)
 
 
 class Sampler:
@@ -470,16 +507,14 @@ class Sampler:
         return self.epoch_start if step else self.generator.get_state()
 
     def epoch(self, skip=0):
-        """Yield (users, positives, negatives), each [B] int64, over one shuffled pass; the last batch may be smaller.
+        """Yield each Batch of one shuffled pass; the last may be smaller.
 
         skip: batches to leave out at the beginning, for an epoch that is continued from state(skip).
         """
         self.epoch_start = self.generator.get_state()
         order = torch.randperm(len(self.pairs), generator=self.generator, device=self.pairs.device)
         users, positives = self.pairs[order].T.contiguous()
-        negatives = self.negatives(users)
-        batches = zip(users.split(self.batch), positives.split(self.batch), negatives.split(self.batch))
-        yield from itertools.islice(batches, skip, None)
+        yield from make_batches(users, positives, self.negatives(users), self.n_items, self.batch)[skip:]
 
 
 @dataclasses.dataclass(frozen=True)

@@ -16,7 +16,7 @@ from dataloader import load_dataset
 from model import make_model
 from parse import parse_args
 from procedure import Stop, fit, score_checkpoint, start_run
-from utils import TrainingError, UserError, lock_file, newest_checkpoint, read_checkpoint
+from utils import TrainingError, UserError, keep_freed_memory, lock_file, newest_checkpoint, read_checkpoint
 from world import choose_device, make_run_folder, seed_everything, write_config
 
 
@@ -41,6 +41,7 @@ def main(argv=None):
 def command(config, notes):
     """What a parsed command line asks for. Returns the exit code."""
     device = choose_device(config)
+    keep_freed_memory()
     if config.threads:
         torch.set_num_threads(config.threads)
     seed_everything(config.seed)

@@ -2,7 +2,7 @@
 
 Every model offers the same three things:
     user, item = model.embeddings()          # [U, d], [I, d]; the score of (u, i) is user[u] . item[i]
-    terms = model.loss(users, pos, neg)      # {"loss": total, "bpr": ..., ...}, 0-dim tensors; users, pos, neg are [B]
+    terms = model.loss(batch)                # {"loss": total, "bpr": ..., ...}, 0-dim tensors; batch: dataloader.Batch
     numbers = model.diagnostics()            # {name: 0-dim tensor} about its insides, for the log
 
 U users, I items, d embedding size, B batch, H heads, m a modality (text, image, audio).
@@ -14,7 +14,7 @@ import torch
 from torch import nn
 from torch.nn import functional as F
 
-from utils import symmetric_spmm
+from utils import propagate
 from world import MODALITIES
 
 
@@ -34,20 +34,23 @@ class _InfoNCE(torch.autograd.Function):
     """Loss and gradient in one pass over row blocks, so the [n, m] scores are computed once and never kept."""
 
     @staticmethod
-    def forward(ctx, a, b, target, temperature, block):
+    def forward(ctx, a, b, target, temperature, block, dtype):
         a = a / temperature
+        positive = (a * b.index_select(0, target)).sum(1)
+        narrow_a, narrow_b = (a * math.log2(math.e)).to(dtype), b.to(dtype)    # exp2 is faster than exp
         grad_a, grad_b = torch.empty_like(a), torch.zeros_like(b)
         loss = a.new_zeros(())
         for start in range(0, len(a), block):
             rows = slice(start, start + block)
-            scores = a[rows] @ b.T                                      # [block, m]
-            positive = scores.gather(1, target[rows, None])
-            top = scores.amax(1, keepdim=True)
-            total = scores.sub_(top).exp_().sum(1, keepdim=True)
-            loss += (total.log() + top - positive).sum()
-            probability = scores.div_(total)
-            grad_a[rows] = probability @ b
-            grad_b.addmm_(probability.T, a[rows])
+            scores = narrow_a[rows] @ narrow_b.T                        # [block, m]
+            # cosines are at most 1, so that exp cannot overflow unless the temperature is low
+            top = scores.amax(1, keepdim=True) if temperature < 1 / 60 else None
+            likelihood = (scores if top is None else scores.sub_(top)).exp2_()
+            total = likelihood.sum(1, keepdim=True, dtype=a.dtype)
+            loss += total.log().sum() + (0 if top is None else math.log(2) * top.sum())
+            grad_a[rows] = (likelihood @ narrow_b) / total
+            grad_b += likelihood.T @ (a[rows] / total).to(dtype)
+        loss -= positive.sum()
         grad_a -= b.index_select(0, target)
         grad_b.index_add_(0, target, a, alpha=-1)
         ctx.save_for_backward(grad_a.div_(len(a) * temperature), grad_b.div_(len(a)))
@@ -56,17 +59,46 @@ class _InfoNCE(torch.autograd.Function):
     @staticmethod
     def backward(ctx, grad):
         grad_a, grad_b = ctx.saved_tensors
-        return grad * grad_a, grad * grad_b, None, None, None
+        return grad * grad_a, grad * grad_b, None, None, None, None
 
 
-def info_nce(a, b, temperature, target=None, block=512):
+def info_nce(a, b, temperature, target=None, block=256, dtype=None):
     """InfoNCE with cosine similarity (eq. 7): mean over rows of -log softmax(cos(a_r, b_*) / temperature)[target_r].
 
-    a: [n, d]; b: [m, d], the candidates; target: [n] int64, the row of b that belongs to each row of a (default: r).
+    a: [n, d]; b: [m, d], the candidates; target: [n] int64, the row of b that belongs to each row of a (default: r);
+    dtype: that operands of matrix products are rounded to (default: none).
     """
     if target is None:
         target = torch.arange(len(a), device=a.device)
-    return _InfoNCE.apply(F.normalize(a, dim=1), F.normalize(b, dim=1), target, temperature, block)
+    return _InfoNCE.apply(F.normalize(a, dim=1), F.normalize(b, dim=1), target, temperature, block, dtype or a.dtype)
+
+
+class _Product(torch.autograd.Function):
+    """a @ b with operands rounded to dtype, forward and backward; the result has b's type."""
+
+    @staticmethod
+    def forward(ctx, a, b, dtype):
+        narrow_a, narrow_b = a.to(dtype), b.to(dtype)
+        ctx.save_for_backward(narrow_a, narrow_b)
+        ctx.types = a.dtype, b.dtype
+        return (narrow_a @ narrow_b).to(b.dtype)
+
+    @staticmethod
+    def backward(ctx, grad):
+        a, b = ctx.saved_tensors
+        grad = grad.to(a.dtype)
+        grad_a = (grad @ b.T).to(ctx.types[0]) if ctx.needs_input_grad[0] else None
+        return grad_a, (a.T @ grad).to(ctx.types[1]), None
+
+
+def product_type(config):
+    """Type that --precision rounds the operands of large matrix products to; None: as they are."""
+    return torch.bfloat16 if config.precision == "bf16" else None
+
+
+def product(a, b, dtype):
+    """Matrix product a [n, p] @ b [p, q] with operands rounded to dtype (None: as they are); the result has b's type."""
+    return a @ b if dtype is None else _Product.apply(a, b, dtype)
 
 
 # ---------------------------------------------------------------- ID models
@@ -84,16 +116,17 @@ class MF(nn.Module):
         """User vectors [U, d] and item vectors [I, d]."""
         return self.user, self.item
 
-    def loss(self, users, pos, neg):
-        """BPR and the weighted norm of the layer-0 embeddings of the batch. users, pos, neg: [B]."""
+    def loss(self, batch):
+        """BPR and the weighted norm of the layer-0 embeddings of the batch."""
         user, item = self.embeddings()
-        bpr = bpr_loss(user.index_select(0, users), item.index_select(0, pos), item.index_select(0, neg))
-        norm = self.layer0_norm(users, pos, neg)
+        bpr = bpr_loss(user.index_select(0, batch.users), item.index_select(0, batch.pos), item.index_select(0, batch.neg))
+        norm = self.layer0_norm(batch)
         return {"loss": bpr + self.decay * norm, "bpr": bpr, "norm": norm}
 
-    def layer0_norm(self, users, pos, neg):
+    def layer0_norm(self, batch):
         """Mean squared norm of the layer-0 embeddings of a batch of triples."""
-        return squared_norm(self.user.index_select(0, users), self.item.index_select(0, pos), self.item.index_select(0, neg))
+        return squared_norm(self.user.index_select(0, batch.users), self.item.index_select(0, batch.pos),
+                            self.item.index_select(0, batch.neg))
 
     def diagnostics(self):
         """Mean norm of the user and item embeddings."""
@@ -110,48 +143,48 @@ class LightGCN(MF):
 
     def embeddings(self):
         """Propagated user vectors [U, d] and item vectors [I, d]."""
-        layer = mean = torch.cat([self.user, self.item])               # [U + I, d]
-        for _ in range(self.layers):
-            layer = symmetric_spmm(self.adjacency, layer)
-            mean = mean + layer
-        return (mean / (self.layers + 1)).split([len(self.user), len(self.item)])
+        mean = propagate(self.adjacency, torch.cat([self.user, self.item]), self.layers)       # [U + I, d]
+        return mean.split([len(self.user), len(self.item)])
 
 
 # ---------------------------------------------------------------- graph attention
 
 class _Attention(torch.autograd.Function):
-    """Attention-weighted sum over neighbours. Keeps E * H weights for the backward pass, never [E, d] messages."""
+    """Attention-weighted mean over neighbours. Keeps numbers of size H * E for the backward pass, never [E, d] messages."""
 
     @staticmethod
     def forward(ctx, h, s_dst, s_src, graph, slope, dropout):
-        """h: [n H, c]; s_dst, s_src: [n H]; returns [n H, c]."""
-        scores = s_dst.index_select(0, graph.row) + s_src.index_select(0, graph.col)      # [E H]
-        positive = scores > 0
+        """h: [H n, c]; s_dst, s_src: [H n]; returns [H n, c]."""
+        scores = s_dst.index_select(0, graph.row).add_(s_src.index_select(0, graph.col))  # [H E]
         scores = F.leaky_relu_(scores, slope)
-        top = torch.segment_reduce(scores, "max", offsets=graph.crow)
-        weights = scores.sub_(top.index_select(0, graph.row)).exp_()
-        total = torch.segment_reduce(weights, "sum", offsets=graph.crow)
-        weights /= total.index_select(0, graph.row)
-        keep = (torch.rand_like(weights) >= dropout) if dropout else None
-        used = weights * keep / (1 - dropout) if dropout else weights
-        out = graph.matrix(used) @ h
-        ctx.graph, ctx.slope, ctx.dropout = graph, slope, dropout
-        ctx.save_for_backward(h, weights, positive, keep, out)
+        weights = softmax_numerators(scores, s_dst, s_src, graph)
+        total = torch.segment_reduce(weights, "sum", offsets=graph.crow)[:, None]
+        used = weights * (torch.rand_like(weights) >= dropout).to(weights.dtype).div_(1 - dropout) if dropout else weights
+        out = graph.product(used, h) / total
+        ctx.graph, ctx.slope = graph, slope
+        ctx.save_for_backward(h, scores, weights, used, total, out)
         return out
 
     @staticmethod
     def backward(ctx, grad):
-        h, weights, positive, keep, out = ctx.saved_tensors
-        graph, grad = ctx.graph, grad.contiguous()
-        used = weights * keep / (1 - ctx.dropout) if ctx.dropout else weights
-        grad_h = graph.matrix(used.index_select(0, graph.transposed)) @ grad
+        h, scores, weights, used, total, out = ctx.saved_tensors
+        graph, grad = ctx.graph, grad / total
+        grad_h = graph.product(used.index_select(0, graph.transposed), grad)
         # softmax: w (dL/dw - sum w dL/dw), where the sum over a node's edges is grad . out
-        products = torch.sparse.sampled_addmm(graph.matrix(torch.zeros_like(used)), grad, h.T, beta=0.0).values()
-        grad_scores = (used * products).sub_(weights * (grad * out).sum(1).index_select(0, graph.row))
-        grad_scores = torch.where(positive, grad_scores, ctx.slope * grad_scores)
+        grad_scores = graph.sampled_product(grad, h).mul_(used)
+        grad_scores.sub_((grad * out).sum(1).index_select(0, graph.row).mul_(weights))
+        grad_scores = torch.ops.aten.leaky_relu_backward(grad_scores, scores, ctx.slope, True)
         grad_dst = torch.segment_reduce(grad_scores, "sum", offsets=graph.crow)
         grad_src = torch.segment_reduce(grad_scores.index_select(0, graph.transposed), "sum", offsets=graph.crow)
         return grad_h, grad_dst, grad_src, None, None, None
+
+
+def softmax_numerators(scores, s_dst, s_src, graph):
+    """exp(scores) up to a factor a row, without over- or underflow. scores: [H E], LeakyReLU of s_dst + s_src [H n]."""
+    if scores.device.type == "cpu" and s_dst.abs().max() + s_src.abs().max() < 60:
+        return scores.exp()                                             # in range as they are; saves a third of this function
+    top = torch.segment_reduce(scores, "max", offsets=graph.crow)
+    return (scores - top.index_select(0, graph.row)).exp_()
 
 
 class GraphAttention(nn.Module):
@@ -161,9 +194,9 @@ class GraphAttention(nn.Module):
     LeakyReLU(a_dst^h . W^h x_i + a_src^h . W^h x_j), slope 0.2; neighbours include i. [n, d_in] -> [n, d].
     """
 
-    def __init__(self, d_in, d, heads, attn_dropout=0.0, slope=0.2):
+    def __init__(self, d_in, d, heads, attn_dropout=0.0, slope=0.2, dtype=None):
         super().__init__()
-        self.heads, self.slope, self.attn_dropout = heads, slope, nn.Dropout(attn_dropout)
+        self.heads, self.slope, self.attn_dropout, self.dtype = heads, slope, nn.Dropout(attn_dropout), dtype
         self.weight = nn.Parameter(torch.empty(d, d_in))
         self.a_src = nn.Parameter(torch.empty(heads, d // heads))
         self.a_dst = nn.Parameter(torch.empty(heads, d // heads))
@@ -173,12 +206,12 @@ class GraphAttention(nn.Module):
 
     def forward(self, graph, x):
         """graph: AttentionGraph of n nodes with the same number of heads; x: [n, d_in]."""
-        h = F.linear(x, self.weight)                                    # [n, d]
-        by_head = h.view(len(x), self.heads, -1)                        # [n, H, d / H]
-        s_dst, s_src = (by_head * self.a_dst).sum(-1).flatten(), (by_head * self.a_src).sum(-1).flatten()
+        h = product(x, self.weight.T, self.dtype)                       # [n, d]
+        h = h.view(len(x), self.heads, -1).transpose(0, 1).contiguous()                # [H, n, d / H]
+        s_dst, s_src = ((h @ a[:, :, None]).flatten() for a in (self.a_dst, self.a_src))
         dropout = self.attn_dropout.p if self.attn_dropout.training else 0.0
-        out = _Attention.apply(h.view(len(x) * self.heads, -1), s_dst, s_src, graph, self.slope, dropout)
-        return out.view(len(x), -1) + self.bias
+        out = _Attention.apply(h.flatten(0, 1), s_dst, s_src, graph, self.slope, dropout)
+        return out.view(h.shape).transpose(0, 1).flatten(1) + self.bias
 
 
 class Branch(nn.Module):
@@ -189,7 +222,8 @@ class Branch(nn.Module):
         d = config.recdim
         self.project = nn.Linear(d_in, d) if config.feat_proj else nn.Identity()
         sizes = [d if config.feat_proj else d_in] + [d] * (layers - 1)
-        self.layers = nn.ModuleList(GraphAttention(size, d, config.attn_heads, config.attn_dropout) for size in sizes)
+        self.layers = nn.ModuleList(GraphAttention(size, d, config.attn_heads, config.attn_dropout, dtype=product_type(config))
+                                    for size in sizes)
         self.before, self.after = nn.Dropout(config.feat_dropout), nn.Dropout(config.branch_dropout)
 
     def forward(self, graph, x):
@@ -211,7 +245,11 @@ class _L1Cost(torch.autograd.Function):
     @staticmethod
     def forward(ctx, x, y):
         ctx.save_for_backward(x, y)
-        return torch.cdist(x.T.contiguous(), y.T.contiguous(), p=1) / len(x)
+        cost = x.new_zeros(x.shape[1], y.shape[1])
+        block = 64 if x.device.type == "cpu" else len(x)                # few enough rows for the cache
+        for a, b in zip(x.split(block), y.split(block)):
+            cost += torch.cdist(a.T.contiguous(), b.T.contiguous(), p=1)
+        return cost / len(x)
 
     @staticmethod
     def backward(ctx, grad):
@@ -253,20 +291,30 @@ def sinkhorn_log(cost, epsilon, iterations, start=None, tolerance=1e-4, check_ev
     """Entropy-regularised optimal transport in the log domain with uniform marginals (Cuturi 2013; eq. 10-11).
 
     cost: [p, q]; epsilon: in units of the cost; start: column potential [q] of an earlier call, to begin nearer.
-    Stops early once the row marginals are within `tolerance` (relative, summed over rows) of uniform.
+    Of every `check_every` iterations the first is made in the log domain, and the others as scalings of the kernel that
+    it leaves (Schmitzer 2019, "absorption"): the same iterations for a tenth of the exponentials. Where a scaling leaves
+    the range of the type, it is dropped. On a CPU it stops early once the row marginals are within `tolerance`
+    (relative, summed over rows) of uniform; on a GPU it never waits for the device.
     Returns the plan [p, q] (mass 1, exact column marginals) and the column potential [q].
     """
     p, q = cost.shape
     scaled = cost / epsilon
     column = torch.zeros(q, dtype=cost.dtype, device=cost.device) if start is None else start / epsilon
-    for step in range(1, iterations + 1):
+    for done in range(0, iterations, check_every):
         row = -torch.logsumexp(column - scaled, 1) - math.log(p)
         column = -torch.logsumexp(row[:, None] - scaled, 0) - math.log(q)
-        if step % check_every == 0 or step == iterations:
-            plan = torch.exp(row[:, None] + column - scaled)
-            if (plan.sum(1) - 1 / p).abs().sum() <= tolerance:
-                break
-    return plan, column * epsilon
+        kernel = torch.exp(row[:, None] + column - scaled)             # a plan with exact column marginals
+        u, v = torch.ones_like(row), torch.ones_like(column)
+        for _ in range(min(check_every, iterations - done) - 1):
+            u = 1 / (p * (kernel @ v))
+            v = 1 / (q * (u @ kernel))
+        error = (u * (kernel @ v) - 1 / p).abs().sum()                  # not finite if u or v is not
+        row = torch.where(error.isfinite(), row + u.log(), row)
+        column = torch.where(error.isfinite(), column + v.log(), column)
+        if cost.device.type == "cpu" and error <= tolerance:
+            break
+    plan = torch.exp(row[:, None] + column - scaled)
+    return plan / (q * plan.sum(0)), column * epsilon
 
 
 def sinkhorn_exp(cost, epsilon, iterations):
@@ -296,8 +344,16 @@ class Transport(nn.Module):
             nn.init.xavier_uniform_(self.residual)
         self.register_buffer("plan", torch.full((d, d), 1 / (d * d)))
         self.register_buffer("potential", torch.zeros(d))
-        self.register_buffer("age", torch.zeros((), dtype=torch.int64))
+        self.age = 0                # training steps so far; a number of Python's, not to wait for the device at every step
         self.scale = d if config.plan_scale == "barycentric" else 1
+
+    def get_extra_state(self):
+        """The age, for the state dict."""
+        return torch.tensor(self.age)
+
+    def set_extra_state(self, state):
+        """Take the age from a state dict."""
+        self.age = int(state)
 
     def cost(self, z_m, z_id):
         """Cost between the dimensions of z_m and z_id, [I, d] each -> [d, d] (eq. 9)."""
@@ -315,19 +371,22 @@ class Transport(nn.Module):
             self.potential.copy_(potential)
         self.plan.copy_(plan)
 
-    def forward(self, z_m, z_id):
-        """z_m, z_id: [I, d] -> transported z_m [I, d] (eq. 13)."""
+    def advance(self, z_m, z_id):
+        """Count a training step, and refresh the plan if it is due."""
+        if self.config.transport in ("full", "plan") and self.age % self.config.plan_every == 0:
+            self.refresh(z_m, z_id)
+        self.age += 1
+
+    def forward(self, z_m):
+        """z_m: [n, d], any rows -> transported z_m [n, d] (eq. 13)."""
         kind = self.config.transport
         if kind == "none":
             return z_m
         if kind == "residual":
-            return z_m @ self.residual
-        if self.training:
-            if self.age % self.config.plan_every == 0:
-                self.refresh(z_m, z_id)
-            self.age += 1
-        plan = self.scale * self.plan
-        return z_m @ (plan + self.residual if kind == "full" else plan)
+            moved = self.residual
+        else:
+            moved = self.scale * self.plan if kind == "plan" else self.residual + self.scale * self.plan
+        return product(z_m, moved, product_type(self.config))
 
     def w1(self, z_m, z_id):
         """<T0, C>, with gradients through the cost: the 1-Wasserstein distance of eq. 11 (regularised plan)."""
@@ -366,9 +425,15 @@ class Fusion(nn.Module):
         self.layer_norm = nn.LayerNorm(d) if self.norm.startswith("layer") else nn.Identity()
         self.dropout = nn.Dropout(config.fuse_drop)
 
+    def advance(self, z_id, z):
+        """Count a training step; refresh the plans that are due. z_id: [I, d]; z: {m: [I, d]}."""
+        if self.mode == "oat":
+            for m in self.modalities:
+                self.transports[m].advance(z[m], z_id)
+
     def forward(self, z_id, z):
-        """z_id: [I, d]; z: {m: [I, d]} -> unified item vectors [I, d]."""
-        parts = [z_id, *(self.transports[m](z[m], z_id) if self.mode == "oat" else z[m] for m in self.modalities)]
+        """z_id: [n, d]; z: {m: [n, d]}, the same items -> unified item vectors [n, d]."""
+        parts = [z_id, *(self.transports[m](z[m]) if self.mode == "oat" else z[m] for m in self.modalities)]
         if self.input == "l2":
             parts = [F.normalize(part, dim=1) for part in parts]
         if self.mode == "concat":
@@ -395,12 +460,13 @@ class RecGOAT(nn.Module):
         self.config, self.graphs, self.user_graph = config, dataset.graphs, dataset.user_graph
         self.backbone = LightGCN(config, dataset)
         self.modalities = [m for m in MODALITIES if m in dataset.features]
+        narrow = product_type(config) or torch.float32
         for m in self.modalities:
-            self.register_buffer(f"{m}_features", dataset.features[m], persistent=False)
+            self.register_buffer(f"{m}_features", dataset.features[m].to(narrow), persistent=False)
         self.branches = nn.ModuleDict({m: Branch(config, dataset.features[m].shape[1], config.item_branch_layers)
                                        for m in self.modalities})
-        self.register_buffer("user_features", dataset.user_features, persistent=False)
         if self.user_graph is not None:
+            self.register_buffer("user_features", dataset.user_features.to(narrow), persistent=False)
             self.user_branch = Branch(config, dataset.user_features.shape[1], config.user_branch_layers)
         self.fusion = Fusion(config, self.modalities)
 
@@ -418,20 +484,25 @@ class RecGOAT(nn.Module):
         user, z_id, z = self.represent()
         return user, self.fusion(z_id, z)
 
-    def loss(self, users, pos, neg):
-        """The total and its terms. users, pos, neg: [B]."""
+    def loss(self, batch):
+        """The total and its terms. Only the items of the batch are transported and fused."""
         config = self.config
         user, z_id, z = self.represent()
-        item = self.fusion(z_id, z)
-        bpr = bpr_loss(user.index_select(0, users), item.index_select(0, pos), item.index_select(0, neg))
-        norm = self.backbone.layer0_norm(users, pos, neg)
+        if self.training:
+            self.fusion.advance(z_id.detach(), {m: v.detach() for m, v in z.items()})
+        rows = torch.cat([batch.pos_items, batch.neg_items])
+        item = self.fusion(z_id.index_select(0, rows), {m: v.index_select(0, rows) for m, v in z.items()})
+        positives, negatives = item.split([len(batch.pos_items), len(batch.neg_items)])
+        users = user.index_select(0, batch.users)
+        bpr = bpr_loss(users, positives.index_select(0, batch.pos_at), negatives.index_select(0, batch.neg_at))
+        norm = self.backbone.layer0_norm(batch)
         terms = {"bpr": bpr, "norm": norm}
         total = bpr + config.decay * norm
         if config.modality_decay:
-            terms["modality_norm"] = sum(squared_norm(v.index_select(0, pos), v.index_select(0, neg)) for v in z.values())
+            terms["modality_norm"] = sum(squared_norm(v.index_select(0, batch.pos), v.index_select(0, batch.neg)) for v in z.values())
             total = total + config.modality_decay * terms["modality_norm"]
         if config.contrastive_weight:
-            contrastive = self.contrastive(user, item, z_id, z, users, pos, neg)
+            contrastive = self.contrastive(users, positives, z_id, z, batch)
             terms.update(contrastive)
             total = total + config.contrastive_weight * contrastive["contrastive"]
         if config.w1_weight and config.fusion == "oat":
@@ -439,32 +510,33 @@ class RecGOAT(nn.Module):
             total = total + config.w1_weight * terms["w1"]
         return {"loss": total, **terms}
 
-    def contrastive(self, user, item, z_id, z, users, pos, neg):
-        """w * (InfoNCE over the modality pairs, eq. 7-8) + (1 - w) * InfoNCE(user, positive item). Terms as a dict."""
+    def contrastive(self, users, positives, z_id, z, batch):
+        """w * (InfoNCE over the modality pairs, eq. 7-8) + (1 - w) * InfoNCE(user, positive item). Terms as a dict.
+
+        users: [B, d]; positives: [n, d], fused vectors of batch.pos_items; z_id: [I, d]; z: {m: [I, d]}.
+        """
         config, w = self.config, self.config.modality_consistency_weight
         terms, total = {}, 0.0
         if w:
-            batches = [pos, neg] if config.contrastive_items == "pos_neg" else [pos]
-            pairs = [loss for batch in batches for loss in self.modality_pairs(z_id, z, batch)]
+            once = [batch.pos_items, batch.neg_items] if config.contrastive_dedup else [batch.pos, batch.neg]
+            pairs = [loss for items in once[:2 if config.contrastive_items == "pos_neg" else 1]
+                     for loss in self.modality_pairs(z_id, z, items)]
             terms["modality_nce"] = sum(pairs) / (len(pairs) if config.contrastive_reduction == "mean" else 1)
             # the released code minimises the mean over pairs of (1 - InfoNCE); the constant 1 does not matter
             total = total + (w if config.contrastive_sign == "attract" else -w) * terms["modality_nce"]
         if w < 1:
-            if config.contrastive_dedup:
-                candidates, target = pos.unique(return_inverse=True)
-            else:
-                candidates, target = pos, None
-            terms["user_item_nce"] = info_nce(user.index_select(0, users), item.index_select(0, candidates),
-                                              config.temperature, target)
+            candidates, target = positives, batch.pos_at
+            if not config.contrastive_dedup:
+                candidates, target = positives.index_select(0, batch.pos_at), None
+            terms["user_item_nce"] = info_nce(users, candidates, config.temperature, target, dtype=product_type(config))
             total = total + (1 - w) * terms["user_item_nce"]
         return {"contrastive": total, **terms}
 
     def modality_pairs(self, z_id, z, items):
         """InfoNCE of every pair among (id, text, image, audio) at these items, a list (eq. 8)."""
-        if self.config.contrastive_dedup:
-            items = items.unique()
         views = [view.index_select(0, items) for view in (z_id, *(z[m] for m in self.modalities))]
-        return [info_nce(a, b, self.config.temperature) for i, a in enumerate(views) for b in views[i + 1:]]
+        return [info_nce(a, b, self.config.temperature, dtype=product_type(self.config))
+                for i, a in enumerate(views) for b in views[i + 1:]]
 
     def diagnostics(self):
         """Norms, fusion weights, and what each transport plan looks like ("plan/text/mass", ...)."""

@@ -36,8 +36,8 @@ def train_epoch(model, optimizer, sampler, progress, stop=lambda: False):
     model.train()
     first_bad, finite_then = torch.tensor(-1, device=sampler.pairs.device), None
     batches = tqdm(sampler.epoch(progress.step), total=len(sampler), initial=progress.step, desc="steps", leave=False, delay=2)
-    for users, pos, neg in batches:
-        terms = model.loss(users, pos, neg)
+    for batch in batches:
+        terms = model.loss(batch)
         optimizer.zero_grad(set_to_none=True)
         terms["loss"].backward()
         optimizer.step()
@@ -408,7 +408,8 @@ def train(run, log, bar, stop):
     while progress.epoch < config.epochs and not progress.stopped_early(config):
         started = time.perf_counter()
         try:
-            complete = train_epoch(run.model, run.optimizer, run.sampler, progress, stop)
+            with float32_products("high" if config.precision == "tf32" else "highest"):
+                complete = train_epoch(run.model, run.optimizer, run.sampler, progress, stop)
         except TrainingError as error:
             raise TrainingError(f"{error}; {last_good(run.folder)}; start a run with a lower --lr") from None
         progress.seconds += time.perf_counter() - started
@@ -430,6 +431,17 @@ def train(run, log, bar, stop):
     if progress.stopped_early(config):
         log.say(f"stopped: {progress.waited} evaluations without a better {config.selection_metric}")
     return progress.stopped_early(config) or progress.epoch >= config.epochs
+
+
+@contextlib.contextmanager
+def float32_products(precision):
+    """torch.set_float32_matmul_precision for the block, and the one before after it: scores are always exact."""
+    before = torch.get_float32_matmul_precision()
+    torch.set_float32_matmul_precision(precision)
+    try:
+        yield
+    finally:
+        torch.set_float32_matmul_precision(before)
 
 
 def last_good(folder):

@@ -6,6 +6,7 @@
 
 import argparse
 import contextlib
+import ctypes
 import fcntl
 import hashlib
 import os
@@ -18,6 +19,7 @@ from pathlib import Path
 
 import numpy as np
 import torch
+from torch.nn import functional as F
 
 
 class UserError(Exception):
@@ -80,23 +82,63 @@ def ranking_metrics(hits, n_relevant, ks):
     return metrics
 
 
-class _SymmetricSpmm(torch.autograd.Function):
+def csr_product(crow, col, values, dense):
+    """Sparse CSR [n, m] times dense [m, d] -> [n, d], rows summed in the order of their entries. Knows no gradients.
+
+    On a CPU this is a weighted embedding bag: its kernel takes a third of the time of torch's CSR product or less.
+    """
+    if dense.device.type == "cpu":
+        return F.embedding_bag(col, dense, crow, mode="sum", per_sample_weights=values, include_last_offset=True)
+    return csr_tensor(crow, col, values, (len(crow) - 1, len(dense))) @ dense
+
+
+class _Propagation(torch.autograd.Function):
     @staticmethod
-    def forward(ctx, matrix, dense):
-        ctx.matrix = matrix
-        return matrix @ dense
+    def forward(ctx, matrix, dense, layers):
+        ctx.matrix, ctx.layers = matrix, layers
+        return mean_of_powers(matrix, dense, layers)
 
     @staticmethod
     def backward(ctx, grad):
-        return None, ctx.matrix @ grad.contiguous()
+        return None, mean_of_powers(ctx.matrix, grad, ctx.layers), None
 
 
-def symmetric_spmm(matrix, dense):
-    """matrix [n, n] (sparse CSR, constant, symmetric) times dense [n, d].
+def mean_of_powers(matrix, dense, layers, cache=8 * 2**20):
+    """(x + A x + ... + A^L x) / (L + 1) for a sparse CSR A [n, n] and a dense x [n, d].
 
-    The gradient is the same product, so no transpose is formed: d(A x)/dx applied to g is A^T g = A g.
+    cache: bytes. On a CPU, columns go through all layers in blocks of about this size: the rows that the next layer
+    gathers are then still in the cache. At d = 800 this is three times as fast as layer by layer.
     """
-    return _SymmetricSpmm.apply(matrix, dense)
+    crow, col, values = matrix.crow_indices(), matrix.col_indices(), matrix.values()
+    width = dense.shape[1]
+    if dense.device.type == "cpu":
+        width = max(cache // (len(dense) * dense.element_size()) // 16 * 16, 16)
+    out = torch.empty(dense.shape, dtype=dense.dtype, device=dense.device)
+    for part, target in zip(dense.split(width, 1), out.split(width, 1)):
+        layer = part.contiguous()
+        total = layer.clone()
+        for _ in range(layers):
+            layer = csr_product(crow, col, values, layer)
+            total += layer
+        torch.div(total, layers + 1, out=target)
+    return out
+
+
+def propagate(matrix, dense, layers):
+    """mean_of_powers with a gradient, for a symmetric constant matrix: its transpose is itself, so backward is the same."""
+    return _Propagation.apply(matrix, dense, layers)
+
+
+def keep_freed_memory():
+    """Let the C library keep memory that torch frees for torch's next tensors, instead of returning it to the system.
+
+    Otherwise every large intermediate of a training step costs a page fault for each of its pages, which takes longer
+    than most operations on it. Does nothing where the C library is not glibc.
+    """
+    with contextlib.suppress(AttributeError, OSError):
+        mallopt = ctypes.CDLL("libc.so.6").mallopt
+        mallopt(-4, 0)          # M_MMAP_MAX: large blocks from the heap too
+        mallopt(-1, -1)         # M_TRIM_THRESHOLD: the heap never shrinks
 
 
 def csr_tensor(crow, col, values, size):

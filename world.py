@@ -123,6 +123,8 @@ class Config:
     decay: float = setting(1e-4, "training", "weight of the mean squared norm of the layer-0 embeddings of a batch", low=0.0)
     modality_decay: float = setting(0.0, "training", "the same for the modality vectors of a batch's items, before fusion", low=0.0)
     neg_reject: int = switch(1, "training", "1 never draws a training positive of the user as a negative; 0 may (released code)")
+    precision: str = setting("fp32", "training", "operands of the large matrix products of training: fp32, tf32 (GPU), or bf16 "
+                             "(fast where the processor has it); weights, sums and scores stay fp32", choices=("fp32", "tf32", "bf16"))
     recipe: str = setting("paper", "training", "paper: defaults; released: every departure of the authors' code at once "
                           "(explicit flags still win)", choices=("paper", "released"))
 
@@ -256,6 +258,8 @@ def changed_settings(stored, given):
 def choose_device(config):
     """The torch device of a run: the chosen GPU where --cuda 1 and CUDA works, else the CPU."""
     if not (config.cuda and torch.cuda.is_available()):
+        if config.precision == "tf32":
+            raise UserError("--precision tf32: is of NVIDIA GPUs, and this run is on the CPU; take fp32 or bf16")
         return torch.device("cpu")
     if config.gpu_id >= torch.cuda.device_count():
         raise UserError(f"--gpu_id {config.gpu_id}: this machine has GPUs 0 to {torch.cuda.device_count() - 1}; name one of them")

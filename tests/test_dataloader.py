@@ -424,7 +424,7 @@ def test_attention_graph_pattern_equals_a_set_built_by_loops(neighbours, heads):
     for i, row in enumerate(neighbours.tolist()):
         for j in [i] + row:
             edges |= {(i, j), (j, i)}
-    want = sorted((i * heads + h, j * heads + h) for i, j in edges for h in range(heads))
+    want = sorted((h * n + i, h * n + j) for i, j in edges for h in range(heads))
     graph = attention_graph(neighbours, heads, CPU)
     assert (graph.n, graph.heads) == (n, heads)
     assert list(zip(graph.row.tolist(), graph.col.tolist())) == want
@@ -433,13 +433,14 @@ def test_attention_graph_pattern_equals_a_set_built_by_loops(neighbours, heads):
 
 
 @pytest.mark.parametrize("heads", [1, 3])
-def test_transposed_values_make_the_transposed_matrix(heads):
+def test_products_of_a_graph_equal_those_of_the_dense_matrix(heads):
     graph = attention_graph(nearest_neighbours(random_features(14, 4), 3, CPU), heads, CPU)
-    values = torch.rand(len(graph.col))
-    assert torch.equal(graph.matrix(values[graph.transposed]).to_dense(), graph.matrix(values).to_dense().T)
-    dense = torch.zeros(14 * heads, 14 * heads)
-    dense[graph.row.long(), graph.col.long()] = values
-    assert torch.equal(graph.matrix(values).to_dense(), dense)
+    rows, cols, values = graph.row.long(), graph.col.long(), torch.rand(len(graph.col), dtype=torch.float64)
+    dense, (a, b) = torch.zeros(14 * heads, 14 * heads, dtype=torch.float64), torch.randn(2, 14 * heads, 5, dtype=torch.float64)
+    dense[rows, cols] = values
+    torch.testing.assert_close(graph.product(values, a), dense @ a)
+    torch.testing.assert_close(graph.product(values[graph.transposed], a), dense.T @ a)
+    torch.testing.assert_close(graph.sampled_product(a, b), (a @ b.T)[rows, cols])
 
 
 # ---------------------------------------------------------------- sampler
@@ -454,8 +455,8 @@ def test_an_epoch_yields_every_training_pair_once_and_no_positive_as_a_negative(
     draw, orders = sampler(pairs, 15), []
     for _ in range(5):
         batches = list(draw.epoch())
-        assert [len(users) for users, _, _ in batches] == [7] * 13 + [4] and len(draw) == 14
-        users, pos, neg = (torch.cat(parts).tolist() for parts in zip(*batches))
+        assert [len(batch.users) for batch in batches] == [7] * 13 + [4] and len(draw) == 14
+        users, pos, neg = (torch.cat(parts).tolist() for parts in list(zip(*batches))[:3])
         assert Counter(zip(users, pos)) == Counter(positives)
         assert not set(zip(users, neg)) & positives
         assert all(0 <= item < 15 for item in neg)
@@ -463,10 +464,16 @@ def test_an_epoch_yields_every_training_pair_once_and_no_positive_as_a_negative(
     assert len(set(orders)) == 5
 
 
+def test_a_batch_names_its_distinct_items():
+    for batch in sampler(random_pairs(0, 20, 15, 5)["train"], 15).epoch():
+        for items, once, at in ((batch.pos, batch.pos_items, batch.pos_at), (batch.neg, batch.neg_items, batch.neg_at)):
+            assert once.tolist() == sorted(set(items.tolist())) and torch.equal(once[at], items)
+
+
 @pytest.mark.parametrize("last", [0, 4, 9])
 def test_a_user_with_all_items_but_one_always_gets_that_one(last):
     pairs = np.array([(0, item) for item in range(10) if item != last] + [(1, 2)])
-    for _, _, neg in sampler(pairs, 10, batch=9).epoch():
+    for _, _, neg, *_ in sampler(pairs, 10, batch=9).epoch():
         pass
     negatives = sampler(pairs, 10).negatives(torch.zeros(500, dtype=torch.int64))
     assert set(negatives.tolist()) == {last}

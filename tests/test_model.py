@@ -13,7 +13,7 @@ from torch.nn import functional as F
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch_geometric.nn import GATConv
 
-from dataloader import Interactions, attention_graph, load_dataset, normalised_adjacency
+from dataloader import Interactions, attention_graph, load_dataset, make_batches, normalised_adjacency
 from model import (Fusion, GraphAttention, LightGCN, MF, RecGOAT, Transport, bpr_loss, info_nce, l1_cost, make_model, sinkhorn_exp,
                    sinkhorn_log, squared_cost, squared_norm)
 from parse import parse_args
@@ -139,13 +139,13 @@ def test_lightgcn_embeddings_and_gradients_equal_dense_algebra(layers):
 @pytest.mark.parametrize("kind", [MF, LightGCN])
 def test_id_model_loss_is_bpr_plus_weighted_layer0_norm(kind):
     model, _ = id_model(kind, 2)
-    users, pos, neg = torch.tensor([0, 1, 1]), torch.tensor([0, 2, 3]), torch.tensor([5, 6, 5])
+    users, pos, neg = ids = torch.tensor([[0, 1, 1], [0, 2, 3], [5, 6, 5]])
     user, item = (vectors.detach() for vectors in model.embeddings())
     margin = [float(user[u] @ item[p] - user[u] @ item[n]) for u, p, n in zip(users, pos, neg)]
     bpr = sum(math.log(1 + math.exp(-x)) for x in margin) / 3
     norm = sum(float((torch.stack([model.user[u], model.item[p], model.item[n]]) ** 2).sum().detach())
                for u, p, n in zip(users, pos, neg)) / 3
-    terms = {name: value.item() for name, value in model.loss(users, pos, neg).items()}
+    terms = {name: value.item() for name, value in model.loss(*make_batches(*ids, 7, 3)).items()}
     assert terms == pytest.approx({"loss": bpr + 0.3 * norm, "bpr": bpr, "norm": norm}, rel=1e-5)
 
 
@@ -331,18 +331,18 @@ def pair_of_views(seed=0, n=30, d=8):
 
 
 def trained_transport(**changes):
-    """A Transport after one training forward, with the views it saw."""
+    """A Transport after one training step, with the views it saw."""
     torch.manual_seed(0)
     transport = Transport(settings(**{"sinkhorn_iters": 2000, **changes})).train()
     views = pair_of_views()
-    transport(*views)
+    transport.advance(*views)
     return transport, *views
 
 
 @pytest.mark.parametrize("plan_scale, row_sum", [("barycentric", 1.0), ("mass", 1 / 8)])
 def test_transport_scales_the_plan_so_that_rows_sum_to_one_or_one_over_d(plan_scale, row_sum):
-    transport, _, z_id = trained_transport(plan_scale=plan_scale, transport="plan")
-    ones = transport.eval()(torch.eye(8), z_id[:8]).sum(1)
+    transport, *_ = trained_transport(plan_scale=plan_scale, transport="plan")
+    ones = transport(torch.eye(8)).sum(1)
     torch.testing.assert_close(ones, torch.full((8,), row_sum), rtol=1e-3, atol=0)
 
 
@@ -369,7 +369,7 @@ def test_plan_at_the_default_epsilon_does_not_depend_on_scale_or_on_row_and_colu
     plans = []
     for factor in (1.0, 1000.0):
         transport, (z_m, z_id) = Transport(settings(sinkhorn_iters=2000)).train(), pair_of_views()
-        transport(factor * z_m, factor * z_id)
+        transport.advance(factor * z_m, factor * z_id)
         plans.append(transport.plan)
     torch.testing.assert_close(plans[0], plans[1], rtol=1e-2, atol=1e-5)
 
@@ -377,7 +377,8 @@ def test_plan_at_the_default_epsilon_does_not_depend_on_scale_or_on_row_and_colu
 def test_plan_stays_alive_when_the_views_are_equal_or_constant():
     for z in (torch.zeros(10, 8), torch.ones(10, 8)):
         transport = Transport(settings()).train()
-        assert transport(z, z).isfinite().all() and transport.plan.sum().item() == pytest.approx(1, abs=1e-4)
+        transport.advance(z, z)
+        assert transport(z).isfinite().all() and transport.plan.sum().item() == pytest.approx(1, abs=1e-4)
 
 
 @pytest.mark.parametrize("kind", ["plan", "residual", "none", "full"])
@@ -386,7 +387,7 @@ def test_transport_kinds_by_hand(kind, plan_scale, factor):
     transport, z_m, z_id = trained_transport(transport=kind, plan_scale=plan_scale)
     matrix = {"plan": factor * transport.plan, "residual": transport.residual, "none": torch.eye(8),
               "full": factor * transport.plan + transport.residual}[kind].detach()
-    out = transport.eval()(z_m, z_id)
+    out = transport(z_m)
     torch.testing.assert_close(out, z_m @ matrix)
     probe = randn(*out.shape, seed=2, dtype=torch.float32)
     grad_m, grad_id = torch.autograd.grad((out * probe).sum(), (z_m, z_id), allow_unused=True)
@@ -394,27 +395,30 @@ def test_transport_kinds_by_hand(kind, plan_scale, factor):
     assert grad_id is None and not transport.plan.requires_grad
 
 
-def test_transport_refreshes_the_plan_every_n_training_forwards_only():
-    transport = Transport(settings(plan_every=3)).train()
+def test_transport_refreshes_the_plan_every_n_training_steps():
+    transport = Transport(settings(plan_every=3))
     plans = [transport.plan.clone()]
     for step in range(7):
-        transport(*pair_of_views(seed=step))
+        transport.advance(*pair_of_views(seed=step))
         plans.append(transport.plan.clone())
     assert [not torch.equal(a, b) for a, b in zip(plans, plans[1:])] == [True, False, False, True, False, False, True]
-    transport.eval()(*pair_of_views(seed=50))
-    assert torch.equal(transport.plan, plans[-1])
-    transport.train()(*pair_of_views(seed=51))
-    transport.eval()
-    for seed in range(5):                       # evaluations between two steps do not advance the count
-        transport(*pair_of_views(seed=seed))
-    assert torch.equal(transport.plan, plans[-1])
+
+
+def test_only_training_losses_count_as_steps_of_the_plan(small_dataset):
+    model, batch = make(small_dataset, plan_every=2)
+    transport, ages = model.fusion.transports["text"], []
+    for mode in (True, False, True):
+        model.train(mode).loss(batch)
+        model.embeddings()
+        ages.append(transport.age)
+    assert ages == [1, 1, 2]
 
 
 def test_transport_plan_survives_the_state_dict():
     transport, z_m, z_id = trained_transport()
-    other = Transport(settings()).eval()
+    other = Transport(settings())
     other.load_state_dict(transport.state_dict())
-    torch.testing.assert_close(other(z_m, z_id), transport.eval()(z_m, z_id), rtol=0, atol=0)
+    assert torch.equal(other(z_m), transport(z_m)) and other.age == transport.age == 1
 
 
 def test_residual_init():
@@ -512,8 +516,12 @@ def make(folder, modalities=("text", "image"), seed=0, **changes):
     config = settings(dataset=folder.name, data_root=str(folder.parent), **{**paths, **changes})
     torch.manual_seed(seed)
     model = make_model(config, load_dataset(config, CPU), CPU)
-    batch = tuple(torch.tensor(ids) for ids in ([0, 1, 1, 2, 5, 0], [3, 3, 4, 9, 9, 8], [10, 11, 3, 12, 11, 13]))
-    return model, batch
+    return model, batch_of([0, 1, 1, 2, 5, 0], [3, 3, 4, 9, 9, 8], [10, 11, 3, 12, 11, 13])
+
+
+def batch_of(users, pos, neg):
+    """One Batch of these triples."""
+    return make_batches(*map(torch.tensor, (users, pos, neg)), 30, len(users))[0]
 
 
 STILL = {"attn_dropout": 0.0, "fuse_drop": 0.0}
@@ -527,7 +535,7 @@ def test_loss_is_finite_and_gradients_reach_every_parameter(small_dataset, fusio
         modalities = ("text", *modalities)
     model, batch = make(small_dataset, modalities, fusion=fusion, user_text_feat=user_text, learn_fusion_weights=1, w1_weight=0.1,
                         modality_consistency_weight=0.5, sum_proj=1)
-    terms = model.train().loss(*batch)
+    terms = model.train().loss(batch)
     assert all(value.isfinite() and value.ndim == 0 for value in terms.values())
     terms["loss"].backward()
     names = {name for name, _ in model.named_parameters()}
@@ -572,9 +580,9 @@ def test_loss_is_the_weighted_sum_of_its_terms_and_each_term_is_right(small_data
     model, batch = make(small_dataset, modalities, contrastive_dedup=dedup, contrastive_reduction=reduction, contrastive_items=items,
                         contrastive_sign=sign, contrastive_weight=0.7, modality_consistency_weight=0.3, w1_weight=0.4, decay=0.2,
                         user_text_feat="mean")
-    model.train().loss(*batch)
+    model.train().loss(batch)
     with torch.no_grad():
-        terms, expected = model.eval().loss(*batch), oracle_terms(model, *batch, modalities)
+        terms, expected = model.eval().loss(batch), oracle_terms(model, *batch[:3], modalities)
     for name, value in expected.items():
         torch.testing.assert_close(terms[name], value, rtol=1e-4, atol=1e-6)
     contrastive = (1 if sign == "attract" else -1) * 0.3 * expected["modality_nce"] + 0.7 * expected["user_item_nce"]
@@ -585,18 +593,18 @@ def test_loss_is_the_weighted_sum_of_its_terms_and_each_term_is_right(small_data
 
 def test_paper_default_contrastive_term_is_the_sum_over_modality_pairs_alone(small_dataset):
     model, batch = make(small_dataset)
-    terms = model.loss(*batch)
+    terms = model.loss(batch)
     assert "user_item_nce" not in terms and "w1" not in terms and torch.equal(terms["contrastive"], terms["modality_nce"])
     silent, _ = make(small_dataset, contrastive_weight=0.0)
-    assert set(silent.loss(*batch)) == {"loss", "bpr", "norm"}
+    assert set(silent.loss(batch)) == {"loss", "bpr", "norm"}
 
 
 def test_repeated_items_count_once_in_the_modality_term(small_dataset):
-    repeated, once = torch.tensor([9, 3, 3, 4, 9, 9]), torch.tensor([3, 4, 9])
+    batches = [batch_of([0] * len(pos), pos, [1] * len(pos)) for pos in ([9, 3, 3, 4, 9, 9], [3, 4, 9])]
     for dedup in (1, 0):
-        model, (users, _, neg) = make(small_dataset, contrastive_dedup=dedup)
+        model, _ = make(small_dataset, contrastive_dedup=dedup)
         with torch.no_grad():
-            a, b = (model.eval().loss(users[:len(ids)], ids, neg[:len(ids)])["modality_nce"] for ids in (repeated, once))
+            a, b = (model.eval().loss(batch)["modality_nce"] for batch in batches)
         assert torch.isclose(a, b, rtol=1e-5) == bool(dedup)
 
 
@@ -654,7 +662,7 @@ def test_repel_turns_the_gradient_of_the_modality_term_round(small_dataset):
     grads = {}
     for sign in ("attract", "repel"):
         model, batch = make(small_dataset, contrastive_sign=sign, **STILL)
-        model.loss(*batch)["contrastive"].backward()
+        model.loss(batch)["contrastive"].backward()
         grads[sign] = {name: p.grad for name, p in model.named_parameters() if p.grad is not None}
     assert grads["attract"].keys() == grads["repel"].keys() and len(grads["attract"]) > 8
     for name, grad in grads["attract"].items():
@@ -668,7 +676,7 @@ def test_attract_aligns_the_modalities_and_repel_does_not(small_dataset):
         optimizer = torch.optim.Adam((p for p in model.parameters() if p.requires_grad), 0.01)
         losses = []
         for _ in range(20):
-            terms = model.loss(*batch)
+            terms = model.loss(batch)
             optimizer.zero_grad()
             terms["loss"].backward()
             optimizer.step()
@@ -684,7 +692,7 @@ def test_released_recipe_builds_and_trains_a_step(small_dataset):
     model = RecGOAT(config, load_dataset(config, CPU))
     _, batch = make(small_dataset)
     before = {name: p.detach().clone() for name, p in model.named_parameters()}
-    terms = model.train().loss(*batch)
+    terms = model.train().loss(batch)
     assert {"modality_nce", "user_item_nce"} <= terms.keys()
     assert terms["contrastive"].item() == pytest.approx(0.5 * terms["user_item_nce"].item() - 0.5 * terms["modality_nce"].item(), abs=1e-5)
     terms["loss"].backward()
@@ -696,7 +704,7 @@ def test_released_recipe_builds_and_trains_a_step(small_dataset):
 @pytest.mark.parametrize("fusion", ["oat", "concat"])
 def test_diagnostics_are_finite_numbers(small_dataset, fusion):
     model, batch = make(small_dataset, fusion=fusion)
-    model.loss(*batch)
+    model.loss(batch)
     with torch.no_grad():
         numbers = {name: float(value) for name, value in model.eval().diagnostics().items()}
     assert all(map(math.isfinite, numbers.values()))

@@ -187,7 +187,7 @@ def test_train_epoch_averages_terms_and_reports_the_last_gradient_norm(small_dat
     train_epoch(model, torch.optim.SGD(model.parameters(), 0.5), Sampler(dataset.interactions.train, 30, 100, 0, CPU), progress)
     losses = []
     for batch in batches:
-        loss = twin.loss(*batch)["loss"]
+        loss = twin.loss(batch)["loss"]
         grads = torch.autograd.grad(loss, (twin.user, twin.item))
         losses.append(loss.item())
         with torch.no_grad():

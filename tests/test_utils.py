@@ -6,7 +6,8 @@ import numpy as np
 import pytest
 import torch
 
-from utils import Parser, UserError, atomic_write, content_hash, csr_tensor, peak_memory_mb, ranking_metrics, run_tool, symmetric_spmm
+from utils import (Parser, UserError, atomic_write, content_hash, csr_product, csr_tensor, mean_of_powers, peak_memory_mb, propagate,
+                   ranking_metrics, run_tool)
 
 
 def naive_metrics(hits, n_relevant, k):
@@ -60,26 +61,37 @@ def random_symmetric(n, dtype):
     return torch.tensor(upper + np.triu(upper, 1).T, dtype=dtype)
 
 
-def test_symmetric_spmm_equals_dense_forward_and_backward():
-    dense, x = random_symmetric(12, torch.float64), torch.randn(12, 5, dtype=torch.float64, requires_grad=True)
-    weight = torch.randn(12, 5, dtype=torch.float64)
-    out = symmetric_spmm(dense.to_sparse_csr(), x)
-    torch.testing.assert_close(out, dense @ x)
-    got, = torch.autograd.grad((out * weight).sum(), x)
-    want, = torch.autograd.grad(((dense @ x) * weight).sum(), x)
-    torch.testing.assert_close(got, want)
+def mean_of_dense_powers(dense, x, layers):
+    return sum(torch.linalg.matrix_power(dense, k) @ x for k in range(layers + 1)) / (layers + 1)
 
 
-def test_symmetric_spmm_passes_gradcheck():
+def test_csr_product_equals_dense_with_empty_rows():
+    dense = torch.tensor([[0, 2.0, 0], [0, 0, 0], [1, 0, 3], [0, 0, 0]], dtype=torch.float64)
+    matrix, x = dense.to_sparse_csr(), torch.randn(3, 5, dtype=torch.float64)
+    torch.testing.assert_close(csr_product(matrix.crow_indices(), matrix.col_indices(), matrix.values(), x), dense @ x)
+
+
+@pytest.mark.parametrize("layers", [0, 1, 3])
+@pytest.mark.parametrize("cache", [1, 12 * 8 * 32, 2**20])       # blocks of 16 columns, of 32, and one of all
+def test_propagation_is_the_mean_of_the_powers_forward_and_backward(monkeypatch, layers, cache):
+    monkeypatch.setattr(mean_of_powers, "__defaults__", (cache,))
+    dense, x = random_symmetric(12, torch.float64), torch.randn(12, 35, dtype=torch.float64, requires_grad=True)
+    weight = torch.randn(12, 35, dtype=torch.float64)
+    out, want = propagate(dense.to_sparse_csr(), x, layers), mean_of_dense_powers(dense, x, layers)
+    torch.testing.assert_close(out, want)
+    torch.testing.assert_close(*(torch.autograd.grad((value * weight).sum(), x)[0] for value in (out, want)))
+
+
+def test_propagation_passes_gradcheck():
     matrix = random_symmetric(7, torch.float64).to_sparse_csr()
     x = torch.randn(7, 3, dtype=torch.float64, requires_grad=True)
-    assert torch.autograd.gradcheck(lambda x: symmetric_spmm(matrix, x), (x,))
+    assert torch.autograd.gradcheck(lambda x: propagate(matrix, x, 2), (x,))
 
 
-def test_symmetric_spmm_takes_a_gradient_that_is_not_contiguous():
+def test_propagation_takes_a_gradient_that_is_not_contiguous():
     dense, x = random_symmetric(6, torch.float32), torch.randn(6, 4, requires_grad=True)
-    symmetric_spmm(dense.to_sparse_csr(), x).T.contiguous().T.sum().backward()
-    torch.testing.assert_close(x.grad, dense @ torch.ones(6, 4))
+    propagate(dense.to_sparse_csr(), x, 1).T.contiguous().T.sum().backward()
+    torch.testing.assert_close(x.grad, mean_of_dense_powers(dense, torch.ones(6, 4), 1))
 
 
 def test_csr_tensor_holds_what_it_is_given():
