@@ -521,8 +521,13 @@ class Sampler:
 class HeldOut:
     """A split to be scored: users with at least one relevant item, and what is relevant and what masked for each."""
     users: torch.Tensor         # [n] int64
-    relevant: tuple             # CSR (crow [n + 1], items) int64
+    relevant: tuple             # CSR (crow [n + 1], items) int64, items of a user ascending
     masked: tuple               # CSR over the same users
+
+    def ranks_like(self, other):
+        """Whether another split has the same users and masks, so that its ranking is the same."""
+        mine, theirs = (self.users, *self.masked), (other.users, *other.masked)
+        return all(a.shape == b.shape and torch.equal(a, b) for a, b in zip(mine, theirs))
 
 
 def held_out(relevant, masked, device):

@@ -69,44 +69,78 @@ def check_finite(model, progress):
         raise TrainingError(f"epoch {progress.epoch + 1}, step {progress.step}: weights are not finite ({', '.join(bad)[:80]})")
 
 
-def expand_rows(crow, values, start, stop):
-    """Rows start..stop of a CSR -> (row numbers from 0, values), one an entry."""
+def row_numbers(crow, start, stop):
+    """Rows start..stop of a CSR -> the row of each of their entries, counted from 0."""
     counts = crow[start + 1:stop + 1] - crow[start:stop]
-    rows = torch.repeat_interleave(torch.arange(stop - start, device=crow.device), counts)
-    return rows, values[crow[start]:crow[stop]]
+    return torch.repeat_interleave(torch.arange(stop - start, device=crow.device), counts)
+
+
+def top_items(scores, k, n_items, group=64):
+    """Indices of the k largest of each row [rows, k], best first; the same as topk, sooner.
+
+    scores: [rows, n], n a multiple of group and every column from n_items on -inf. The k best of a row lie in the k
+    groups of columns with the largest maxima, so only these are searched.
+    """
+    if 2 * k * group >= scores.shape[1]:
+        return scores[:, :n_items].topk(k, dim=1).indices
+    groups = scores.view(len(scores), -1, group)
+    best = groups.amax(2).topk(k, dim=1, sorted=False).indices                                # [rows, k]
+    flat = best + groups.shape[1] * torch.arange(len(scores), device=scores.device)[:, None]
+    candidates = groups.flatten(0, 1).index_select(0, flat.flatten()).view(len(scores), -1)   # [rows, k * group]
+    at = candidates.topk(k, dim=1).indices
+    return best.gather(1, at // group) * group + at % group
+
+
+def chunk_size(n_items, device):
+    """Users to score at a time: as many as keep the scores in the cache of a CPU, or 1 GB of them on a GPU."""
+    return max((2**20 if device.type == "cpu" else 2**28) // n_items, 64)
 
 
 @torch.inference_mode()
-def rank_items(user, item, split, k, chunk):
+def rank_items(user, item, split, k, chunk=0, group=64):
     """Best k items of every user of a HeldOut split. Yields (start, stop, [rows, k] item ids) chunk by chunk.
 
-    user: [U, d], item: [I, d]. Masked items score -inf; with fewer than k candidates they fill the end.
+    user: [U, d], item: [I, d]; chunk: users scored at a time, 0: as many as suit the device. With fewer than k
+    candidates, masked items fill the end: they score less than any other, but more than the columns that are no items.
     """
+    chunk, n_items = chunk or chunk_size(len(item), item.device), len(item)
+    item = torch.cat([item, item.new_zeros(-n_items % group, item.shape[1])]).T
+    crow, masked = split.masked
+    buffer = item.new_empty(min(chunk, len(split.users)), item.shape[1])
     for start in tqdm(range(0, len(split.users), chunk), desc="ranking", unit="chunk", leave=False, delay=2):
         stop = min(start + chunk, len(split.users))
-        scores = user[split.users[start:stop]] @ item.T                   # [rows, I]
-        scores[expand_rows(*split.masked, start, stop)] = -torch.inf
-        yield start, stop, scores.topk(k, dim=1).indices
+        scores = torch.mm(user[split.users[start:stop]], item, out=buffer[:stop - start])     # [rows, I and some]
+        scores[:, n_items:] = -torch.inf
+        scores[row_numbers(crow, start, stop), masked[crow[start]:crow[stop]]] = torch.finfo(scores.dtype).min
+        yield start, stop, top_items(scores, k, n_items, group)
+
+
+def find_hits(top, relevant, n_items):
+    """Which of the items [n, k] of each row are relevant: [n, k] bool. relevant: CSR (crow [n + 1], items)."""
+    crow, items = relevant
+    keys = row_numbers(crow, 0, len(top)) * n_items + items             # ascending
+    wanted = torch.arange(len(top), device=top.device)[:, None] * n_items + top
+    return keys[torch.searchsorted(keys, wanted).clamp_(max=len(keys) - 1)] == wanted
 
 
 @torch.inference_mode()
-def evaluate(user, item, split, ks, chunk):
-    """Full-ranking metrics: {"recall@10": mean over the users of the split, ...}.
+def evaluate(user, item, splits, ks, chunk=0):
+    """Full-ranking metrics of each split: a list of {"recall@10": mean over the users of the split, ...}.
 
-    user: [U, d], item: [I, d] final vectors; split: HeldOut; ks: cut-offs; chunk: users scored at a time.
+    user: [U, d], item: [I, d] final vectors; splits: list of HeldOut; ks: cut-offs; chunk: as rank_items takes it.
+    Splits in a row with the same users and masks share one ranking.
     """
-    sums = {}
-    for start, stop, top in rank_items(user, item, split, max(ks), chunk):
-        relevant = torch.zeros(stop - start, len(item), dtype=torch.bool, device=item.device)
-        relevant[expand_rows(*split.relevant, start, stop)] = True
-        n_relevant = split.relevant[0][start + 1:stop + 1] - split.relevant[0][start:stop]
-        for name, values in ranking_metrics(relevant.gather(1, top), n_relevant, ks).items():
-            sums[name] = sums.get(name, 0) + values.sum()
-    return {name: float(value) / len(split.users) for name, value in sums.items()}
+    results, ranked = [], None
+    for split in splits:
+        if ranked is None or not split.ranks_like(ranked):
+            top, ranked = torch.cat([top for _, _, top in rank_items(user, item, split, max(ks), chunk)]), split
+        values = ranking_metrics(find_hits(top, split.relevant, len(item)), split.relevant[0].diff(), ks)
+        results.append({name: float(value.mean()) for name, value in values.items()})
+    return results
 
 
-def score(model, split, config):
-    """Evaluate a model on a split in eval mode (with --eval_dropout 1, dropout alone stays on), restoring its mode.
+def score(model, splits, config):
+    """Evaluate a model on a list of splits in eval mode (with --eval_dropout 1, dropout alone stays on), restoring its mode.
 
     Leaves the random state of training as it was.
     """
@@ -117,9 +151,9 @@ def score(model, split, config):
             module.train(bool(config.eval_dropout))
     with torch.inference_mode(), torch.random.fork_rng(enabled=bool(config.eval_dropout)):
         user, item = model.embeddings()
-        metrics = evaluate(user, item, split, config.topks, config.eval_chunk)
+        results = evaluate(user, item, splits, config.topks, config.eval_chunk)
     model.train(was_training)
-    return metrics
+    return results
 
 
 def splits_of(interactions, config, device):
@@ -468,7 +502,8 @@ def end_epoch(run, log, seconds):
 def select(run, log, selection, means):
     """Evaluate on the selection split; keep the model in best.pt if it is the best so far; report."""
     config, progress, started = run.config, run.progress, time.perf_counter()
-    metrics = progress.latest = score(run.model, selection, config)
+    [metrics] = score(run.model, [selection], config)
+    progress.latest = metrics
     progress.seconds += time.perf_counter() - started
     name = config.selection_metric
     better = progress.best is None or metrics[name] > progress.best["metrics"][name]
@@ -506,7 +541,7 @@ def finish(run, log):
     """Restore best.pt, score the test split once, write the final table. Returns the content of result.json."""
     config, best, started = run.config, run.progress.best, time.perf_counter()
     run.model.load_state_dict(read_checkpoint(run.folder / "best.pt")["model"])
-    test = score(run.model, splits_of(run.dataset.interactions, config, run.device)[1], config)
+    [test] = score(run.model, splits_of(run.dataset.interactions, config, run.device)[1:], config)
     result = {
         "status": "finished", "best_epoch": best["epoch"], "epochs": run.progress.epoch, config.select_on: best["metrics"], "test": test,
         "protocol": protocol(config),
@@ -526,7 +561,7 @@ def score_checkpoint(model, dataset, config, device):
     except RuntimeError as error:
         raise UserError(f"{config.checkpoint}: does not fit this dataset or these settings ({str(error).splitlines()[-1].strip()[:120]}); "
                         "use those it was trained with") from None
-    selection, test = (score(model, split, config) for split in splits_of(dataset.interactions, config, device))
+    selection, test = score(model, splits_of(dataset.interactions, config, device), config)
     result = {"best_epoch": state["progress"]["epoch"], config.select_on: selection, "test": test, "protocol": protocol(config)}
     return final_table(result, config)
 

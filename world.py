@@ -137,7 +137,8 @@ class Config:
                              "the released code does", choices=("valid", "test"))
     mask_valid_at_test: int = switch(0, "evaluation", "1 takes validation items out of the candidates while testing")
     eval_dropout: int = switch(0, "evaluation", "1 leaves dropout on while scoring (released code)")
-    eval_chunk: int = setting(1024, "evaluation", "users scored at a time", low=1, alias=("test_u_batch_size",), free=True)
+    eval_chunk: int = setting(0, "evaluation", "users scored at a time; 0: as many as suit the device", low=0,
+                              alias=("test_u_batch_size",), free=True)
 
     # run
     seed: int = setting(2025, "run", "seed of everything random", low=0, high=2**32 - 1)

@@ -104,15 +104,19 @@ def loss(model, graphs, users, pos, neg):
 
 
 def evaluate(user, item, train, relevant, ks):
-    """Recall and NDCG user by user. train: user -> masked items; relevant: user -> relevant items, lists or arrays."""
-    sums = {f"{name}@{k}": 0.0 for name in ("recall", "ndcg") for k in ks}
+    """The metrics of utils.ranking_metrics user by user. train: user -> masked items; relevant: user -> relevant items, lists."""
+    sums = {f"{name}@{k}": 0.0 for k in ks for name in ("recall", "ndcg", "precision", "map", "hitrate")}
     for u, wanted in relevant.items():
         scores = item @ user[u]
         scores[train.get(u, [])] = -math.inf
         ranked, wanted = scores.topk(max(ks)).indices.tolist(), set(wanted)
         for k in ks:
-            hits = [rank for rank, i in enumerate(ranked[:k]) if i in wanted]
-            sums[f"recall@{k}"] += len(hits) / len(wanted)
-            ideal = sum(1 / math.log2(rank + 2) for rank in range(min(len(wanted), k)))
-            sums[f"ndcg@{k}"] += sum(1 / math.log2(rank + 2) for rank in hits) / ideal
+            hits, best = [i in wanted for i in ranked[:k]], min(len(wanted), k)
+            values = (sum(hits) / len(wanted),
+                      sum(1 / math.log2(r + 2) for r, hit in enumerate(hits) if hit) / sum(1 / math.log2(r + 2) for r in range(best)),
+                      sum(hits) / k,
+                      sum(sum(hits[:r + 1]) / (r + 1) for r, hit in enumerate(hits) if hit) / best,
+                      float(any(hits)))
+            for name, value in zip(("recall", "ndcg", "precision", "map", "hitrate"), values):
+                sums[f"{name}@{k}"] += value
     return {name: value / len(relevant) for name, value in sums.items()}

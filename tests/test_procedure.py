@@ -14,7 +14,7 @@ import procedure
 from dataloader import Sampler, held_out, load_dataset
 from helpers import random_pairs, write_inter, write_txt
 from model import MF, make_model
-from procedure import Progress, evaluate, fit, rank_items, score, splits_of, start_run, train_epoch
+from procedure import Progress, evaluate, fit, rank_items, score, splits_of, start_run, top_items, train_epoch
 from world import Config, make_run_folder, seed_everything
 
 CPU = torch.device("cpu")
@@ -97,7 +97,7 @@ def test_evaluate_equals_a_loop_for_every_chunk_size(chunk):
     user, item, train, test = evaluation_case()
     split = held_out(test, [train], CPU)
     expected = naive_metrics(user, item, test, train, (1, 3, 8))
-    assert evaluate(user, item, split, (1, 3, 8), chunk) == pytest.approx(expected, rel=1e-12)
+    assert evaluate(user, item, [split], (1, 3, 8), chunk) == [pytest.approx(expected, rel=1e-12)]
     assert 0 < expected["recall@3"] < 1
 
 
@@ -108,15 +108,46 @@ def test_rank_items_equals_a_loop_and_never_recommends_a_masked_item():
             assert row == naive_top((user[u] @ item.T).tolist(), items_of(train, u), 9)
 
 
+@pytest.mark.parametrize("n, k", [(700, 1), (700, 5), (1000, 5), (300, 20), (64, 64)])
+def test_top_items_are_those_of_topk_whatever_the_groups(n, k):
+    torch.manual_seed(n)
+    scores = torch.full((9, -(-n // 64) * 64), -torch.inf)
+    scores[:, :n] = torch.randn(9, n)
+    scores[1, :n - k] = -torch.inf                                      # just enough candidates
+    assert torch.equal(top_items(scores, k, n), scores[:, :n].topk(k, dim=1).indices)
+    scores[:, :n] = torch.randint(4, (9, n)).float()                    # ties: any of the best will do
+    top = top_items(scores, k, n)
+    assert torch.equal(scores.gather(1, top), scores[:, :n].topk(k, dim=1).values)
+    assert top.max() < n and all(len(set(row)) == k for row in top.tolist())
+
+
+def test_splits_with_the_same_masks_share_a_ranking_and_others_do_not(monkeypatch):
+    user, item, train, test = evaluation_case()
+    valid = np.array([(0, 5), (1, 2), (2, 9), (4, 10)])
+    splits = [held_out(valid, [train], CPU), held_out(test, [train], CPU), held_out(test, [train, valid], CPU)]
+    alone = [evaluate(user, item, [split], (3,))[0] for split in splits]
+    ranked, original = [], rank_items
+    monkeypatch.setattr(procedure, "rank_items", lambda user, item, split, *rest: ranked.append(id(split)) or original(user, item, split, *rest))
+    assert evaluate(user, item, splits, (3,)) == alone
+    assert [id(split) in ranked for split in splits] == [True, False, True]
+
+
+def test_with_too_few_candidates_masked_items_fill_the_end():
+    train = np.array([(0, i) for i in range(700) if i not in (5, 600)] + [(1, 0)])
+    torch.manual_seed(0)
+    [(_, _, top)] = rank_items(torch.rand(2, 4), torch.rand(700, 4), held_out(np.array([(0, 5), (1, 7)]), [train], CPU), 4, 10)
+    assert set(top[0, :2].tolist()) == {5, 600} and top.max() < 700 and len(set(top[0].tolist())) == 4
+
+
 def test_users_without_held_out_items_are_left_out_of_the_mean():
     user, item = torch.ones(4, 1), torch.tensor([[3.0], [2.0], [1.0]])
     test = np.array([(1, 0), (2, 2)])
-    assert evaluate(user, item, held_out(test, [np.array([(0, 1)])], CPU), (1,), 10)["recall@1"] == 0.5
+    assert evaluate(user, item, [held_out(test, [np.array([(0, 1)])], CPU)], (1,), 10)[0]["recall@1"] == 0.5
 
 
 def test_an_item_that_occurs_only_in_test_can_be_recommended():
     user, item = torch.ones(1, 1), torch.tensor([[1.0], [2.0], [3.0]])
-    assert evaluate(user, item, held_out(np.array([(0, 2)]), [np.array([(0, 0)])], CPU), (1,), 10)["ndcg@1"] == 1
+    assert evaluate(user, item, [held_out(np.array([(0, 2)]), [np.array([(0, 0)])], CPU)], (1,), 10)[0]["ndcg@1"] == 1
 
 
 @pytest.mark.parametrize("mask, hits", [(0, 0.0), (1, 1.0)])
@@ -124,8 +155,8 @@ def test_validation_items_are_candidates_at_test_unless_masked(small_dataset, ma
     pairs = SimpleNamespace(train=np.array([(0, 0)]), valid=np.array([(0, 1)]), test=np.array([(0, 2)]))
     user, item = torch.ones(1, 1), torch.tensor([[9.0], [8.0], [7.0], [1.0]])
     valid, test = splits_of(pairs, settings(small_dataset, mask_valid_at_test=mask), CPU)
-    assert evaluate(user, item, test, (1,), 10)["recall@1"] == hits
-    assert evaluate(user, item, valid, (1,), 10)["recall@1"] == 1
+    assert evaluate(user, item, [test], (1,), 10)[0]["recall@1"] == hits
+    assert evaluate(user, item, [valid], (1,), 10)[0]["recall@1"] == 1
 
 
 @pytest.mark.parametrize("select_on, relevant", [("valid", 1), ("test", 2)])
@@ -154,7 +185,7 @@ def test_score_is_deterministic_restores_the_mode_and_changes_no_state(small_dat
     model.train(mode)
     split = splits_of(dataset.interactions, config, CPU)[0]
     state, random = {k: v.clone() for k, v in model.state_dict().items()}, torch.get_rng_state()
-    assert score(model, split, config) == score(model, split, config)
+    assert score(model, [split], config) == score(model, [split], config)
     assert all(module.training == mode for module in model.modules())
     assert all(torch.equal(v, state[k]) for k, v in model.state_dict().items()) and torch.equal(torch.get_rng_state(), random)
 
@@ -163,16 +194,16 @@ def test_eval_dropout_scores_with_dropout_on(small_dataset):
     model, dataset, config = trained(small_dataset, attn_dropout=0.5, fuse_drop=0.5, eval_dropout=1)
     split = splits_of(dataset.interactions, config, CPU)[0]
     state = torch.get_rng_state()
-    noisy = score(model, split, config)
+    noisy = score(model, [split], config)
     assert torch.equal(torch.get_rng_state(), state)
-    assert noisy != score(model, split, dataclasses.replace(config, eval_dropout=0))
+    assert noisy != score(model, [split], dataclasses.replace(config, eval_dropout=0))
     assert model.training
 
 
 def test_eval_dropout_scoring_leaves_the_plan_and_its_age_alone(small_dataset):
     model, dataset, config = trained(small_dataset, eval_dropout=1, plan_every=1)
     before = {name: value.clone() for name, value in model.state_dict().items()}
-    score(model, splits_of(dataset.interactions, config, CPU)[0], config)
+    score(model, splits_of(dataset.interactions, config, CPU)[:1], config)
     assert [name for name, value in model.state_dict().items() if not torch.equal(value, before[name])] == []
 
 
@@ -247,9 +278,9 @@ def test_test_split_alone_never_changes_what_is_selected(small_dataset):
 def test_test_split_is_scored_exactly_once_at_the_end(small_dataset, monkeypatch):
     seen, original = [], procedure.evaluate
 
-    def spy(user, item, split, *rest):
-        seen.append(split.relevant[1].tolist())
-        return original(user, item, split, *rest)
+    def spy(user, item, splits, *rest):
+        seen.extend(split.relevant[1].tolist() for split in splits)
+        return original(user, item, splits, *rest)
     monkeypatch.setattr(procedure, "evaluate", spy)
     run(small_dataset, epochs=3)
     pairs = random_pairs(0, 40, 30, 6)
@@ -296,9 +327,9 @@ def scripted(monkeypatch, values):
     """Let the n-th scoring of validation yield ndcg@3 = values[n], the scoring of test 0.123."""
     values, original = iter(values), procedure.score
 
-    def fake(model, split, config):
-        metrics = original(model, split, config)
-        return {**metrics, "ndcg@3": next(values, 0.123)}
+    def fake(model, splits, config):
+        [metrics] = original(model, splits, config)
+        return [{**metrics, "ndcg@3": next(values, 0.123)}]
     monkeypatch.setattr(procedure, "score", fake)
 
 
@@ -343,8 +374,8 @@ def test_best_weights_reproduce_the_reported_metrics_and_a_loop_agrees(small_dat
     config = settings(small_dataset, **changes)
     model, pairs = restored(small_dataset, config, out), random_pairs(0, 40, 30, 6)
     valid, test = splits_of(load_dataset(config, CPU).interactions, config, CPU)
-    assert score(model, valid, config) == result["valid"] == lines[result["best_epoch"] - 1]["valid"]
-    assert score(model, test, config) == result["test"]
+    assert score(model, [valid, test], config) == [result["valid"], result["test"]]
+    assert result["valid"] == lines[result["best_epoch"] - 1]["valid"]
     best = max(line["valid"]["ndcg@3"] for line in lines)
     assert result["valid"]["ndcg@3"] == best and all(line["valid"]["ndcg@3"] < best for line in lines[:result["best_epoch"] - 1])
     with torch.no_grad():
