@@ -23,7 +23,7 @@ import scipy.sparse as sp
 import torch
 from tqdm import tqdm
 
-from utils import UserError, atomic_write, content_hash, csr_product, csr_tensor
+from utils import UserError, atomic_write, content_hash, csr_product, csr_tensor, top_columns
 from world import MODALITIES
 
 SPLITS = ("train", "valid", "test")
@@ -281,26 +281,51 @@ def normalised_adjacency(interactions, edge_weight, device):
                       torch.from_numpy(matrix.data), (n, n)).to(device)
 
 
-def nearest_neighbours(features, k, device, block=1024):
-    """The k most similar other rows of each row by cosine similarity (eq. 2).
+def nearest_neighbours(features, k, device, block=4096):
+    """The k most similar other rows of each row by cosine similarity (eq. 2), exactly.
 
     features: [n, dim] float32 array. Returns [n, k] int64, best first; a row of zeros has no direction and gets itself.
-    Never holds more than [block, n] similarities.
+    Similarities are made [block, block] at a time, each once: that of rows i and j is also that of j and i.
     """
     x = torch.from_numpy(features).to(device)
-    x = x / x.abs().amax(1, keepdim=True).clamp_min(torch.finfo(x.dtype).tiny)   # no norm over- or underflows
-    x = torch.nn.functional.normalize(x, dim=1)
     empty = ~x.any(dim=1)
-    neighbours = []
-    for start in tqdm(range(0, len(x), block), desc="kNN graph", unit="block", leave=False, delay=2):
-        rows = torch.arange(start, min(start + block, len(x)), device=device)
-        similarity = x[rows] @ x.T
-        similarity[:, empty] = -torch.inf
-        similarity[torch.arange(len(rows), device=device), rows] = -torch.inf
-        value, index = similarity.topk(k, dim=1)
-        index = torch.where(torch.isneginf(value), rows[:, None], index)
-        neighbours.append(torch.where(empty[rows, None], rows[:, None], index))
-    return torch.cat(neighbours).cpu().numpy()
+    value = torch.full((len(x), k), -torch.inf, device=device)
+    index = torch.arange(len(x), device=device)[:, None].repeat(1, k)
+    starts = range(0, len(x), block)
+    with tqdm(total=len(starts) * (len(starts) + 1) // 2, desc="kNN graph", unit="block", leave=False, delay=2) as bar:
+        for first in starts:
+            left = directions(x[first:first + block])
+            for second in range(first, len(x), block):
+                right = left if second == first else directions(x[second:second + block])
+                similarity = left @ right.T
+                similarity[empty[first:first + block]] = -torch.inf
+                similarity[:, empty[second:second + block]] = -torch.inf
+                if second == first:
+                    similarity.fill_diagonal_(-torch.inf)
+                else:
+                    keep_nearest(value, index, second, first, similarity.T.contiguous())
+                keep_nearest(value, index, first, second, similarity)
+                bar.update()
+    return index.cpu().numpy()
+
+
+def directions(x):
+    """Rows of x [n, dim] scaled to length 1, rows of zeros left; no norm over- or underflows."""
+    x = x / x.abs().amax(1, keepdim=True).clamp_min(torch.finfo(x.dtype).tiny)
+    return torch.nn.functional.normalize(x, dim=1)
+
+
+def keep_nearest(value, index, row, column, similarity):
+    """Merge a block of similarities [r, c], of rows from `row` on to columns from `column` on, into the best k so far.
+
+    value, index: [n, k], best first; changed in place. What is -inf is never a neighbour.
+    """
+    rows, k = slice(row, row + len(similarity)), value.shape[1]
+    top = top_columns(similarity, min(k, similarity.shape[1]))
+    found, at = similarity.gather(1, top), top + column
+    at = torch.where(torch.isneginf(found), torch.arange(row, row + len(found), device=at.device)[:, None], at)
+    value[rows], order = torch.cat([value[rows], found], 1).topk(k, dim=1)
+    index[rows] = torch.cat([index[rows], at], 1).gather(1, order)
 
 
 def read_archive(path, name):
@@ -339,7 +364,7 @@ def fits(neighbours, n, k):
 
 def cached_neighbours(features, k, cache_dir, rebuild, device):
     """nearest_neighbours through a cache file named by the content of the features and k. Returns ([n, k], notes)."""
-    key = content_hash(features, k, "cosine top-k, self excluded, v1")[:32]
+    key = content_hash(features, k, "cosine top-k, self excluded, v2")[:32]
     path = Path(cache_dir) / f"knn_{key}.npz"
     notes = []
     if not rebuild and path.exists():

@@ -21,7 +21,7 @@ from tensorboardX.proto.event_pb2 import Event, SessionLog
 from tqdm import tqdm
 
 from dataloader import Sampler, held_out
-from utils import TrainingError, UserError, atomic_write, peak_memory_mb, ranking_metrics, read_checkpoint
+from utils import TrainingError, UserError, atomic_write, peak_memory_mb, ranking_metrics, read_checkpoint, top_columns
 from world import provenance, write_json
 
 
@@ -75,22 +75,6 @@ def row_numbers(crow, start, stop):
     return torch.repeat_interleave(torch.arange(stop - start, device=crow.device), counts)
 
 
-def top_items(scores, k, n_items, group=64):
-    """Indices of the k largest of each row [rows, k], best first; the same as topk, sooner.
-
-    scores: [rows, n], n a multiple of group and every column from n_items on -inf. The k best of a row lie in the k
-    groups of columns with the largest maxima, so only these are searched.
-    """
-    if 2 * k * group >= scores.shape[1]:
-        return scores[:, :n_items].topk(k, dim=1).indices
-    groups = scores.view(len(scores), -1, group)
-    best = groups.amax(2).topk(k, dim=1, sorted=False).indices                                # [rows, k]
-    flat = best + groups.shape[1] * torch.arange(len(scores), device=scores.device)[:, None]
-    candidates = groups.flatten(0, 1).index_select(0, flat.flatten()).view(len(scores), -1)   # [rows, k * group]
-    at = candidates.topk(k, dim=1).indices
-    return best.gather(1, at // group) * group + at % group
-
-
 def chunk_size(n_items, device):
     """Users to score at a time: as many as keep the scores in the cache of a CPU, or 1 GB of them on a GPU."""
     return max((2**20 if device.type == "cpu" else 2**28) // n_items, 64)
@@ -112,7 +96,7 @@ def rank_items(user, item, split, k, chunk=0, group=64):
         scores = torch.mm(user[split.users[start:stop]], item, out=buffer[:stop - start])     # [rows, I and some]
         scores[:, n_items:] = -torch.inf
         scores[row_numbers(crow, start, stop), masked[crow[start]:crow[stop]]] = torch.finfo(scores.dtype).min
-        yield start, stop, top_items(scores, k, n_items, group)
+        yield start, stop, top_columns(scores, k, group)
 
 
 def find_hits(top, relevant, n_items):

@@ -16,6 +16,7 @@ import time
 from pathlib import Path
 
 ROOT = Path(__file__).resolve().parents[1]
+CACHE = ROOT / "runs" / "benchmarks" / "cache"
 sys.path[:0] = [str(ROOT)]
 
 import numpy as np
@@ -89,16 +90,19 @@ def make_features(rows, dim, seed, dtype=np.float32):
     return features
 
 
-def make_dataset(shape, config, device, data="", cache_dir=""):
-    """A Dataset of a shape: interactions of the folder `data` or synthetic ones, synthetic features, their kNN graphs."""
+def make_dataset(shape, config, device, data="", neighbours=None):
+    """A Dataset of a shape: interactions of the folder `data` or synthetic ones, synthetic features, their kNN graphs.
+
+    neighbours: features [n, dim] -> [n, k]; by default exact and from a cache.
+    """
+    neighbours = neighbours or (lambda matrix: cached_neighbours(matrix, config.item_knn_k, CACHE, 0, device)[0])
     interactions = read_interactions(data) if data else make_interactions(shape)
     adjacency = normalised_adjacency(interactions, "one", device)
-    features = {"text": make_features(shape.items, shape.text, 1), "image": make_features(shape.items, shape.image, 2)}
-    graphs = {}
-    for m, matrix in features.items():
-        neighbours, _ = cached_neighbours(matrix, config.item_knn_k, cache_dir or ROOT / "runs" / "benchmarks" / "cache", 0, device)
-        graphs[m] = attention_graph(neighbours, config.attn_heads, device)
-    features = {m: torch.from_numpy(matrix).to(device) for m, matrix in features.items()}
+    features, graphs = {}, {}
+    for seed, (m, dim) in enumerate((("text", shape.text), ("image", shape.image)), 1):
+        matrix = make_features(shape.items, dim, seed)
+        graphs[m] = attention_graph(neighbours(matrix), config.attn_heads, device)
+        features[m] = torch.from_numpy(matrix).to(device)
     return Dataset(interactions, adjacency, features, graphs, None, None, "benchmark", [])
 
 

@@ -275,6 +275,15 @@ def test_neighbours_equal_loops_at_every_block_size(block, k):
     np.testing.assert_array_equal(got, naive_neighbours(features, k))
 
 
+def test_nearest_neighbours_across_blocks_that_are_searched_by_groups():
+    features = random_features(1100, 6)
+    unit = features.astype(np.float64) / np.linalg.norm(features, axis=1, keepdims=True)
+    similarity = unit @ unit.T
+    np.fill_diagonal(similarity, -2)
+    got = nearest_neighbours(features, 3, CPU, block=512)
+    np.testing.assert_allclose(np.take_along_axis(similarity, got, 1), -np.sort(-similarity, axis=1)[:, :3], atol=1e-6)
+
+
 def test_an_item_is_never_its_own_neighbour_even_if_all_similarities_are_negative():
     n = 5
     features = (np.eye(n) - 1 / n).astype(np.float32)         # a simplex: every pair has cosine -1/(n-1)

@@ -14,7 +14,7 @@ import procedure
 from dataloader import Sampler, held_out, load_dataset
 from helpers import random_pairs, write_inter, write_txt
 from model import MF, make_model
-from procedure import Progress, evaluate, fit, rank_items, score, splits_of, start_run, top_items, train_epoch
+from procedure import Progress, evaluate, fit, rank_items, score, splits_of, start_run, train_epoch
 from world import Config, make_run_folder, seed_everything
 
 CPU = torch.device("cpu")
@@ -106,19 +106,6 @@ def test_rank_items_equals_a_loop_and_never_recommends_a_masked_item():
     for start, stop, top in rank_items(user, item, held_out(test, [train], CPU), 9, 3):
         for u, row in zip([0, 1, 2, 4][start:stop], top.tolist(), strict=True):
             assert row == naive_top((user[u] @ item.T).tolist(), items_of(train, u), 9)
-
-
-@pytest.mark.parametrize("n, k", [(700, 1), (700, 5), (1000, 5), (300, 20), (64, 64)])
-def test_top_items_are_those_of_topk_whatever_the_groups(n, k):
-    torch.manual_seed(n)
-    scores = torch.full((9, -(-n // 64) * 64), -torch.inf)
-    scores[:, :n] = torch.randn(9, n)
-    scores[1, :n - k] = -torch.inf                                      # just enough candidates
-    assert torch.equal(top_items(scores, k, n), scores[:, :n].topk(k, dim=1).indices)
-    scores[:, :n] = torch.randint(4, (9, n)).float()                    # ties: any of the best will do
-    top = top_items(scores, k, n)
-    assert torch.equal(scores.gather(1, top), scores[:, :n].topk(k, dim=1).values)
-    assert top.max() < n and all(len(set(row)) == k for row in top.tolist())
 
 
 def test_splits_with_the_same_masks_share_a_ranking_and_others_do_not(monkeypatch):

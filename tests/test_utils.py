@@ -7,7 +7,7 @@ import pytest
 import torch
 
 from utils import (Parser, UserError, atomic_write, content_hash, csr_product, csr_tensor, mean_of_powers, peak_memory_mb, propagate,
-                   ranking_metrics, run_tool)
+                   ranking_metrics, run_tool, top_columns)
 
 
 def naive_metrics(hits, n_relevant, k):
@@ -92,6 +92,18 @@ def test_propagation_takes_a_gradient_that_is_not_contiguous():
     dense, x = random_symmetric(6, torch.float32), torch.randn(6, 4, requires_grad=True)
     propagate(dense.to_sparse_csr(), x, 1).T.contiguous().T.sum().backward()
     torch.testing.assert_close(x.grad, mean_of_dense_powers(dense, torch.ones(6, 4), 1))
+
+
+@pytest.mark.parametrize("n, k", [(704, 1), (704, 5), (1024, 5), (300, 20), (64, 64), (640, 4)])
+def test_top_columns_are_those_of_topk_whatever_the_groups(n, k):
+    torch.manual_seed(n)
+    scores = torch.randn(9, n)
+    scores[1, :n - k] = -torch.inf                                      # just enough candidates
+    assert torch.equal(top_columns(scores, k), scores.topk(k, dim=1).indices)
+    scores = torch.randint(4, (9, n)).float()                           # ties: any of the best will do
+    top = top_columns(scores, k)
+    assert torch.equal(scores.gather(1, top), scores.topk(k, dim=1).values)
+    assert all(len(set(row)) == k for row in top.tolist())
 
 
 def test_csr_tensor_holds_what_it_is_given():
