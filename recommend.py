@@ -106,7 +106,7 @@ def read_ids(path, count, what):
     ids = {}
     for number, line in enumerate(read_lines(path), 1):
         internal, tab, original = line.partition("\t")
-        if not tab or not original or internal != str(number - 1):
+        if not tab or not original or "\t" in original or internal != str(number - 1):
             raise UserError(f"{path}, line {number}: must be '{number - 1}', a tab, and the original id")
         if original in ids:
             raise UserError(f"{path}, line {number}: the id '{original[:40]}' stands on line {ids[original]} already")

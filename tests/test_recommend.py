@@ -384,9 +384,11 @@ def test_cold_vectors(mm, new_items):
 
 @pytest.mark.parametrize("flags, word", [
     (["--topk", "0"], "--topk 0"), (["--topk", "31"], "only 30 items"), (["--topk", "x"], "--topk"),
-    (["--users", "nobody,1"], "'nobody'"), (["--users", ","], "names no id"), (["--similar_items", "99"], "'99'"), (["--exclude", "trian"], "--exclude trian"),
+    (["--users", "nobody,1"], "'nobody'"), (["--users", ","], "names no id"), (["--similar_items", "99"], "'99'"),
+    (["--exclude", "trian"], "--exclude trian"),
     (["--users", "1", "--similar_items", "1"], "not allowed with"), (["--format", "xml"], "--format"),
-    (["--new_users", "absent.tsv"], "absent.tsv"), (["--output", "no/such/folder/x"], "no/such/folder/x"), (["--output", "."], "cannot be written"),
+    (["--new_users", "absent.tsv"], "absent.tsv"), (["--output", "no/such/folder/x"], "no/such/folder/x"),
+    (["--output", "."], "cannot be written"),
     (["--cold_items", "."], "lgn_mm"),
     (["--cuda", "3"], "--cuda"), (["--eval_chunk", "0"], "--eval_chunk"),
     (["--export_embeddings", "a.npz", "--output", "b"], "--output is for lists")])
@@ -406,6 +408,7 @@ def test_parquet_needs_a_file(lgn, run):
 
 @pytest.mark.parametrize("name, text, word", [
     ("user_ids.tsv", "0\ta\n", "names 1 users for 40"), ("user_ids.tsv", "1\ta\n", "line 1"), ("user_ids.tsv", "0 a\n", "line 1"),
+    ("user_ids.tsv", "0\ta\tb\n", "line 1"),
     ("user_ids.tsv", "0\ta\n1\ta\n", "line 2"), ("item_ids.tsv", b"0\t\xff\n", "UTF-8"), ("item_ids.tsv", "0\t\n", "line 1"),
     ("item_text.jsonl", "{}\n", "line 1"), ("item_text.jsonl", '{"item": 0}\n{"item": true}\n', "line 2"),
     ("item_text.jsonl", '{"item": 30, "title": ""}\n', "line 1"), ("item_text.jsonl", '{"item": 1, "title": 5}\n', "line 1"),
@@ -428,7 +431,8 @@ def test_bad_cold_items(mm, new_items, run):
     flags = [mm, "--cold_items", str(new_items)]
     good = np.load(new_items / "image_feat.npy")
     for image, word in ((good[:, :-1], "it must have 20 dimensions"), (good[:1], "has 1 rows for 2 items"),
-                        (good * [[1], [0]], "row 1: is all zeros"), (good * np.nan, "row 0: holds NaN"), (good.astype(np.int64), "has type int64")):
+                        (good * [[1], [0]], "row 1: is all zeros"), (good * np.nan, "row 0: holds NaN"),
+                        (good.astype(np.int64), "has type int64")):
         np.save(new_items / "image_feat.npy", image)
         code, _, said = run(*flags)
         assert code == 2 and len(said.splitlines()) == 1 and "image_feat.npy" in said and word in said
