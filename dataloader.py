@@ -442,18 +442,17 @@ def attention_graph(neighbours, heads, device):
     directed = sp.csr_matrix((np.ones(n * k, np.float32), (rows, neighbours.ravel())), (n, n))
     one_head = (directed + directed.T + sp.eye(n, format="csr", dtype=np.float32)).tocsr()
     one_head.sort_indices()
-    edges = one_head.nnz
-    order = sp.csr_matrix((np.arange(edges), one_head.indices, one_head.indptr), (n, n)).T.tocsr()
+    order = sp.csr_matrix((np.arange(one_head.nnz), one_head.indices, one_head.indptr), (n, n)).T.tocsr()
     order.sort_indices()
-
-    def repeat(array, step):
-        """An array of one head, for all heads: shifted by `step` from each to the next."""
-        copies = array + step * np.arange(heads, dtype=np.int64)[:, None]
-        return torch.from_numpy(copies.astype(np.int32).ravel()).to(device)
-
-    crow = torch.cat([repeat(one_head.indptr[:-1], edges), torch.tensor([heads * edges], dtype=torch.int32, device=device)])
     row = np.repeat(np.arange(n), np.diff(one_head.indptr))
-    return AttentionGraph(n, heads, crow, repeat(row, n), repeat(one_head.indices, n), repeat(order.data, edges))
+    return with_heads(heads, *(torch.from_numpy(part).to(device) for part in (one_head.indptr, row, one_head.indices, order.data)))
+
+
+def with_heads(heads, crow, row, col, transposed):
+    """The pattern of one head (crow [n + 1], row, col and transposed [E]) -> AttentionGraph."""
+    n, edges, head = len(crow) - 1, len(col), torch.arange(heads, device=col.device)[:, None]
+    ends = torch.cat([crow.new_zeros(1), (crow[1:] + edges * head).flatten()])
+    return AttentionGraph(n, heads, ends.int(), *((part + step * head).flatten().int() for part, step in ((row, n), (col, n), (transposed, edges))))
 
 
 # ---------------------------------------------------------------- batches

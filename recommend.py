@@ -36,11 +36,11 @@ import numpy as np
 import scipy.sparse as sp
 import torch
 
-from dataloader import AttentionGraph, HeldOut, dataset_folder, load_dataset, load_features, open_features
-from model import LightGCN, make_model
+from dataloader import HeldOut, dataset_folder, load_dataset, load_features, open_features, with_heads
+from model import make_model
 from parse import make_config
 from procedure import rank_items
-from utils import Parser, UserError, atomic_write, csr_tensor, read_checkpoint, run_tool, symmetric_spmm
+from utils import Parser, UserError, atomic_write, csr_tensor, mean_of_powers, read_checkpoint, run_tool
 from world import Config, choose_device, settings_of
 
 SPLITS = ("train", "valid", "test")
@@ -185,19 +185,17 @@ def extend_graph(graph, neighbours):
     neighbours: [n, k] int64 ids of old nodes. For inference only: `transposed` serves gradients and is left empty.
     """
     n, k = neighbours.shape
-    device, heads = neighbours.device, torch.arange(graph.heads, device=neighbours.device)
+    edges, device = len(graph.col) // graph.heads, neighbours.device               # of one head
     new = torch.arange(graph.n, graph.n + n, device=device)
-    nodes = torch.cat([neighbours.sort(1).values, new[:, None]], 1)                                # [n, k + 1]
-    col = (nodes[:, None, :] * graph.heads + heads[:, None]).reshape(-1)                           # by node, then head
-    row = (new[:, None] * graph.heads + heads).repeat_interleave(k + 1)
-    ends = len(graph.col) + (k + 1) * torch.arange(1, n * graph.heads + 1, device=device)
-    crow, row, col = (torch.cat([old, more.int()]) for old, more in ((graph.crow, ends), (graph.row, row), (graph.col, col)))
-    return AttentionGraph(graph.n + n, graph.heads, crow, row, col, graph.transposed[:0])
+    nodes = torch.cat([neighbours.sort(1).values, new[:, None]], 1)                # [n, k + 1]
+    ends = edges + (k + 1) * torch.arange(1, n + 1, device=device)
+    return with_heads(graph.heads, torch.cat([graph.crow[:graph.n + 1], ends]), torch.cat([graph.row[:edges], new.repeat_interleave(k + 1)]),
+                      torch.cat([graph.col[:edges], nodes.flatten()]), graph.transposed[:0])
 
 
 def nearest(queries, features, k, block=1024):
     """[n, k] int64: the rows of features [I, dim] with the highest cosine to each row of queries [n, dim] (eq. 2)."""
-    target = torch.nn.functional.normalize(features, dim=1).T
+    target = torch.nn.functional.normalize(features.float(), dim=1).T             # features may be bf16
     parts = torch.nn.functional.normalize(queries, dim=1).split(block)
     return torch.cat([(part @ target).topk(min(k, len(features)), dim=1).indices for part in parts])
 
@@ -205,7 +203,7 @@ def nearest(queries, features, k, block=1024):
 def attend(branch, graph, features, queries, k):
     """(vectors [n, d] of rows `queries` that attend to their k nearest rows of `features`, those neighbours [n, k])."""
     neighbours = nearest(queries, features, k)
-    return branch(extend_graph(graph, neighbours), torch.cat([features, queries]))[len(features):], neighbours
+    return branch(extend_graph(graph, neighbours), torch.cat([features, queries.to(features.dtype)]))[len(features):], neighbours
 
 
 def cold_item_vectors(model, features, k):
@@ -226,15 +224,12 @@ def new_user_vectors(model, item, histories, dataset, config):
     item: [I, d] final item vectors; histories: [n, I] sparse 0/1. Where ratings weigh the edges, theirs count as 1.
     """
     count, backbone = np.asarray(histories.sum(1)).ravel(), getattr(model, "backbone", model)
-    if not isinstance(backbone, LightGCN):
+    if not getattr(backbone, "layers", 0):     # mf, or LightGCN without layers
         return to_tensor(sp.diags(1 / count) @ histories, item) @ item
     degree = np.bincount(dataset.interactions.train[:, 1], minlength=histories.shape[1]) + 1       # the new user's edge counts too
-    layer = torch.cat([backbone.user, backbone.item])
-    total = torch.zeros_like(backbone.item)
-    for _ in range(backbone.layers):
-        total += layer[len(backbone.user):]
-        layer = symmetric_spmm(backbone.adjacency, layer)
-    user = to_tensor(sp.diags(count ** -0.5) @ histories @ sp.diags(degree ** -0.5), item) @ total / (backbone.layers + 1)
+    layers = backbone.layers                    # layer l of a user comes from layer l - 1 of its items
+    below = mean_of_powers(backbone.adjacency, torch.cat([backbone.user, backbone.item]), layers - 1)[len(backbone.user):]
+    user = to_tensor(sp.diags(count ** -0.5) @ histories @ sp.diags(degree ** -0.5), item) @ below * (layers / (layers + 1))
     if getattr(model, "user_graph", None) is None:
         return user
     if config.user_text_feat != "mean":        # their texts are not known; the factor 1 - eta does not change a ranking

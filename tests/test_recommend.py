@@ -390,7 +390,7 @@ def test_cold_vectors(mm, new_items):
     (["--new_users", "absent.tsv"], "absent.tsv"), (["--output", "no/such/folder/x"], "no/such/folder/x"),
     (["--output", "."], "cannot be written"),
     (["--cold_items", "."], "lgn_mm"),
-    (["--cuda", "3"], "--cuda"), (["--eval_chunk", "0"], "--eval_chunk"),
+    (["--cuda", "3"], "--cuda"), (["--eval_chunk", "-1"], "--eval_chunk"),
     (["--export_embeddings", "a.npz", "--output", "b"], "--output is for lists")])
 def test_bad_flags(lgn, flags, word, capsys):
     code = recommend.main(["--checkpoint", str(lgn), *flags])
