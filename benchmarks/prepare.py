@@ -123,11 +123,11 @@ def bare_pass(paths):
 
 
 def timed(command):
-    """Run a command of this repository. Returns (seconds, peak memory in GB, its exit code)."""
+    """Run a command of this repository. Returns (seconds, those of CPU time, peak memory in GB, its exit code)."""
     started = time.perf_counter()
     process = subprocess.Popen([sys.executable, "-m", *command], cwd=ROOT)
     _, status, usage = os.wait4(process.pid, 0)
-    return time.perf_counter() - started, usage.ru_maxrss * 1024 / 1e9, os.waitstatus_to_exitcode(status)
+    return time.perf_counter() - started, usage.ru_utime + usage.ru_stime, usage.ru_maxrss * 1024 / 1e9, os.waitstatus_to_exitcode(status)
 
 
 def main():
@@ -151,12 +151,12 @@ def main():
         print("raw files: " + ", ".join(f"{path.name} {path.stat().st_size / 1e6:,.0f} MB" for path in paths), flush=True)
         floor = bare_pass(paths)
         flags = [word for flag, path in zip(("--interactions", "--meta", "--image_features"), paths) for word in (flag, str(path))]
-        seconds, memory, code = timed(["data.prepare", "made", "--data_root", str(work), *flags])
-        print(f"data.prepare: {seconds:.1f} s ({seconds / 60 / args.minutes:.2f} of the bar, {seconds / floor:.1f} times one bare pass of {floor:.1f} s), "
+        seconds, cpu, memory, code = timed(["data.prepare", "made", "--data_root", str(work), *flags])
+        print(f"data.prepare: {seconds:.1f} s, {cpu:.1f} s of CPU ({seconds / 60 / args.minutes:.2f} of the bar, {seconds / floor:.1f} times one bare pass of {floor:.1f} s), "
               f"peak memory {memory:.2f} GB ({memory / args.gigabytes:.2f} of the bar)", flush=True)
         if args.check and not code:
-            spent, peak, code = timed(["data.check", "made", "--data_root", str(work)])
-            print(f"data.check: {spent:.1f} s, peak memory {peak:.2f} GB")
+            spent, cpu, peak, code = timed(["data.check", "made", "--data_root", str(work)])
+            print(f"data.check: {spent:.1f} s, {cpu:.1f} s of CPU, peak memory {peak:.2f} GB")
     return int(code != 0 or seconds > 60 * args.minutes or memory > args.gigabytes)
 
 

@@ -15,7 +15,8 @@ range of rows their own interactions stay and only those of their neighbours are
   pass     z >= 4
   fail     lift + 4 standard deviations < 1.5: had the features fitted with a lift of 1.5, it would have been seen;
            or the features fit the ids better when all or a fifth of the rows are moved by 1 to 3 places;
-           or a fifth of the rows is like chance while the others fit
+           or a fifth of the rows has z < 4 and, with 4 standard deviations, less than a third of what the best fifth
+           has above 1
   unknown  anything else: too little data to say
 """
 
@@ -44,8 +45,7 @@ BLOCKS = 5                  # ranges of rows that are looked at one by one
 LEAST = 100                 # rows below which nothing is said
 LIFT, Z = 1.5, 4.0          # what would be seen in features that fit, and how many standard deviations are evidence
 MOST_QUERIES = 4000         # rows whose neighbours are looked for
-MOST_PRODUCTS = 4e11        # multiplications for them
-MOST_CELLS = 3e8            # of the feature matrix in memory
+MOST_PRODUCTS = 2.5e11      # multiplications for them; more rows are sampled to stay below
 
 
 @dataclasses.dataclass
@@ -301,9 +301,8 @@ def measure_fit(array, usable, history, seed):
     rows = np.flatnonzero(usable & (np.diff(history.indptr) > 0))
     if len(rows) < LEAST:
         return None
-    rows = np.sort(rng.permutation(rows)[:int(MOST_CELLS / array.shape[1])])
-    most = int(min(MOST_QUERIES, max(LEAST, MOST_PRODUCTS / (len(rows) * array.shape[1]))))
-    queries = np.sort(rng.permutation(len(rows))[:most])
+    rows = np.sort(rng.permutation(rows)[:max(MOST_QUERIES, int(MOST_PRODUCTS / (MOST_QUERIES * array.shape[1])))])
+    queries = np.sort(rng.permutation(len(rows))[:MOST_QUERIES])
     near, ids, n = neighbour_matrix(array, rows, queries, len(array)), rows[queries], len(array)
     history = sp.diags_array(1 / np.sqrt(np.maximum(np.diff(history.indptr), 1)).astype(np.float32)) @ history
     own, null, null_own = history[ids], [], []
@@ -311,9 +310,10 @@ def measure_fit(array, usable, history, seed):
         owner = np.arange(n)
         owner[rows] = rng.permutation(rows)
         dealt = history[owner]
-        null.append(together(near @ dealt, dealt[ids]))
+        around = near @ dealt
+        null.append(together(around, dealt[ids]))
         itself = (owner[near.indices].reshape(len(ids), -1) == ids[:, None]).sum(axis=1)       # of cosine 1
-        null_own.append(together(near @ dealt, own) - itself)
+        null_own.append(together(around, own) - itself)
     null, null_own, observed = np.array(null), np.array(null_own), together(near @ history, own)
     moved = {}
     for shift in SHIFTS:

@@ -52,7 +52,7 @@ class Log:
         return len(self.user)
 
     def take(self, rows):
-        """The log with these rows alone (mask or ascending positions), users and items numbered by first appearance in them."""
+        """The log with these rows alone (mask or positions), users and items numbered by first appearance in them."""
         user, users = pd.factorize(self.user[rows])
         item, items = pd.factorize(self.item[rows])
         return Log(user, item, *(None if column is None else column[rows] for column in (self.rating, self.time)),
@@ -75,10 +75,15 @@ def read_log(path, wanted, columns, inputs):
 
 
 def distinct(log):
-    """[m] ascending positions of one interaction a (user, item) pair: the earliest, the first in the file among equals."""
-    order = np.arange(len(log)) if log.time is None else np.argsort(log.time, kind="stable")
-    pair = log.user[order] * len(log.item_ids) + log.item[order]
-    return np.sort(order[np.unique(pair, return_index=True)[1]])
+    """[m] positions of one interaction a (user, item) pair, the earliest, without times the first; in the order in which the
+    pairs first appear."""
+    pair = log.user * len(log.item_ids) + log.item
+    _, first = np.unique(pair, return_index=True)
+    if log.time is None:
+        return np.sort(first)
+    order = np.argsort(log.time, kind="stable")
+    _, earliest = np.unique(pair[order], return_index=True)
+    return order[earliest][np.argsort(first)]
 
 
 def core(user, item, k):
@@ -316,6 +321,9 @@ def built(folder):
                 path.unlink()
         try:
             yield work
+        except UserError as error:
+            shutil.rmtree(work)
+            raise UserError(str(error).replace(str(work), str(folder))) from None
         except BaseException:
             shutil.rmtree(work)
             raise
