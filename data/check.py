@@ -131,24 +131,19 @@ def is_rating(word):
 
 
 def check_splits(tables, source, least, found):
-    """Examine {split: table} and say what is wrong. Returns the distinct pairs as Interactions, None if nothing can be read.
+    """Examine {split: table} and say what is wrong. Returns the distinct pairs as Interactions, None if a split has none.
 
     least: (users, items) known from the features.
     """
-    clean, seen = {}, pd.DataFrame({"user": [], "item": [], "split": []}, dtype=object)
     for split, table in tables.items():
-        unique = table.drop_duplicates(["user", "item"])
-        again = unique.merge(seen, on=["user", "item"]) if len(seen) else unique[:0]
-        for other, rows in again.groupby("split", sort=False) if len(again) else ():
-            found.problems.append(f"{len(rows)} pairs of {split} are also in {other}, the first in {rows.file.iloc[0]}, line {rows.line.iloc[0]} "
-                                  f"(user {rows.user.iloc[0]}, item {rows['item'].iloc[0]}); keep every pair in one split only")
-        if repeated := len(table) - len(unique):
-            found.notes.append(f"{split}: {repeated} repeated lines; the trainer merges them")
         if not len(table):
             found.problems.append(f"the {split} split is empty; every split needs at least one interaction")
-        new = unique.merge(seen, on=["user", "item"], how="left", indicator=True)["_merge"].to_numpy() == "left_only" if len(seen) else slice(None)
-        clean[split] = unique[new]
-        seen = pd.concat([seen, unique[["user", "item"]].assign(split=split)]) if len(seen) else unique[["user", "item"]].assign(split=split)
+        if repeated := table.duplicated(["user", "item"]).sum():
+            found.notes.append(f"{split}: {repeated} repeated lines; the trainer merges them")
+    whole = pd.concat([table.assign(split=split) for split, table in tables.items()], ignore_index=True)
+    first = whole.drop_duplicates(["user", "item"])
+    say_overlaps(whole.drop_duplicates(["user", "item", "split"]).merge(first, on=["user", "item"], suffixes=("", "_first")), found)
+    clean = {split: first[first["split"] == split].drop(columns="split") for split in SPLITS}
     if not all(map(len, clean.values())):
         return None
     try:
@@ -158,10 +153,21 @@ def check_splits(tables, source, least, found):
         return None
 
 
+def say_overlaps(pairs, found):
+    """A problem for every two splits that share pairs. pairs: each pair of a split beside its first split."""
+    shared = pairs[pairs["split"] != pairs["split_first"]]
+    for (split, other), rows in shared.groupby(["split", "split_first"]):
+        row = rows.iloc[0]
+        found.problems.append(f"{len(rows)} pairs of {split} are also in {other}, the first in {row.file}, line {row.line} "
+                              f"(user {row.user}, item {row['item']}); keep every pair in one split only")
+
+
 def describe(data, found):
     """Counts of Interactions, cold users and items."""
-    found.lines.append(f"{data.n_users:,} users, {data.n_items:,} items, {sum(len(getattr(data, s)) for s in SPLITS):,} distinct interactions")
-    found.lines.append(f"{'split':<8}{'interactions':>14}{'users':>12}{'items':>12}{'least a user':>14}{'median':>8}{'most':>8}{'cold users':>12}{'cold items':>12}")
+    total = sum(len(getattr(data, split)) for split in SPLITS)
+    found.lines.append(f"{data.n_users:,} users, {data.n_items:,} items, {total:,} distinct interactions")
+    found.lines.append(f"{'split':<8}{'interactions':>14}{'users':>12}{'items':>12}{'least a user':>14}{'median':>8}{'most':>8}"
+                       f"{'cold users':>12}{'cold items':>12}")
     known = [np.unique(column) for column in data.train.T]
     for split in SPLITS:
         pairs = getattr(data, split)
@@ -225,11 +231,12 @@ def check_features(name, path, array, found):
     found.lines.append(f"{name}: {path}: {array.dtype} {array.shape[0]:,} x {array.shape[1]:,}, {spread}; rows: {zero.sum():,} zero, "
                        f"{broken.sum():,} with NaN or Inf, {repeated:,} not unique, at most {group.max()} the same")
     if broken.any():
-        found.problems.append(f"{path}: {broken.sum():,} rows hold NaN, Inf or a number too large for float32, the first is row {broken.argmax()}; replace them")
+        found.problems.append(f"{path}: {broken.sum():,} rows hold NaN, Inf or a number too large for float32, the first is row "
+                              f"{broken.argmax()}; replace them")
     if zero.any():
         found.notes.append(f"{path}: {zero.sum():,} rows are zero; they have no neighbours")
     if group.max() > NEIGHBOURS:
-        found.notes.append(f"{path}: {group.max():,} rows are the same: features that were missing and filled in, or a text that items share")
+        found.notes.append(f"{path}: {group.max():,} rows are the same: missing features that were filled in, or a text that items share")
     return ~broken & ~zero & (group <= NEIGHBOURS)
 
 
@@ -336,10 +343,12 @@ def judge(fits):
         like_chance = 1 + (max(fit.lift for fit in parts) - 1) / 3
         bad = [fit for fit in parts if fit.z < Z and fit.lift + Z * fit.error < like_chance]
         if bad:
-            return "fail", "the others fit, but " + " and ".join(f"rows {fit.first} to {fit.last} (lift {fit.lift:.2f})" for fit in bad) + " are like chance"
+            ranges = " and ".join(f"rows {fit.first} to {fit.last} (lift {fit.lift:.2f})" for fit in bad)
+            return "fail", f"the others fit, but {ranges} are like chance"
         return "pass", "neighbours by features belong together"
     if whole.lift + Z * whole.error < LIFT:
-        return "fail", "neighbours by features have no more in common than chance: rows in another order than the ids, or features that say nothing"
+        return "fail", ("neighbours by features have no more in common than chance: rows in another order than the ids, or features "
+                        "that say nothing")
     return "unknown", "too little data to tell"
 
 
@@ -405,13 +414,14 @@ def check(folder, args):
 
 def make_parser():
     """The flags, with their defaults."""
-    parser = Parser(prog="python -m data.check", allow_abbrev=False, formatter_class=argparse.RawDescriptionHelpFormatter, description=__doc__,
-                    epilog="Exit code: 0 pass or unknown, 1 fail, 2 bad usage.")
+    parser = Parser(prog="python -m data.check", allow_abbrev=False, formatter_class=argparse.RawDescriptionHelpFormatter,
+                    description=__doc__, epilog="Exit code: 0 pass or unknown, 1 fail, 2 bad usage.")
     parser.add_argument("name", metavar="NAME", help="name of the dataset folder")
     parser.add_argument("--data_root", default="data", metavar="DIR", help="folder that holds the dataset folders (default data)")
     parser.add_argument("--data_format", choices=("auto", "txt", "inter"), default="auto", help="as for main.py (default auto)")
     for name in FEATURES:
-        parser.add_argument(f"--{name}_feat", default="", metavar="FILE.npy", help=f"{name} features (default: if no file is named, all *_feat.npy in the folder)")
+        parser.add_argument(f"--{name}_feat", default="", metavar="FILE.npy",
+                            help=f"{name} features (if none is named, those in the folder: {name}_feat.npy)")
     parser.add_argument("--seed", type=int, default=2025, metavar="N", help="seed of the permutations and samples (default 2025)")
     return parser
 
@@ -421,7 +431,8 @@ def command(args):
     folder, note = dataset_folder(argparse.Namespace(dataset=args.name, data_root=args.data_root))
     found = check(folder, args)
     found.notes[:0] = [note.removeprefix("note: ")] if note else []
-    print("\n".join([f"{folder}:", *found.lines, *(f"note: {note}" for note in found.notes), *(f"problem: {problem}" for problem in found.problems)]))
+    print("\n".join([f"{folder}:", *found.lines, *(f"note: {note}" for note in found.notes),
+                     *(f"problem: {problem}" for problem in found.problems)]))
     verdict = found.verdict()
     print(f"verdict: {verdict}" + (f", {len(found.problems)} problems" if found.problems else ""))
     return verdict

@@ -34,6 +34,7 @@ TRAIN, VALID, TEST = range(3)
 MARK = "prepare.json"
 FEATURES = ("text", "image", "audio", "user_text")
 SHARES = {"valid_share": 0.1, "test_share": 0.1}
+SETTINGS = ("core", "split", "seed", *SHARES, "format", "columns", "user_column", "item_column", "rating_column", "time_column")
 
 
 # ---------------------------------------------------------------- interactions
@@ -153,8 +154,9 @@ def split(log, rule, shares, seed):
     label = RULES[rule](log, np.random.default_rng(seed), shares)
     for name, count in zip(SPLITS, np.bincount(label, minlength=3)):
         if not count:
-            raise UserError(f"--split {rule}: leaves the {name} split empty ({len(log)} interactions of {len(log.user_ids)} users); "
-                            + ("change --valid_share or --test_share, or check the times" if rule in ("random", "temporal") else "users need 3 interactions"))
+            remedy = "change --valid_share or --test_share" if rule in ("random", "temporal") else "some users need 3 interactions"
+            raise UserError(f"--split {rule}: leaves the {name} split empty ({len(log)} interactions of {len(log.user_ids)} users, "
+                            f"{len(np.unique(log.time)) if log.time is not None else 'no'} different times); {remedy}")
     return label
 
 
@@ -163,8 +165,8 @@ def split(log, rule, shares, seed):
 def count_row(name, user, item):
     """One row of the table of statistics."""
     per_user = np.unique(user, return_counts=True)[1]
-    return {"": name, "interactions": len(user), "users": len(per_user), "items": len(np.unique(item)), "least a user": int(per_user.min()),
-            "median": float(np.median(per_user)), "mean": round(float(per_user.mean()), 2), "most": int(per_user.max())}
+    return {"": name, "interactions": len(user), "users": len(per_user), "items": len(np.unique(item)),
+            "least a user": int(per_user.min()), "median": float(np.median(per_user)), "mean": round(float(per_user.mean()), 2), "most": int(per_user.max())}
 
 
 def statistics(log, label):
@@ -174,16 +176,17 @@ def statistics(log, label):
     for k, name in enumerate(SPLITS):
         part = [ids[label == k] for ids in (log.user, log.item)]
         rows.append(count_row(name, *part))
-        rows[-1]["cold users"], rows[-1]["cold items"] = (int((~np.isin(np.unique(ids), seen)).sum()) for ids, seen in zip(part, known))
+        cold = [int((~np.isin(np.unique(ids), seen)).sum()) for ids, seen in zip(part, known)]
+        rows[-1].update({"cold users": cold[0], "cold items": cold[1]})
     return rows
 
 
 def as_table(rows):
     """Rows of counts -> lines, one column a key."""
     names = list(rows[-1])
-    cells = [names] + [[f"{row[name]:,}" if isinstance(row.get(name), (int, float)) else row.get(name, "") for name in names] for row in rows]
+    cells = [names] + [[f"{row.get(name, ''):,}" if name and name in row else row.get(name, "") for name in names] for row in rows]
     widths = [max(map(len, column)) for column in zip(*cells)]
-    return ["  ".join(cell.ljust(width) if at == 0 else cell.rjust(width) for at, (cell, width) in enumerate(zip(row, widths))) for row in cells]
+    return ["  ".join([row[0].ljust(widths[0]), *(cell.rjust(width) for cell, width in zip(row[1:], widths[1:]))]) for row in cells]
 
 
 def cut_dates(log, label):
@@ -216,14 +219,16 @@ def write_txt(folder, user, item, label, n_users):
     for k in (TEST, VALID, TRAIN):
         rows = order[label[order] == k]
         parts = np.split(item[rows], np.cumsum(np.bincount(user[rows], minlength=n_users))[:-1])
-        write_text(Path(folder) / f"{SPLITS[k]}.txt", "".join(f"{u} {' '.join(map(str, items.tolist()))}".rstrip() + "\n" for u, items in enumerate(parts)))
+        lines = (" ".join(map(str, [number, *items.tolist()])) + "\n" for number, items in enumerate(parts))
+        write_text(Path(folder) / f"{SPLITS[k]}.txt", "".join(lines))
 
 
 def write_interactions(folder, name, log, label, form):
     """The interactions in one of the two formats; .inter keeps ratings and times."""
     if form == "txt":
         return write_txt(folder, log.user, log.item, label, len(log.user_ids))
-    columns = {"userID": log.user, "itemID": log.item, "rating": log.rating, "timestamp": None if log.time is None else whole(log.time), "x_label": label}
+    time = None if log.time is None else whole(log.time)
+    columns = {"userID": log.user, "itemID": log.item, "rating": log.rating, "timestamp": time, "x_label": label}
     table = pd.DataFrame({key: column for key, column in columns.items() if column is not None})
     write_inter(folder / f"{name.removesuffix('_raw')}.inter", table.sort_values(["userID", "x_label"], kind="stable"))
 
@@ -237,7 +242,8 @@ def write_features(path, blocks, rows, dim, dtype):
     dtype = np.dtype(dtype).newbyteorder("=")
     found, unfit, total = np.zeros(rows, bool), np.zeros(rows, bool), np.zeros(dim)
     with atomic_write(path) as file:
-        np.lib.format.write_array_header_1_0(file, {"descr": np.lib.format.dtype_to_descr(dtype), "fortran_order": False, "shape": (rows, dim)})
+        header = {"descr": np.lib.format.dtype_to_descr(dtype), "fortran_order": False, "shape": (rows, dim)}
+        np.lib.format.write_array_header_1_0(file, header)
         start, size = file.tell(), dim * dtype.itemsize
 
         def put(row, vector):
@@ -286,7 +292,8 @@ def write_reordered(path, flag, value, index, inputs, block=4096):
 def checked(counts, source):
     """The counts of write_features. Raises UserError if nothing was found."""
     if not counts["found"]:
-        raise UserError(f"{source}: has features for none of the {counts['missing']} ids of the dataset; are its ids those of the interactions?")
+        raise UserError(f"{source}: has features for none of the {counts['missing']} ids of the dataset; are its ids those of the "
+                        "interactions?")
     return counts
 
 
@@ -347,17 +354,14 @@ def prepare(args, folder):
         label = split(log, args.split, shares_of(args), args.seed)
         write_interactions(work, folder.name, log, label, args.format)
         read_interactions(work, args.format)                # as the trainer will
-        told = {"counts": [count_row("read", raw.user, raw.item), count_row("distinct", unique.user, unique.item), *statistics(log, label)],
-                **write_content(args, work, log, inputs)}
+        rows = [count_row("read", raw.user, raw.item), count_row("distinct", unique.user, unique.item), *statistics(log, label)]
+        told = {"counts": rows, **write_content(args, work, log, inputs)}
         if args.split == "temporal":
             told["cuts"] = cut_dates(log, label)
         settings = {key: value for key, value in vars(args).items() if key in SETTINGS and value is not None}
         files = [{"file": Path(path).name, **facts} for path, facts in inputs.items()]
         write_text(work / MARK, json.dumps({"settings": settings, "inputs": files, **told}, indent=1) + "\n")
     print("\n".join(report(folder, args, told)))
-
-
-SETTINGS = ("core", "split", "seed", "valid_share", "test_share", "format", "columns", "user_column", "item_column", "rating_column", "time_column")
 
 
 def write_content(args, work, log, inputs):
@@ -433,28 +437,29 @@ def convert(folder, form):
 def make_parser():
     """The flags, with their defaults."""
     parser = Parser(prog="python -m data.prepare", allow_abbrev=False, formatter_class=argparse.RawDescriptionHelpFormatter,
-                    description=__doc__[__doc__.index("    python"):], usage="%(prog)s NAME --interactions FILE [flags] | NAME --convert {txt,inter}")
+                    usage="%(prog)s NAME --interactions FILE [flags] | NAME --convert {txt,inter}", description=__doc__)
     parser.add_argument("name", metavar="NAME", help="name of the dataset folder")
     parser.add_argument("--data_root", default="data", metavar="DIR", help="folder that holds the dataset folders (default data)")
-    parser.add_argument("--convert", choices=("txt", "inter"), help="write the interactions of the existing folder NAME in this format, from the other")
+    parser.add_argument("--convert", choices=("txt", "inter"),
+                        help="write the interactions of the existing folder NAME in this format, from the other")
 
     raw = parser.add_argument_group("raw files (.csv, .tsv, .jsonl, .json, each also .gz, or .parquet)")
     raw.add_argument("--interactions", metavar="FILE", help="ratings_*.csv, reviews_*.json.gz, or a table of user, item[, rating, timestamp]")
     raw.add_argument("--columns", metavar="A,B,...", help="the columns of a CSV or TSV file without a header line")
     for role, usual in COLUMNS.items():
-        raw.add_argument(f"--{role}_column", metavar="COLUMN", help=f"its {role} column (default: the first there is of {', '.join(usual)})"
-                         + ("; '' uses none" if role in ("rating", "time") else ""))
+        none = "; '' uses none" if role in ("rating", "time") else ""
+        raw.add_argument(f"--{role}_column", metavar="COLUMN", help=f"its {role} column (default: the first there is of {', '.join(usual)}){none}")
     raw.add_argument("--meta", metavar="FILE", help="meta_*.json.gz, or a table of the item column and title, brand, categories, "
                      "description or some of these: makes item_text.jsonl")
     raw.add_argument("--image_features", metavar="FILE", help="Amazon's image_features_*.b: makes image_feat.npy")
     for kind in FEATURES:
-        raw.add_argument(f"--{kind}_feat", metavar="FILE.npy=IDS", help=f"features of your own for {kind}_feat.npy; the file IDS names the original "
-                         "id of each row: one a line, or ROW <tab> ID")
+        raw.add_argument(f"--{kind}_feat", metavar="FILE.npy=IDS", help=f"features of your own, brought into the order of {kind}_feat.npy; the "
+                         "file IDS names the original id of each row: one a line, or ROW <tab> ID")
 
     how = parser.add_argument_group("how")
     how.add_argument("--core", type=int, default=5, metavar="K", help="least interactions of every user and item; 1 keeps all (default 5)")
-    how.add_argument("--split", choices=RULES, default="mmrec", help="mmrec: per user, n < 10: n - 2 / 1 / 1, else 8:1:1; random: 8:1:1 over all; "
-                     "leave_one_out: the last for test, the one before for valid; temporal: one cut in time for all (default mmrec)")
+    how.add_argument("--split", choices=RULES, default="mmrec",
+                     help="mmrec: per user, n < 10: n - 2 / 1 / 1, else 8:1:1; random: 8:1:1 over all; leave_one_out: the last for test, the one before for valid; temporal: one cut in time for all (default mmrec)")
     how.add_argument("--valid_share", type=float, metavar="X", help="share of valid with --split random or temporal (default 0.1)")
     how.add_argument("--test_share", type=float, metavar="X", help="share of test with --split random or temporal (default 0.1)")
     how.add_argument("--seed", type=int, default=2025, metavar="N", help="seed of the split (default 2025)")
@@ -467,7 +472,8 @@ def check_flags(args, parser):
     if args.name in ("", "..", ".") or Path(args.name).name != args.name:
         raise UserError(f"NAME '{args.name}': give a plain folder name; --data_root says where it lies")
     if args.convert:
-        given = [key for key, value in vars(args).items() if key not in ("name", "data_root", "convert") and value != parser.get_default(key)]
+        own = ("name", "data_root", "convert")
+        given = [key for key, value in vars(args).items() if key not in own and value != parser.get_default(key)]
         if given:
             raise UserError(f"--convert {args.convert}: only rewrites the folder NAME and has no use for --{given[0]}")
     elif not args.interactions:

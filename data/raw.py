@@ -17,6 +17,7 @@ import html
 import io
 import itertools
 import json
+import os
 import re
 import warnings
 import zlib
@@ -29,7 +30,7 @@ from tqdm import tqdm
 from utils import UserError
 
 COLUMNS = {"user": ("user", "user_id", "userID", "userId", "reviewerID"),     # role -> names it goes by, first found first
-           "item": ("item", "item_id", "itemID", "itemId", "asin"),
+           "item": ("asin", "item", "item_id", "itemID", "itemId"),
            "rating": ("rating", "overall"),
            "time": ("timestamp", "time", "unixReviewTime")}
 TEXTS = {"title": ("title", "name"), "brand": ("brand",), "categories": ("categories", "category"), "description": ("description",)}
@@ -47,10 +48,9 @@ IMAGE = np.dtype([("id", "S10"), ("vector", "<f4", 4096)])
 class Tracked(io.RawIOBase):
     """A file on disk that moves a progress bar and a SHA-256 along while it is read."""
 
-    def __init__(self, path):
-        self.file = open(path, "rb", buffering=0)
-        self.digest, self.bytes = hashlib.sha256(), 0
-        self.bar = tqdm(total=Path(path).stat().st_size, desc=Path(path).name, unit="B", unit_scale=True, leave=False, delay=1)
+    def __init__(self, file):
+        self.file, self.digest, self.bytes = file, hashlib.sha256(), 0
+        self.bar = tqdm(total=os.fstat(file.fileno()).st_size, desc=Path(file.name).name, unit="B", unit_scale=True, leave=False, delay=1)
 
     def readable(self):
         return True
@@ -64,7 +64,6 @@ class Tracked(io.RawIOBase):
 
     def close(self):
         self.bar.close()
-        self.file.close()
         super().close()
 
 
@@ -76,7 +75,7 @@ def reading(path, inputs):
     Raises UserError if it is missing, unreadable or damaged.
     """
     try:
-        with Tracked(path) as raw:
+        with open(path, "rb", buffering=0) as file, Tracked(file) as raw:
             file = buffered = io.BufferedReader(raw, 1 << 20)
             if str(path).endswith(".gz"):
                 file = io.BufferedReader(gzip.GzipFile(fileobj=buffered), 1 << 20)
@@ -116,7 +115,7 @@ def lines(path, inputs):
 def parse_record(line, path, number):
     """A line that holds a JSON object or a Python dict literal -> dict. Raises UserError for anything else."""
     try:
-        text = line.decode().strip()
+        text = line.decode("utf-8-sig").strip()
         try:
             record = json.loads(text)
         except ValueError:
@@ -288,36 +287,37 @@ def item_records(path, wanted, item_ids, inputs):
 
     wanted: name of the id column, or None for a usual one. Categories in lists are joined by ', ', other lists by ' '.
     """
+    names = ((wanted,) if wanted else ()) + COLUMNS["item"]
     if kind_of(path) == "json":
-        for number, record in records(path, inputs, lambda line: may_name(line, item_ids)):
-            names = (wanted,) if wanted else COLUMNS["item"]
+        for number, record in records(path, inputs, lambda line: wanted or may_name(line, item_ids)):
             name = plain(next((record[key] for key in names if key in record), None))
             if not name:
                 raise UserError(f"{path}, line {number}: has no item id ({' or '.join(names)}); name its field with --item_column")
             if name in item_ids:
-                yield number, name, {key: flat(next((record[k] for k in usual if k in record), ""), key) for key, usual in TEXTS.items()}
+                cells = {key: next((record[column] for column in usual if column in record), "") for key, usual in TEXTS.items()}
+                yield number, name, {key: flat(cell, key) for key, cell in cells.items()}
         return
-    for number, frame in frames(path, lambda names: pick_texts(names, wanted, path), None, inputs):
+    for number, frame in frames(path, lambda there: pick_texts(there, names, path), None, inputs):
         here = frame["id"].isin(item_ids).to_numpy()
         for line, record in zip(number[here], frame[here].to_dict("records")):
             yield line, record["id"], {key: flat(record.get(key, ""), key) for key in TEXTS}
 
 
-def pick_texts(names, wanted, path):
-    """{id and each text that there is: column} of a metadata table."""
-    roles = {"id": (wanted,) if wanted else COLUMNS["item"], **TEXTS}
-    found = {role: next((name for name in usual if name in names), None) for role, usual in roles.items()}
+def pick_texts(there, id_names, path):
+    """{id and each text that there is: column} of a metadata table with the columns `there`."""
+    roles = {"id": id_names, **TEXTS}
+    found = {role: next((name for name in usual if name in there), None) for role, usual in roles.items()}
     if found["id"] is None or not any(found[key] for key in TEXTS):
-        raise UserError(f"{path}: needs a column {' or '.join(roles['id'])} and one of {', '.join(TEXTS)}; it has {', '.join(map(str, names))[:200]}")
+        raise UserError(f"{path}: needs a column {' or '.join(id_names)} and one of {', '.join(TEXTS)}; its columns are "
+                        f"{', '.join(map(str, there))[:200]}")
     return {role: name for role, name in found.items() if name}
 
 
-def may_name(line, item_ids, quoted=re.compile(rb"""["']asin["']\s*:\s*["']([^"'\\]*)["']""")):
-    """Whether a line of Amazon metadata may be about one of these items: parsing the others takes most of the time."""
-    found = quoted.findall(line)
-    if not found or len(found) < line.count(b"asin"):       # not sure what its id is: parse it
-        return True
-    return any(name.decode("utf-8", "replace") in item_ids for name in found)
+def may_name(line, item_ids, start=re.compile(rb"""\s*{\s*["']asin["']\s*:\s*["']([^"'\\]*)["']""")):
+    """Whether a line of metadata may be about one of these items. Amazon's begin with the id, and parsing the lines of all
+    the other items would take most of the time."""
+    found = start.match(line)
+    return not found or found[1].decode("utf-8", "replace") in item_ids
 
 
 def flat(value, key):
@@ -370,7 +370,8 @@ def row_ids(path, rows, inputs):
             if sorted(numbers) == sorted(map(str, range(rows))):
                 names = dict(zip(map(int, numbers), (row[1 - column] for row in table)))
                 return [names[row] for row in range(rows)]
-    raise UserError(f"{path}: does not name an id for each of {rows} rows; write one a line in their order, or ROW <tab> ID with rows from 0")
+    raise UserError(f"{path}: does not name an id for each of {rows} rows; write one a line in their order, or ROW <tab> ID with "
+                    "rows from 0")
 
 
 def text_line(line, path, number):

@@ -289,7 +289,8 @@ META = [{"asin": "item 1", "title": "A &amp; B", "price": 1.5, "related": {"also
          "description": "two\n lines, it's"},
         {"asin": "item 2", "brand": "Basin", "title": 'says "asin": "item 3"'},
         {"asin": "nobody", "title": "not in the data"},
-        {"asin": "item 1", "title": "a second record"}]
+        {"asin": "item 1", "title": "a second record"},
+        {"description": "the id comes last", "asin": "item 5"}]
 
 
 @pytest.mark.parametrize("write", [repr, json.dumps])
@@ -303,9 +304,9 @@ def test_item_texts(write, tmp_path):
     text = {row["id"]: {key: row[key] for key in ("title", "brand", "categories", "description")} for row in rows}
     assert text["item 1"] == {"title": "A & B", "brand": "", "categories": "Baby, Toys, Gifts", "description": "two lines, it's"}
     assert text["item 2"] == {"title": 'says "asin": "item 3"', "brand": "Basin", "categories": "", "description": ""}
-    assert set(text["item 3"].values()) == {""}
+    assert set(text["item 3"].values()) == {""} and text["item 5"]["description"] == "the id comes last"
     assert json.loads((folder / prepare.MARK).read_text())["item_text.jsonl"] == {
-        "found": 2, "missing": len(names) - 2, "title": 2, "brand": 1, "categories": 1, "description": 1}
+        "found": 3, "missing": len(names) - 3, "title": 2, "brand": 1, "categories": 1, "description": 2}
 
 
 def test_item_texts_from_a_table(tmp_path):
