@@ -152,8 +152,8 @@ def main():
         floor = bare_pass(paths)
         flags = [word for flag, path in zip(("--interactions", "--meta", "--image_features"), paths) for word in (flag, str(path))]
         seconds, cpu, memory, code = timed(["data.prepare", "made", "--data_root", str(work), *flags])
-        print(f"data.prepare: {seconds:.1f} s, {cpu:.1f} s of CPU ({seconds / 60 / args.minutes:.2f} of the bar, {seconds / floor:.1f} times one bare pass of {floor:.1f} s), "
-              f"peak memory {memory:.2f} GB ({memory / args.gigabytes:.2f} of the bar)", flush=True)
+        print(f"data.prepare: {seconds:.1f} s, {cpu:.1f} s of CPU ({seconds / 60 / args.minutes:.2f} of the bar, {seconds / floor:.1f} times "
+              f"one bare pass of {floor:.1f} s), peak memory {memory:.2f} GB ({memory / args.gigabytes:.2f} of the bar)", flush=True)
         if args.check and not code:
             spent, cpu, peak, code = timed(["data.check", "made", "--data_root", str(work)])
             print(f"data.check: {spent:.1f} s, {cpu:.1f} s of CPU, peak memory {peak:.2f} GB")

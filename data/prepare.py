@@ -166,7 +166,8 @@ def count_row(name, user, item):
     """One row of the table of statistics."""
     per_user = np.unique(user, return_counts=True)[1]
     return {"": name, "interactions": len(user), "users": len(per_user), "items": len(np.unique(item)),
-            "least a user": int(per_user.min()), "median": float(np.median(per_user)), "mean": round(float(per_user.mean()), 2), "most": int(per_user.max())}
+            "least a user": int(per_user.min()), "median": float(np.median(per_user)),
+            "mean": round(float(per_user.mean()), 2), "most": int(per_user.max())}
 
 
 def statistics(log, label):
@@ -448,18 +449,20 @@ def make_parser():
     raw.add_argument("--columns", metavar="A,B,...", help="the columns of a CSV or TSV file without a header line")
     for role, usual in COLUMNS.items():
         none = "; '' uses none" if role in ("rating", "time") else ""
-        raw.add_argument(f"--{role}_column", metavar="COLUMN", help=f"its {role} column (default: the first there is of {', '.join(usual)}){none}")
+        raw.add_argument(f"--{role}_column", metavar="COLUMN",
+                         help=f"its {role} column (default: the first there is of {', '.join(usual)}){none}")
     raw.add_argument("--meta", metavar="FILE", help="meta_*.json.gz, or a table of the item column and title, brand, categories, "
                      "description or some of these: makes item_text.jsonl")
     raw.add_argument("--image_features", metavar="FILE", help="Amazon's image_features_*.b: makes image_feat.npy")
     for kind in FEATURES:
-        raw.add_argument(f"--{kind}_feat", metavar="FILE.npy=IDS", help=f"features of your own, brought into the order of {kind}_feat.npy; the "
+        raw.add_argument(f"--{kind}_feat", metavar="FILE.npy=IDS", help=f"features of your own, brought into order as {kind}_feat.npy; the "
                          "file IDS names the original id of each row: one a line, or ROW <tab> ID")
 
     how = parser.add_argument_group("how")
     how.add_argument("--core", type=int, default=5, metavar="K", help="least interactions of every user and item; 1 keeps all (default 5)")
     how.add_argument("--split", choices=RULES, default="mmrec",
-                     help="mmrec: per user, n < 10: n - 2 / 1 / 1, else 8:1:1; random: 8:1:1 over all; leave_one_out: the last for test, the one before for valid; temporal: one cut in time for all (default mmrec)")
+                     help="mmrec: per user, n < 10: n - 2 / 1 / 1, else 8:1:1; random: 8:1:1 over all; leave_one_out: each user's last for test, "
+                          "the one before for valid; temporal: one cut in time for all (default mmrec)")
     how.add_argument("--valid_share", type=float, metavar="X", help="share of valid with --split random or temporal (default 0.1)")
     how.add_argument("--test_share", type=float, metavar="X", help="share of test with --split random or temporal (default 0.1)")
     how.add_argument("--seed", type=int, default=2025, metavar="N", help="seed of the split (default 2025)")
