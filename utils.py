@@ -166,8 +166,10 @@ def csr_tensor(crow, col, values, size):
 
 
 @contextlib.contextmanager
-def lock_file(path):
-    """Hold an exclusive lock for as long as the block or the process lives. Raises UserError if another process has it."""
+def lock_file(path, doing="training"):
+    """Hold an exclusive lock for as long as the block or the process lives. Raises UserError if another process has it.
+
+    doing: what that process does, for the message."""
     try:
         file = open(path, "a")
     except OSError as error:
@@ -176,7 +178,7 @@ def lock_file(path):
         try:
             fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except OSError:
-            raise UserError(f"{path}: another process is training in this folder; wait for it or stop it") from None
+            raise UserError(f"{path}: another process is {doing} in this folder; wait for it or stop it") from None
         yield
 
 
