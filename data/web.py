@@ -57,7 +57,8 @@ def fetch(method, url, *, most_bytes, timeout, **options):
     except (requests.exceptions.InvalidURL, requests.exceptions.TooManyRedirects) as error:
         raise Refused(str(error)[:200]) from None
     except (requests.exceptions.RequestException, OSError) as error:
-        raise Transient(f"{type(error).__name__}: {error}"[:200]) from None
+        cause = error.args[0] if error.args else error                 # requests wraps urllib3's error, which wraps the cause
+        raise Transient(f"{type(error).__name__}: {str(getattr(cause, 'reason', cause)).split(': ')[-1]}"[:200]) from None
 
 
 def check_status(answer):
