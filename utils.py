@@ -117,7 +117,7 @@ def lock_file(path):
         try:
             fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except OSError:
-            raise UserError(f"{path}: another process is training in this folder; wait for it or stop it") from None
+            raise UserError(f"{path}: another process is at work in this folder; wait for it or stop it") from None
         yield
 
 
