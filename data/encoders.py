@@ -127,7 +127,8 @@ def text_encoder(name, *, revision, device, dtype, pooling, instruction, dimensi
     found = [module.pooling_mode for module in model if hasattr(module, "pooling_mode")]
     about = {"model": name, "revision": model_revision(name, model[0].auto_model.config), "pooling": "".join(map(str, found)) or "own",
              "instruction": instruction, "dimension": dim, "max_length": model.max_seq_length, "normalize": normalize,
-             "dtype": str(kind).removeprefix("torch."), "device": device.type, "versions": versions("transformers", "sentence_transformers")}
+             "dtype": str(kind).removeprefix("torch."), "device": device.type,
+             "versions": versions("transformers", "sentence_transformers")}
     return Encoder(dim, encode, about)
 
 
@@ -157,8 +158,8 @@ def image_encoder(name, *, revision, device, dtype, normalize, trust_remote_code
         config = library.AutoConfig.from_pretrained(name, **pinned)
         if config.model_type.startswith("llava"):
             config.text_config.num_hidden_layers = 0
-        model, report = library.AutoModel.from_pretrained(name, config=config, dtype=kind, use_safetensors=True, output_loading_info=True,
-                                                          **pinned)
+        model, report = library.AutoModel.from_pretrained(name, config=config, dtype=kind, use_safetensors=True,
+                                                          output_loading_info=True, **pinned)
         if report["missing_keys"]:
             raise ValueError(f"its files lack weights, as {sorted(report['missing_keys'])[0]}")
         if not hasattr(model, "get_image_features"):

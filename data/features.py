@@ -249,8 +249,10 @@ def users_command(args):
     """User profiles -> user_text_feat.npy."""
     folder = dataset_path(args.data_root, args.name)
     n, ids = catalogue_size(folder, "user")
+    if args.profiles and args.endpoint:
+        raise UserError("give either --profiles FILE or --endpoint URL")
     if args.profiles:
-        texts, counts = read_texts(args.profiles, n, ids, args.ids, args.id_field, args.text_field)
+        texts, counts = read_texts(args.profiles, n, ids, args.ids, args.id_field or "user", args.text_field)
     else:
         texts, counts = ask_for_profiles(args, folder, n, ids)
     if texts:
@@ -262,7 +264,7 @@ def ask_for_profiles(args, folder, n, user_ids):
     from data import profiles
     histories = train_histories(folder)
     n_items, item_ids = catalogue_size(folder, "item")
-    texts, _ = read_texts(args.texts or folder / "item_text.jsonl", n_items, item_ids, args.ids, args.id_field, args.text_field)
+    texts, _ = read_texts(args.texts or folder / "item_text.jsonl", n_items, item_ids, args.ids, args.id_field or "item", args.text_field)
     prompts = profiles.make_prompts(histories, texts, user_ids, item_ids, args.max_history, args.max_chars)
     if args.until == "prompts":
         profiles.write_prompts(folder / "user_prompts.jsonl", prompts)
@@ -310,7 +312,7 @@ def add_common(parser, model, missing, batch):
     parser.add_argument("--device", default="auto", help="cpu, cuda, cuda:1, ...; auto: a GPU where there is one")
     parser.add_argument("--dtype", default="auto", choices=("auto", "float32", "bfloat16", "float16"),
                         help="of the model; auto: bfloat16 on a GPU, else float32")
-    parser.add_argument("--batch_size", type=at_least(1), default=batch, metavar="N", help="inputs at a time; part of what is computed, bit for bit")
+    parser.add_argument("--batch_size", type=at_least(1), default=batch, metavar="N", help="inputs at a time; has a part in the last bits")
     parser.add_argument("--normalize", type=int, choices=(0, 1), default=1, help="1 scales every vector to length 1")
     parser.add_argument("--missing", default=missing, choices=("zeros", "mean"),
                         help="row of an id without input: zeros (it has no neighbours in the kNN graph) or the mean of the others")
@@ -323,10 +325,15 @@ def add_common(parser, model, missing, batch):
 
 def add_text_model(parser):
     """Flags of the text model."""
-    parser.add_argument("--pooling", default="auto", choices=("auto", *POOLING), help="how token vectors become one; auto: as the model's folder says")
-    parser.add_argument("--instruction", default="", metavar="TEXT", help="put before every text as it stands (Qwen3: 'Instruct: ...\\nQuery:')")
-    parser.add_argument("--dimension", type=at_least(0), default=0, metavar="N", help="keep the leading N dimensions (Matryoshka models); 0: all")
-    parser.add_argument("--max_length", type=at_least(0), default=1024, metavar="N", help="tokens of a text, the rest is cut; 0: the model's limit")
+    parser.add_argument("--pooling", default="auto", choices=("auto", *POOLING),
+                        help="how token vectors become one; auto: as the model's folder says, else the last token of a causal language "
+                        "model and the mean of others")
+    parser.add_argument("--instruction", default="", metavar="TEXT",
+                        help="put before every text as it stands; Qwen3 wants one before queries only, and none before documents")
+    parser.add_argument("--dimension", type=at_least(0), default=0, metavar="N",
+                        help="keep the leading N dimensions (models of Matryoshka representation learning); 0: all")
+    parser.add_argument("--max_length", type=at_least(0), default=1024, metavar="N",
+                        help="tokens of a text, the rest is cut; 0: the model's own limit, which also holds if it is less")
 
 
 def add_network(parser, workers, timeout):
@@ -334,7 +341,8 @@ def add_network(parser, workers, timeout):
     parser.add_argument("--workers", type=at_least(1), default=workers, metavar="N", help="requests (or pictures) at a time")
     parser.add_argument("--attempts", type=at_least(1), default=5, metavar="N", help="attempts at each before it counts as failed")
     parser.add_argument("--timeout", type=at_least(0.01, float), default=timeout, metavar="S", help="seconds for one attempt")
-    parser.add_argument("--backoff", type=at_least(0.0, float), default=1.0, metavar="S", help="seconds before the second attempt, doubled for each further one")
+    parser.add_argument("--backoff", type=at_least(0.0, float), default=1.0, metavar="S",
+                        help="seconds before the second attempt, doubled for each further one")
 
 
 def add_fields(parser, id_field, what):
@@ -381,17 +389,19 @@ def add_users(users):
     """Flags of the users command alone."""
     users.add_argument("--endpoint", default="", metavar="URL", help="an OpenAI-compatible server, up to and with /v1")
     users.add_argument("--llm", default="", metavar="NAME", help="the chat model's name there")
-    users.add_argument("--api_key_env", default="OPENAI_API_KEY", metavar="VAR", help="environment variable that holds the API key, if any")
+    users.add_argument("--api_key_env", default="OPENAI_API_KEY", metavar="VAR",
+                       help="environment variable that holds the API key, if any")
     users.add_argument("--temperature", type=at_least(0.0, float), default=0.6, metavar="X", help="of the sampling")
     users.add_argument("--max_tokens", type=at_least(1), default=8192, metavar="N", help="of a reply, reasoning included")
     users.add_argument("--llm_seed", type=at_least(0), default=2025, metavar="N", help="seed sent with every request")
-    users.add_argument("--max_history", type=at_least(1), default=50, metavar="N", help="train items in a prompt: the last ones of the file")
+    users.add_argument("--max_history", type=at_least(1), default=50, metavar="N",
+                       help="most train items in a prompt: the last ones of the user's line or rows")
     users.add_argument("--max_chars", type=at_least(1), default=400, metavar="N", help="characters of an item's text in a prompt")
     users.add_argument("--until", default="features", choices=("prompts", "profiles", "features"),
                        help="stop after writing user_prompts.jsonl, or user_profiles.jsonl")
     users.add_argument("--texts", default="", metavar="FILE", help="JSON lines of item texts; empty: item_text.jsonl of the dataset folder")
     users.add_argument("--profiles", default="", metavar="FILE", help="JSON lines of user texts made elsewhere: nothing is asked for then")
-    add_fields(users, "item", "--texts or --profiles")
+    add_fields(users, "", "--texts (empty: item) or --profiles (empty: user)")
     add_network(users, 16, 600.0)
 
 

@@ -101,7 +101,8 @@ def url_records(path, id_field, url_field):
     try:
         lines = Path(path).read_text("utf-8").split("\n")
     except (OSError, UnicodeDecodeError) as error:
-        raise UserError(f"{path}: cannot be read ({getattr(error, 'strerror', None) or 'not UTF-8'}); give JSON lines or id, tab, url") from None
+        raise UserError(f"{path}: cannot be read ({getattr(error, 'strerror', None) or 'not UTF-8'}); give JSON lines or id, tab, "
+                        "url") from None
     for number, line in enumerate(lines, 1):
         if line.strip():
             name, tab, url = line.rstrip("\r").partition("\t")

@@ -7,7 +7,6 @@ The endpoint is any server with the chat completions call of OpenAI's interface,
 """
 
 import dataclasses
-import functools
 import json
 import re
 import sys
@@ -99,10 +98,13 @@ class Endpoint:
     backoff: float = 1.0       # seconds before the second attempt, doubled for each further one
     workers: int = 16          # requests at a time
 
-    def payload(self, prompt):
-        """The JSON body of a request; it names everything that the answer depends on."""
+    def payload(self, prompt, malformed=0):
+        """The JSON body of a request; it names everything that the answer depends on.
+
+        malformed: how many answers to it were no use. Each moves the seed, since the same one would only repeat itself.
+        """
         return {"model": self.model, "messages": prompt, "temperature": self.temperature, "max_tokens": self.max_tokens,
-                "seed": self.seed}
+                "seed": self.seed + malformed}
 
 
 def check_endpoint(endpoint):
@@ -114,10 +116,24 @@ def check_endpoint(endpoint):
                         "that wants no key")
 
 
-def ask(endpoint, prompt):
+def ask_patiently(endpoint, prompt, stop):
+    """The profile, asked for up to endpoint.attempts times. Raises Transient or Refused; stop: see persistently."""
+    malformed = 0
+
+    def once():
+        nonlocal malformed
+        try:
+            return ask(endpoint, endpoint.payload(prompt, malformed))
+        except Malformed:
+            malformed += 1
+            raise
+    return persistently(once, endpoint.attempts, endpoint.backoff, stop)
+
+
+def ask(endpoint, payload):
     """One request -> the profile. Raises Transient or Refused."""
     headers = {"Authorization": f"Bearer {endpoint.key}"} if endpoint.key else {}
-    body = fetch("POST", f"{endpoint.url.rstrip('/')}/chat/completions", json=endpoint.payload(prompt), headers=headers,
+    body = fetch("POST", f"{endpoint.url.rstrip('/')}/chat/completions", json=payload, headers=headers,
                  allow_redirects=False, most_bytes=MAX_REPLY, timeout=endpoint.timeout)
     try:
         reply = json.loads(body)["choices"][0]["message"]["content"]
@@ -155,7 +171,8 @@ def ask_all(prompts, endpoint, path):
             file.flush()
         failed = ask_missing(todo, endpoint, keep)
     if not done:
-        raise ConnectionError(f"{endpoint.url}: gave no profile at all; the first failure: {next(iter(failed.values()), 'no user to ask for')}")
+        reason = next(iter(failed.values()), "no user has train items")
+        raise ConnectionError(f"{endpoint.url}: gave no profile at all ({reason})")
     write_answers(path, done, keys)
     partial.unlink()
     return done, failed
@@ -167,7 +184,7 @@ def ask_missing(prompts, endpoint, keep):
     pool = ThreadPoolExecutor(endpoint.workers)
     try:
         for user, prompt in prompts.items():
-            jobs[pool.submit(persistently, functools.partial(ask, endpoint, prompt), endpoint.attempts, endpoint.backoff, stop)] = user
+            jobs[pool.submit(ask_patiently, endpoint, prompt, stop)] = user
         for job in tqdm(as_completed(jobs), total=len(jobs), desc="profiles", unit="user", disable=not jobs):
             error, user = job.exception(), jobs[job]
             seen.add(job)

@@ -107,14 +107,14 @@ def clean(text):
     return " ".join(text.encode("utf-8", "replace").decode("utf-8").split())
 
 
-def words_of(value, where):
-    """A string, or lists of strings at any depth (Amazon's categories), as one string. Raises UserError for other types."""
+def words_of(value, where, depth=3):
+    """A string, or lists of strings in lists (Amazon's categories), as one string. Raises UserError for other types."""
     if value is None:
         return ""
     if isinstance(value, str):
         return value
-    if isinstance(value, list) and len(value) <= 10**4:
-        return ", ".join(filter(None, (words_of(part, where) for part in value)))
+    if isinstance(value, list) and depth:
+        return ", ".join(filter(None, (words_of(part, where, depth - 1) for part in value)))
     raise UserError(f"{where} is a {type(value).__name__}; texts are strings or lists of strings")
 
 

@@ -150,6 +150,7 @@ def test_texts_join_fields_and_nested_categories():
     (b'{"item": "B9", "title": "red"}\n', "--ids original"),
     (b'{"item": true, "title": "red"}\n', "line 1: has no 'item'"),
     (b'{"item": 1, "title": {"a": 1}}\n', "line 1: 'title' is a dict"),
+    (b'{"item": 1, "title": ' + b"[" * 400 + b"]" * 400 + b"}\n", "line 1: 'title' is a list"),
     (b'{"item": 1, "title": "\xff"}\n', "line 1: is no JSON"),
     (b'{"item": 1, "title": "' + b"x" * 2**20 + b'"}\n', "line 1: is longer than"),
     (b"[" * 10**5 + b"\n", "line 1: is no JSON"),
@@ -173,6 +174,7 @@ def test_bad_texts_end_in_one_line(folder, lines, told, capsys):
     ("image", ["--pictures", "absent"], "no such folder"),
     ("users", [], "--endpoint URL and --llm NAME"),
     ("users", ["--endpoint", "file:///etc/passwd", "--llm", "x"], "no http:// or https://"),
+    ("users", ["--profiles", "x", "--endpoint", "http://x", "--llm", "x"], "either --profiles FILE or --endpoint URL"),
     ("sound", [], "invalid choice"),
 ])
 def test_bad_arguments_end_in_one_line(folder, models, command, flags, told, capsys):

@@ -158,6 +158,8 @@ def test_failures_are_tried_again_then_counted(tmp_path, model, capsys):
     with serve(answer) as url:
         assert run(folder, url, model, "--attempts", 3) == 0
         assert {answer.count[user] for user in range(7)} == {3}
+        seeds = {user: [request["seed"] for _, _, request in answer.requests if f"User U{user} " in json.dumps(request)] for user in (0, 4)}
+        assert seeds == {0: [2025, 2025, 2025], 4: [2025, 2026, 2027]}     # the same seed would give the same useless answer
         out, err = capsys.readouterr()
         assert "22 profiles; 1 users without train items, 1 failed" in out and "user 6: no profile (no <answer>" in err
         counts = json.loads((folder / "features.json").read_text())["user_text_feat.npy"]["counts"]
