@@ -25,14 +25,14 @@ features() { $PYTHON -m data.features "$@" --model "$MODEL" --text_field llm_tex
 [ -f $DATA/user_text_feat.npy ] || features users lastfm --profiles "$SOURCE/users.jsonl" --id_field userID
 
 # Chosen on validation, seed 2025 (README, "Results on Last.fm").
-COMMON="--dataset lastfm --recdim 64 --bpr_batch 4096 --topks 10,20 --valid_metric ndcg@20 --eval_every 5 --threads 1"
+COMMON="--dataset lastfm --recdim 64 --bpr_batch 4096 --topks 10,20 --valid_metric ndcg@20 --threads 1"
 CONTENT="--model lgn_mm --item_branch_layers 1 --item_knn_k 10 --fusion oat --beta 0.1 --audio_weight 0.05 --residual_init zeros
     --fuse_norm none --contrastive_weight 0.15 --modality_consistency_weight 0.33 --modality_decay 0.3
-    --lr 2e-2 --decay 1e-3 --epochs 60 --patience 3"
+    --lr 2e-2 --decay 1e-3 --epochs 60 --eval_every 5 --patience 3"
 declare -A SETTINGS=(
-    [lightgcn]="--model lgn --lr 1e-2 --decay 3e-4 --epochs 300 --patience 6"
+    [lightgcn]="--model lgn --lr 5e-3 --decay 3e-4 --epochs 400 --eval_every 10 --patience 5"
     [text_audio]="$CONTENT"
-    [text_audio_users]="$CONTENT --user_text_feat $DATA/user_text_feat.npy --user_knn_k 10 --user_branch_layers 1 --eta 0.1"
+    [text_audio_users]="$CONTENT --user_text_feat $DATA/user_text_feat.npy --user_knn_k 10 --user_branch_layers 1 --eta 0.3"
 )
 for seed in $SEEDS; do
     RUNS=runs/lastfm/seed_$seed
