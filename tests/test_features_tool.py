@@ -3,6 +3,7 @@
 import hashlib
 import json
 import os
+import shutil
 import signal
 import struct
 import subprocess
@@ -71,7 +72,8 @@ def unit(x):
 
 @pytest.mark.parametrize("name, pooling, flags", [
     ("qwen3", "last", []), ("bert", "mean", []), ("bert", "cls", ["--pooling", "cls"]), ("bert", "last", ["--pooling", "last"]),
-    ("qwen3", "last", ["--instruction", "day of the "]), ("qwen3", "last", ["--dimension", "10"])])
+    ("qwen3", "last", ["--instruction", "day of the "]), ("qwen3", "last", ["--dimension", "10"]),
+    ("bert", "mean", ["--max_length", "3"])])
 def test_text_is_the_models_own_pooled_state(models, folder, name, pooling, flags):
     """Batched and padded, each vector equals that of its text alone in the bare transformer."""
     assert run(folder, "text", "--model", models[name], "--batch_size", 4, *flags) == 0
@@ -83,7 +85,8 @@ def test_text_is_the_models_own_pooled_state(models, folder, name, pooling, flag
             assert not got[item].any()
             continue
         with torch.no_grad():
-            state = model(**tokenizer(before + text, return_tensors="pt")).last_hidden_state[0].numpy()
+            tokens = tokenizer(before + text, return_tensors="pt", truncation=True, max_length=3 if "--max_length" in flags else 32)
+            state = model(**tokens).last_hidden_state[0].numpy()
         expected = {"last": state[-1], "cls": state[0], "mean": state.mean(0)}[pooling][:got.shape[1]]
         np.testing.assert_allclose(got[item], unit(expected), atol=1e-5)
     assert got.shape == (N, 10 if "--dimension" in flags else 32)
@@ -283,6 +286,30 @@ def test_image_is_the_models_own_embedding(models, folder, pictures, name, capsy
         with Image.open(next(pictures.rglob(f"B{900 - item}.*"))) as picture:
             np.testing.assert_allclose(got[item], unit(image_oracle(name, models[name], picture.convert("RGB"))), atol=2e-5)
     assert "B895" in capsys.readouterr().err
+
+
+def test_llava_as_the_hub_has_it(models, tmp_path):
+    """The names of the weights in llava-hf/llava-1.5-7b-hf, of an older library, give the same vectors."""
+    from safetensors.torch import load_file, save_file
+    hub = tmp_path / "hub"
+    shutil.copytree(models["llava"], hub)
+    old = {name.replace("vision_tower.", "vision_tower.vision_model."): weight for name, weight in load_file(hub / "model.safetensors").items()}
+    assert "language_model.model.embed_tokens.weight" in old and "vision_tower.vision_model.pre_layrnorm.weight" in old
+    save_file(old, hub / "model.safetensors", metadata={"format": "pt"})
+    settings = dict(revision=None, device="cpu", dtype="auto", normalize=1, trust_remote_code=0)
+    picture = Image.new("RGB", (30, 20), (9, 200, 3))
+    ours, theirs = (encoders.image_encoder(str(path), **settings).encode([picture]) for path in (models["llava"], hub))
+    np.testing.assert_array_equal(ours, theirs)
+
+
+@pytest.mark.parametrize("name, command", [("bert", "text"), ("clip", "image")])
+def test_bfloat16_comes_close(models, folder, pictures, name, command):
+    flags = ["--pictures", pictures, "--ids", "original"] if command == "image" else []
+    found = []
+    for dtype in ("float32", "bfloat16"):
+        assert run(folder, command, "--model", models[name], "--dtype", dtype, *flags) == 0
+        found.append(np.load(folder / f"{command}_feat.npy"))
+    assert 1e-5 < abs(found[0] - found[1]).max() < 0.05
 
 
 def test_broken_and_missing_pictures_get_the_mean(models, folder, pictures, capsys):
