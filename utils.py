@@ -166,7 +166,7 @@ def csr_tensor(crow, col, values, size):
 
 
 @contextlib.contextmanager
-def lock_file(path, doing="training"):
+def lock_file(path):
     """Hold an exclusive lock for as long as the block or the process lives. Raises UserError if another process has it.
 
     doing: what that process does, for the message."""
@@ -178,7 +178,7 @@ def lock_file(path, doing="training"):
         try:
             fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except OSError:
-            raise UserError(f"{path}: another process is {doing} in this folder; wait for it or stop it") from None
+            raise UserError(f"{path}: another process is at work in this folder; wait for it or stop it") from None
         yield
 
 

@@ -323,7 +323,7 @@ def built(folder):
         raise UserError(f"{folder}: exists already; give another NAME, or remove it")
     work = folder.with_name(f".{folder.name}.partial")
     work.mkdir(parents=True, exist_ok=True)
-    with lock_file(work / ".lock", "at work"):
+    with lock_file(work / ".lock"):
         for path in work.iterdir():
             if path.name != ".lock":
                 path.unlink()

@@ -297,7 +297,7 @@ def test_data_may_move(stopped, small_dataset, tmp_path, whole):
 
 def test_a_folder_in_use(stopped, capsys):
     with lock_file(stopped / ".lock"):
-        refused(capsys, ["--resume", str(stopped)], "another process is training in this folder")
+        refused(capsys, ["--resume", str(stopped)], "another process is at work in this folder")
     assert main(["--resume", str(stopped)]) == 0
 
 

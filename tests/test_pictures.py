@@ -1,0 +1,174 @@
+"""data/pictures.py and data/web.py: a local server that fails, redirects, lies, truncates and drips; the cache and its resume."""
+
+import io
+import json
+import threading
+import time
+import zlib
+
+import pytest
+
+pytest.importorskip("PIL", reason="pip install -r data/requirements.txt")
+from PIL import Image
+
+from data import pictures, web
+from test_features_tool import bomb
+from tiny_models import reply, serve
+from utils import UserError
+
+FAST = dict(workers=3, attempts=3, timeout=5.0, backoff=0.01)
+
+
+def jpeg(colour=0):
+    buffer = io.BytesIO()
+    Image.new("RGB", (12, 8), (colour, 90, 30)).save(buffer, "JPEG")
+    return buffer.getvalue()
+
+
+class Shop:
+    """Answers by path, and counts the requests of each."""
+
+    def __init__(self):
+        self.hits, self.lock = {}, threading.Lock()
+
+    def __call__(self, handler, _):
+        with self.lock:
+            seen = self.hits[handler.path] = self.hits.get(handler.path, 0) + 1
+        kind = handler.path.strip("/").split("-")[0]
+        if kind == "ok" or kind in ("flaky", "busy", "drops") and seen > 2:
+            reply(handler, jpeg(len(handler.path)))
+        elif kind == "flaky":
+            reply(handler, status=500)
+        elif kind == "busy":
+            reply(handler, status=429, headers=[("Retry-After", "0")])
+        elif kind == "drops":
+            handler.close_connection = True
+        elif kind == "short":                       # promises more than it sends
+            handler.send_response(200)
+            handler.send_header("Content-Length", "99999")
+            handler.end_headers()
+            handler.wfile.write(jpeg())
+            handler.close_connection = True
+        elif kind == "moved":
+            reply(handler, status=302, headers=[("Location", "/ok-moved")])
+        elif kind == "local":
+            reply(handler, status=302, headers=[("Location", "file:///etc/hostname")])
+        elif kind == "page":
+            reply(handler, b"<html>not here</html>")
+        elif kind == "bomb":
+            reply(handler, bomb(10_000, 10_000))
+        elif kind == "gzip":                        # unpacks to more than it may
+            reply(handler, zlib.compress(b"\0" * 3 * 10**7), headers=[("Content-Encoding", "deflate")])
+        elif kind == "drip":
+            handler.send_response(200)
+            handler.end_headers()
+            for _ in range(100):
+                handler.wfile.write(b"x")
+                time.sleep(0.05)
+            handler.close_connection = True
+        else:
+            reply(handler, status=404)
+
+
+@pytest.fixture
+def shop():
+    answer = Shop()
+    with serve(answer) as url:
+        yield answer, url
+
+
+def test_fetched_once_and_what_fails_is_told(shop, tmp_path):
+    """Good and recovering addresses end in the cache; each failure has its reason; permanent ones are not asked for again."""
+    answer, url = shop
+    names = ["ok-1", "flaky-1", "busy-1", "drops-1", "moved-1", "gone-1", "page-1", "bomb-1", "local-1", "short-1", "ok-1"]
+    urls = {row: f"{url}/{name}" for row, name in enumerate(names)}
+    found, failed = pictures.download(urls, tmp_path, **FAST)
+    assert sorted(found) == [0, 1, 2, 3, 4, 10] and found[0] == found[10]
+    assert found[1].read_bytes() == jpeg(len("/flaky-1")) and found[4].read_bytes() == jpeg(len("/ok-moved"))
+    assert "404" in failed[5] and "no picture" in failed[6] and "pixels" in failed[7] and "file:" in failed[8]
+    assert answer.hits["/ok-1"] == 1 and answer.hits["/flaky-1"] == 3 and answer.hits["/short-1"] == 3 and answer.hits["/gone-1"] == 1
+    before = dict(answer.hits)
+    again = pictures.download(urls, tmp_path, **FAST)
+    assert again[0] == found and sorted(again[1]) == [5, 6, 7, 8, 9]
+    changed = {path for path in answer.hits if answer.hits[path] != before[path]}
+    assert changed == {"/short-1"}                                   # it may come back, the others will not
+    assert {path.name for path in tmp_path.iterdir()} == {path.name for path in found.values()} | {"refused.json"}
+
+
+def test_slow_and_swollen_bodies_end(shop, tmp_path, monkeypatch):
+    _, url = shop
+    started = time.monotonic()
+    with pytest.raises(web.Transient, match="timed out"):
+        web.fetch("GET", f"{url}/drip", most_bytes=10**6, timeout=0.3)
+    assert time.monotonic() - started < 3
+    with pytest.raises(web.Refused, match="longer than 1000000 bytes"):
+        web.fetch("GET", f"{url}/gzip", most_bytes=10**6, timeout=5)
+
+
+def test_nobody_listens(tmp_path):
+    _, failed = pictures.download({0: "http://127.0.0.1:9/x.jpg"}, tmp_path, **FAST)
+    assert "refused" in failed[0].lower()
+
+
+def test_waits_double_and_the_servers_word_counts():
+    """Backoff 1, 2, 4 seconds; a Retry-After that is longer wins, up to two minutes."""
+    waits, told = [], iter([0, 0, 30, 9999])
+
+    class Clock:
+        def wait(self, seconds):
+            waits.append(seconds)
+
+    def call():
+        raise web.Transient("no", next(told, 0))
+
+    with pytest.raises(web.Transient):
+        web.persistently(call, 5, 1.0, Clock())
+    assert waits == [1, 2, 30, 120]
+
+
+@pytest.mark.parametrize("name, text", [
+    ("urls.tsv", "B1\thttps://a.example/1.jpg\n\nB0\thttp://a.example/0.jpg\r\nB7\thttp://a.example/7.jpg\n"),
+    ("urls.jsonl", '{"asin": "B1", "image": "https://a.example/1.jpg"}\n{"asin": "B0", "image": "http://a.example/0.jpg"}\n{"asin": "B2"}\n')])
+def test_url_lists(tmp_path, name, text):
+    (tmp_path / name).write_text(text)
+    urls = pictures.read_urls(tmp_path / name, 3, ["B0", "B1", "B2"], "original", "asin", "image")
+    assert urls == {1: "https://a.example/1.jpg", 0: "http://a.example/0.jpg"}
+
+
+@pytest.mark.parametrize("line, told", [
+    ("0\tfile:///etc/passwd", "no http"), ("0\tftp://a/b", "no http"), ("0 http://a/b", "no tab"), ("0\thttp://a b", "no http"),
+    ("0\thttp://a/b\n0\thttp://a/c", "line 2: 'item' 0 stands twice"), ("9\thttp://a/b", "names no picture")])
+def test_bad_url_lists(tmp_path, line, told):
+    (tmp_path / "urls.tsv").write_text(line + "\n")
+    with pytest.raises(UserError, match=told):
+        pictures.read_urls(tmp_path / "urls.tsv", 3, None, "internal", "item", "url")
+
+
+def test_no_address_escapes_the_cache(tmp_path):
+    path = pictures.cache_path(tmp_path, "http://a/../../../etc/cron.d/x")
+    assert path.parent == tmp_path and path.name.isalnum()
+
+
+def test_damaged_list_of_refusals_is_no_obstacle(tmp_path):
+    for content in ("{", "[1]", '{"http://a/b": 3}'):
+        (tmp_path / "refused.json").write_text(content)
+        assert pictures.read_refused(tmp_path / "refused.json") == {}
+
+
+def test_percent_encoded_names(tmp_path):
+    Image.new("RGB", (4, 4)).save(tmp_path / "a%2Fb.png")
+    assert pictures.find_pictures(tmp_path, 2, ["x", "a/b"]) == ({1: tmp_path / "a%2Fb.png"}, 0)
+
+
+@pytest.mark.parametrize("content", [b"", b"GIF89a", b"%PDF-1.4", bomb(40_000, 40_000), bomb(9_000, 9_000), jpeg()[:-200]])
+def test_broken_pictures(tmp_path, content):
+    (tmp_path / "x.png").write_bytes(content)
+    for source in (tmp_path / "x.png", io.BytesIO(content)):
+        with pytest.raises(pictures.Broken):
+            pictures.open_picture(source)
+
+
+def test_refusals_survive_in_json(shop, tmp_path):
+    _, url = shop
+    pictures.download({0: f"{url}/gone-2"}, tmp_path, **FAST)
+    assert json.loads((tmp_path / "refused.json").read_text()) == {f"{url}/gone-2": "status 404 Not Found"}
