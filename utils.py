@@ -167,9 +167,7 @@ def csr_tensor(crow, col, values, size):
 
 @contextlib.contextmanager
 def lock_file(path):
-    """Hold an exclusive lock for as long as the block or the process lives. Raises UserError if another process has it.
-
-    doing: what that process does, for the message."""
+    """Hold an exclusive lock for as long as the block or the process lives. Raises UserError if another process has it."""
     try:
         file = open(path, "a")
     except OSError as error:
