@@ -13,11 +13,11 @@ import torch
 
 import main
 import recommend
-from conftest import N_ITEMS, N_USERS
 from dataloader import attention_graph, read_interactions
 from model import GraphAttention
 
 ROOT = Path(__file__).resolve().parents[1]
+N_USERS, N_ITEMS = 40, 30                  # of the fixture small_dataset
 MM = ["--item_knn_k", "4", "--attn_heads", "4"]
 
 
