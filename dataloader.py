@@ -196,6 +196,29 @@ def join_splits(tables, source, least_items, least_users):
                         merged=merged, source=source)
 
 
+def read_ids(path):
+    """item_ids.tsv or user_ids.tsv ("internal id, tab, original id" a line, from 0 in order) -> list of original ids.
+
+    None if there is no such file. Raises UserError for a line out of order, or an original id that stands twice.
+    """
+    if not Path(path).exists():
+        return None
+    try:
+        lines = Path(path).read_text("utf-8").removesuffix("\n").split("\n")
+    except (OSError, UnicodeDecodeError) as error:
+        raise UserError(f"{path}: cannot be read ({getattr(error, 'strerror', None) or 'not UTF-8'}); it names the original id of every "
+                        "internal one") from None
+    ids = {}
+    for number, line in enumerate(lines, 1):
+        internal, tab, original = line.partition("\t")
+        if not tab or not original or "\t" in original or internal != str(number - 1):
+            raise UserError(f"{path}, line {number}: must be '{number - 1}', a tab, and the original id")
+        if original in ids:
+            raise UserError(f"{path}, line {number}: the id '{original[:40]}' stands on line {ids[original]} already")
+        ids[original] = number
+    return list(ids)
+
+
 # ---------------------------------------------------------------- features
 
 def open_features(path, rows_are="items"):

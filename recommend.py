@@ -36,7 +36,7 @@ import numpy as np
 import scipy.sparse as sp
 import torch
 
-from dataloader import HeldOut, dataset_folder, load_dataset, load_features, open_features, with_heads
+from dataloader import HeldOut, dataset_folder, load_dataset, load_features, open_features, read_ids, with_heads
 from model import make_model
 from parse import make_config
 from procedure import rank_items
@@ -95,25 +95,14 @@ def tell(line):
 
 # ---------------------------------------------------------------- ids and titles
 
-def read_ids(path, count, what):
-    """'number<TAB>original id' lines, numbered from 0 in order -> list of original ids; without the file, the numbers.
-
-    Raises UserError for a line out of order, an id that stands twice, or another count than `count`.
-    """
-    path = Path(path)
-    if not path.exists():
+def names_of(path, count, what):
+    """Original ids from an id map; without the file, the numbers. Raises UserError for another count than `count`."""
+    ids = read_ids(path)
+    if ids is None:
         return [str(number) for number in range(count)]
-    ids = {}
-    for number, line in enumerate(read_lines(path), 1):
-        internal, tab, original = line.partition("\t")
-        if not tab or not original or "\t" in original or internal != str(number - 1):
-            raise UserError(f"{path}, line {number}: must be '{number - 1}', a tab, and the original id")
-        if original in ids:
-            raise UserError(f"{path}, line {number}: the id '{original[:40]}' stands on line {ids[original]} already")
-        ids[original] = number
     if len(ids) != count:
         raise UserError(f"{path}: names {len(ids)} {what} for {count}; it must have a line for each")
-    return list(ids)
+    return ids
 
 
 def read_lines(path):
@@ -266,7 +255,7 @@ def cold_items(folder, model, k):
         features[m] = matrix
     like = model.backbone.item
     vectors = cold_item_vectors(model, {m: torch.from_numpy(matrix).to(like) for m, matrix in features.items()}, k)
-    ids = read_ids(folder / "item_ids.tsv", len(vectors), "items")
+    ids = names_of(folder / "item_ids.tsv", len(vectors), "items")
     return vectors, ids, read_titles(folder / "item_text.jsonl", len(vectors))
 
 
@@ -436,7 +425,7 @@ def make_vectors(model, dataset, config, cold):
     """Vectors of a run, and of the cold items in a folder ("" for none). Raises UserError if ids or cold items are not in order."""
     data, (folder, _) = dataset.interactions, dataset_folder(config)
     user, item = model.embeddings()
-    user_ids, item_ids = read_ids(folder / "user_ids.tsv", len(user), "users"), read_ids(folder / "item_ids.tsv", len(item), "items")
+    user_ids, item_ids = names_of(folder / "user_ids.tsv", len(user), "users"), names_of(folder / "item_ids.tsv", len(item), "items")
     titles = read_titles(folder / "item_text.jsonl", len(item))
     if cold:
         vectors, ids, more = cold_items(cold, model, config.item_knn_k)

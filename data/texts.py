@@ -1,6 +1,5 @@
 """Texts of items and users: JSON lines -> one text an internal id; the sizes and ids of a dataset folder.
 
-    ids = read_ids(folder / "item_ids.tsv")                        # original id of each internal id
     texts, counts = read_texts(folder / "item_text.jsonl", 7050)   # a text or "" for each internal id
 """
 
@@ -8,7 +7,7 @@ import json
 import re
 from pathlib import Path
 
-from dataloader import inter_path, read_inter, read_interactions, read_txt
+from dataloader import inter_path, read_ids, read_inter, read_interactions, read_txt
 from utils import UserError
 
 MAX_LINE = 2**20                                        # bytes of one JSON line
@@ -23,28 +22,6 @@ def dataset_path(root, name):
     if not folder.is_dir():
         raise UserError(f"{folder}: no such dataset folder; name one that lies in --data_root (README, 'Data')")
     return folder
-
-
-def read_ids(path):
-    """item_ids.tsv or user_ids.tsv ("internal id, tab, original id" a line, from 0 in order) -> list of original ids.
-
-    None if there is no such file. Raises UserError for a line out of order or an original id that stands twice.
-    """
-    if not Path(path).exists():
-        return None
-    try:
-        lines = Path(path).read_text("utf-8").removesuffix("\n").split("\n")
-    except (OSError, UnicodeDecodeError) as error:
-        raise UserError(f"{path}: cannot be read ({getattr(error, 'strerror', None) or 'not UTF-8'})") from None
-    ids = {}
-    for number, line in enumerate(lines, 1):
-        internal, tab, original = line.partition("\t")
-        if not tab or internal != str(number - 1):
-            raise UserError(f"{path}, line {number}: must be '{number - 1}', a tab, and the original id")
-        if original in ids:
-            raise UserError(f"{path}, line {number}: the original id '{original[:40]}' stands on line {ids[original]} already")
-        ids[original] = number
-    return list(ids)
 
 
 def catalogue_size(folder, kind):
