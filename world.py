@@ -216,7 +216,7 @@ def check_value(field, value):
         raise UserError(f"--{field.name} {value}: must be at most {rules['high']}")
     if field.type is float and not np.isfinite(value):
         raise UserError(f"--{field.name} {value}: must be a finite number")
-    if field.name == "topks" and not (value and all(isinstance(k, int) and k >= 1 for k in value)):
+    if field.name == "topks" and not (value and all(type(k) is int and k >= 1 for k in value)):
         raise UserError(f"--topks {list(value)}: give one or more whole numbers of at least 1, as 10,20")
 
 
