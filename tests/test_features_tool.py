@@ -359,7 +359,7 @@ def kill_midway(folder, command, *flags):
     """Start the tool in a process of its own, and kill -9 it as soon as some rows but not all are done."""
     process = subprocess.Popen([sys.executable, "-m", "data.features", command, folder.name, "--data_root", str(folder.parent),
                                 "--device", "cpu", *map(str, flags)], cwd=ROOT, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
-    deadline = time.monotonic() + 120
+    deadline = time.monotonic() + 600                      # a busy machine takes minutes to import the libraries
     while time.monotonic() < deadline and process.poll() is None:
         partial = list(folder.glob(".*_feat.npy.*.partial"))
         if partial and 0 < (done := rows_done(partial[0])):
@@ -372,8 +372,11 @@ def kill_midway(folder, command, *flags):
 
 
 def rows_done(partial):
-    """Rows of a side file that are filled."""
-    return int((~np.isnan(np.load(partial, mmap_mode="r"))).all(axis=1).sum())
+    """Rows of a side file that are filled; 0 while it is being made."""
+    try:
+        return int((~np.isnan(np.load(partial, mmap_mode="r"))).all(axis=1).sum())
+    except (ValueError, OSError):
+        return 0
 
 
 def count_batches(monkeypatch):
