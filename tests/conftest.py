@@ -4,10 +4,19 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
 
 from helpers import random_pairs, write_txt
 
 N_USERS, N_ITEMS = 40, 30
+
+
+@pytest.fixture(autouse=True)
+def same_threads():
+    """Undo --threads of a command line that ran in this process: the last bits of later tests depend on it."""
+    threads = torch.get_num_threads()
+    yield
+    torch.set_num_threads(threads)
 
 
 @pytest.fixture
