@@ -358,7 +358,8 @@ def test_model_without_image_features_or_weights(models, folder, pictures, tmp_p
 def kill_midway(folder, command, *flags):
     """Start the tool in a process of its own, and kill -9 it as soon as some rows but not all are done."""
     process = subprocess.Popen([sys.executable, "-m", "data.features", command, folder.name, "--data_root", str(folder.parent),
-                                "--device", "cpu", *map(str, flags)], cwd=ROOT, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+                                "--device", "cpu", *map(str, flags)], cwd=ROOT, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL,
+                               env={**os.environ, "OMP_NUM_THREADS": "1", "MKL_NUM_THREADS": "1"})
     deadline = time.monotonic() + 600                      # a busy machine takes minutes to import the libraries
     while time.monotonic() < deadline and process.poll() is None:
         partial = list(folder.glob(".*_feat.npy.*.partial"))
@@ -393,6 +394,7 @@ def count_batches(monkeypatch):
 
 def same_after_kill(folder, monkeypatch, command, flags, n, output):
     """One pass, and one that is killed and restarted, give the same files; the second one does not begin anew."""
+    torch.set_num_threads(1)                                # as in the process that is killed: the last bits depend on it
     assert run(folder, command, *flags) == 0
     once = {name: (folder / name).read_bytes() for name in (output, "features.json")}
     for name in once:
