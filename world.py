@@ -124,7 +124,7 @@ class Config:
     modality_decay: float = setting(0.0, "training", "the same for the modality vectors of a batch's items, before fusion", low=0.0)
     neg_reject: int = switch(1, "training", "1 never draws a training positive of the user as a negative; 0 may (released code)")
     precision: str = setting("fp32", "training", "operands of the large matrix products of training: fp32, tf32 (GPU), or bf16 "
-                             "(fast where the processor has it); weights, sums and scores stay fp32", choices=("fp32", "tf32", "bf16"))
+                             "(fast where the processor has it); weights, their sums and the ranking stay fp32", choices=("fp32", "tf32", "bf16"))
     recipe: str = setting("paper", "training", "paper: defaults; released: every departure of the authors' code at once "
                           "(explicit flags still win)", choices=("paper", "released"))
 

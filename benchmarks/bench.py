@@ -5,6 +5,7 @@ down slows both. Spreads are given as the least and the greatest call.
 """
 
 import argparse
+import contextlib
 import dataclasses
 import json
 import multiprocessing
@@ -154,12 +155,11 @@ def median_ratio(slow, fast):
 
 
 def reset_peak_memory():
-    """Start a new peak of resident memory, where the system allows it (Linux)."""
-    try:
-        with open("/proc/self/clear_refs", "w") as file:
-            file.write("5")
-    except OSError:
-        pass
+    """Start a new peak of GPU memory, and of resident memory where the system allows it (Linux)."""
+    if torch.cuda.is_available():
+        torch.cuda.reset_peak_memory_stats()
+    with contextlib.suppress(OSError), open("/proc/self/clear_refs", "w") as file:
+        file.write("5")
 
 
 def peak_memory(device):
@@ -249,11 +249,12 @@ def cpu_name():
 
 # ---------------------------------------------------------------- command line and results
 
-def make_parser(description, shape="baby", **more):
-    """A parser with what every benchmark takes."""
+def make_parser(description, shape="baby"):
+    """A parser with what every benchmark takes; shape "" for those whose size has flags of its own."""
     parser = argparse.ArgumentParser(description=description, formatter_class=argparse.ArgumentDefaultsHelpFormatter)
-    parser.add_argument("--shape", type=parse_shape, default=shape, help="baby, sports, electronics, or USERSxITEMSxINTERACTIONS[xTEXTxIMAGE]")
-    parser.add_argument("--data", default="", help="folder whose interactions are taken instead of synthetic ones")
+    if shape:
+        parser.add_argument("--shape", type=parse_shape, default=shape, help="baby, sports, electronics, or USERSxITEMSxINTERACTIONS[xTEXTxIMAGE]")
+        parser.add_argument("--data", default="", help="folder whose interactions are taken instead of synthetic ones")
     parser.add_argument("--repeats", type=int, default=5, help="counted calls of everything that is timed")
     parser.add_argument("--threads", type=int, default=0, help="CPU threads; 0: as torch chooses")
     parser.add_argument("--cuda", type=int, default=1, choices=(0, 1), help="1 uses a GPU where there is one")

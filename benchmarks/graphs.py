@@ -25,7 +25,7 @@ def full_matrix(features, k, device):
 
 
 def shared(a, b):
-    """Mean share of the neighbours of a row [n, k] that another list has too."""
+    """Mean share of the neighbours of a row [n, k] that another list has too, over the first 2,000 rows."""
     return float(np.mean([len(np.intersect1d(x, y)) / len(x) for x, y in zip(a[:2000], b[:2000])]))
 
 
@@ -57,7 +57,7 @@ def measure(args, dim, device, machine):
 
 def main():
     """Measure and print. Returns the exit code."""
-    parser = bench.make_parser("Time and memory of building a kNN graph.")
+    parser = bench.make_parser("Time and memory of building a kNN graph.", shape="")
     parser.add_argument("--rows", type=int, default=7050, help="items or users")
     parser.add_argument("--dims", type=int, nargs="+", default=[384, 4096], help="feature dimensions")
     parser.add_argument("--k", type=int, default=20, help="neighbours of a row")

@@ -61,7 +61,7 @@ def plot(path, sizes, seconds, slope):
 
 def main():
     """Measure and print. Returns the exit code."""
-    parser = bench.make_parser("Seconds of a training step against interactions, and the slope on a log-log scale.")
+    parser = bench.make_parser("Seconds of a training step against interactions, and the slope on a log-log scale.", shape="")
     parser.add_argument("--recdim", type=int, default=64, help="embedding size")
     parser.add_argument("--sizes", type=int, nargs="+", default=[100_000 * 2**k for k in range(7)], help="training interactions")
     parser.add_argument("--plot", default="", help="PNG file for the plot")
