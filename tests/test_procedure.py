@@ -263,12 +263,12 @@ def test_test_split_alone_never_changes_what_is_selected(small_dataset):
 
 
 def test_test_split_is_scored_exactly_once_at_the_end(small_dataset, monkeypatch):
-    seen, original = [], procedure.evaluate
+    seen, original = [], procedure.list_metrics
 
-    def spy(user, item, splits, *rest):
-        seen.extend(split.relevant[1].tolist() for split in splits)
-        return original(user, item, splits, *rest)
-    monkeypatch.setattr(procedure, "evaluate", spy)
+    def spy(top, split, *rest):
+        seen.append(split.relevant[1].tolist())
+        return original(top, split, *rest)
+    monkeypatch.setattr(procedure, "list_metrics", spy)
     run(small_dataset, epochs=3)
     pairs = random_pairs(0, 40, 30, 6)
     valid, test = pairs["valid"][:, 1].tolist(), pairs["test"][:, 1].tolist()
@@ -312,12 +312,11 @@ def test_tensorboard_does_not_change_training(small_dataset):
 
 def scripted(monkeypatch, values):
     """Let the n-th scoring of validation yield ndcg@3 = values[n], the scoring of test 0.123."""
-    values, original = iter(values), procedure.score
+    values, original = iter(values), procedure.list_metrics
 
-    def fake(model, splits, config):
-        [metrics] = original(model, splits, config)
-        return [{**metrics, "ndcg@3": next(values, 0.123)}]
-    monkeypatch.setattr(procedure, "score", fake)
+    def fake(*arguments):
+        return {**original(*arguments), "ndcg@3": next(values, 0.123)}
+    monkeypatch.setattr(procedure, "list_metrics", fake)
 
 
 def test_patience_stops_and_the_best_epoch_is_restored(small_dataset, monkeypatch):
