@@ -28,7 +28,7 @@ settings() {
         BASELINE="--epochs 150 --eval_every 5 --patience 6"
         RECGOAT="--item_branch_layers 1 --item_knn_k 10 --fusion oat --beta 0.1 --alpha 0.05 --residual_init zeros --fuse_norm none
             --contrastive_weight 0.15 --modality_consistency_weight 0.33 --lr 5e-3 --decay 8e-3 --modality_decay 0.3
-            --epochs 45 --eval_every 3 --patience 4"
+            --epochs 60 --eval_every 3 --patience 4"
     else    # RecGOAT as published; the baselines at the same size and step, with the decay that suits them at 64
         COMMON+=" --recdim $recdim"
         MF="--lr 8e-4 --decay 3e-2" LIGHTGCN="--lr 8e-4 --decay 1e-2" VBPR="--lr 8e-4 --decay 3e-2" FREEDOM="--lr 8e-4 --decay 1e-2"
@@ -77,7 +77,7 @@ run_one() {
     fi
     is_finished "$folder" && return
     echo "$*" >"$folder/flags"
-    begun=$(ls -d "$folder"/*/config.json 2>/dev/null | tail -1)
+    begun=$(ls -d "$folder"/*/config.json 2>/dev/null | tail -1 || true)
     echo "$folder${begun:+ (resumed)}"
     # exec, so that a signal to the job reaches python
     exec $PYTHON main.py "$@" ${begun:+--resume "${begun%/config.json}"} --path "$folder" >>"$folder/log" 2>&1
