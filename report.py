@@ -304,7 +304,8 @@ def seconds_table(section, slug):
 
 def curve_of(group, metric):
     """Validation metric against epoch, over the epochs that every seed of a Group has: (epochs, mean, least, most)."""
-    scores = [{line["epoch"]: line[run.config.select_on][metric] for line in run.lines if run.config.select_on in line} for run in group.runs]
+    split = group.first.config.select_on
+    scores = [{line["epoch"]: line[split][metric] for line in run.lines if metric in line.get(split, {})} for run in group.runs]
     epochs = sorted(set.intersection(*map(set, scores)))
     values = np.array([[score[epoch] for epoch in epochs] for score in scores])
     return epochs, values.mean(0), values.min(0), values.max(0)

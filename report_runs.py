@@ -77,8 +77,9 @@ def read_run(folder):
         raise UserError(str(error) if str(folder) in str(error) else f"{folder / 'config.json'}: {error}") from None
     result = read_json(folder / "result.json") if (folder / "result.json").exists() else {}
     run = Run(folder, config, result, read_lines(folder / "metrics.jsonl"))
-    test = result.get("test")
-    if run.status == "finished" and not (isinstance(test, dict) and all(isinstance(test.get(metric), float) for metric in metrics_of(run))):
+    if not all(isinstance(result.get(part, {}), dict) for part in ("test", "data", "protocol", "versions")):
+        raise UserError(f"{folder / 'result.json'}: is no result of this program; mend it or leave this run out")
+    if run.status == "finished" and not all(isinstance(result.get("test", {}).get(metric), float) for metric in metrics_of(run)):
         raise UserError(f"{folder / 'result.json'}: lacks test metrics; mend it or leave this run out")
     return run
 
