@@ -130,19 +130,24 @@ def significance(section, ours, rankings, slug):
     mine = next((group for group in section if group.name == ours), None)
     if mine is None or len(section) == 1:
         return [Text(f"No significance: it takes a row called {ours} (--ours names another) and one to compare it with.")]
-    rows, seeds_shared = [], []
-    for metric in metrics_of(mine.first):
-        best = max((group for group in section if group is not mine), key=lambda group: np.mean(group.values(metric)))
-        seeds = {run.config.seed: run.result["test"][metric] for run in best.runs}
-        pairs = [(run.result["test"][metric], seeds[run.config.seed]) for run in mine.runs if run.config.seed in seeds]
-        users = [user_means(rankings[group.name], metric) for group in (mine, best)] if {mine.name, best.name} <= rankings.keys() else [[], []]
-        gain = np.mean(mine.values(metric)) - np.mean(best.values(metric))
-        rows.append([metric, best.name, Number(gain, form="+.4f"), Number(100 * gain / max(np.mean(best.values(metric)), 1e-12), form="+.1f"),
-                     len(pairs), *p_values(*zip(*pairs) if pairs else ([], [])), len(users[0]), *p_values(*users)])
-        seeds_shared.append(len(pairs))
+    others = [group for group in section if group is not mine]
+    rows = [comparison(mine, max(others, key=lambda group: np.mean(group.values(metric))), metric, rankings)
+            for metric in metrics_of(mine.first)]
     header = ["metric", "best other", "gain", "gain in %", "seeds", "p t-test, seeds", "p Wilcoxon, seeds", "users", "p t-test, users",
               "p Wilcoxon, users"]
-    return [Table(f"Is {ours} better? {mine.first.dataset}", f"{slug}_significance", header, rows, significance_note(min(seeds_shared)))]
+    note = significance_note(min(row[header.index("seeds")] for row in rows))
+    return [Table(f"Is {ours} better? {mine.first.dataset}", f"{slug}_significance", header, rows, note)]
+
+
+def comparison(mine, other, metric, rankings):
+    """A row of the table of significance: one Group against another in a metric."""
+    gain, base = np.mean(mine.values(metric)) - np.mean(other.values(metric)), np.mean(other.values(metric))
+    theirs = {run.config.seed: run.result["test"][metric] for run in other.runs}
+    pairs = [(run.result["test"][metric], theirs[run.config.seed]) for run in mine.runs if run.config.seed in theirs]
+    ranked = {mine.name, other.name} <= rankings.keys()
+    users = [user_means(rankings[group.name], metric) for group in (mine, other)] if ranked else ([], [])
+    return [metric, other.name, Number(gain, form="+.4f"), Number(100 * gain / base if base else None, form="+.1f"),
+            len(pairs), *p_values(*zip(*pairs) if pairs else ([], [])), len(users[0]), *p_values(*users)]
 
 
 def p_values(ours, other):
@@ -194,7 +199,7 @@ def item_bins(popularity):
 
 def history_bins(history):
     """Lengths [n] -> bin of each [n] at the quartiles, and the bins' names; equal lengths share a bin, so there may be fewer."""
-    edges = np.unique(np.quantile(history, [0.25, 0.5, 0.75], method="inverted_cdf"))
+    edges = np.unique(np.quantile(history, [0.25, 0.5, 0.75]))
     _, bins = np.unique(np.searchsorted(edges, history), return_inverse=True)
     ends = [(history[bins == number].min(), history[bins == number].max()) for number in range(bins.max() + 1)]
     return bins, [f"{low}" if low == high else f"{low}–{high}" for low, high in ends]
@@ -422,7 +427,7 @@ def opening(runs, finished):
     here, machines = provenance(), sorted({str(run.result.get("versions", {}).get("platform")) for run in finished})
     return Text(f"Made {time.strftime('%Y-%m-%d %H:%M %Z')} by report.py at commit {str(here['git_commit'])[:12]}"
                 f"{' with changes' if here['git_dirty'] else ''}, from {len(finished)} finished of {len(runs)} runs. "
-                f"Machines of the runs: {'; '.join(machines)}.")
+                f"They ran on {'; '.join(machines)}.")
 
 
 def make_report(runs, args):

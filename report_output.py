@@ -186,10 +186,10 @@ def html_table(table):
 
 
 def html_figure(figure):
-    """A Figure as HTML with the picture inside, never so small that its labels cannot be read."""
-    least = round(72 * figure.image.get_figwidth())
+    """A Figure as HTML with the picture inside, never so small that its labels cannot be read (72 pixels an inch)."""
+    inches = figure.image.get_figwidth()
     data, caption = base64.b64encode(picture(figure.image, "png")).decode(), html.escape(figure.caption)
-    return (f'<figure><div class="scroll"><img alt="{caption}" style="min-width: {least}px" '
+    return (f'<figure><div class="scroll"><img alt="{caption}" width="{100 * inches:.0f}" style="min-width: {72 * inches:.0f}px" '
             f'src="data:image/png;base64,{data}"></div>'
             f"<figcaption>{caption}</figcaption></figure>")
 

@@ -153,6 +153,7 @@ def test_ours_against_the_best_other_row(tmp_path, capsys):
     assert run_report(root, "--figures", "0") == 0
     row = read_table(root, "baby_significance")[0]
     assert (row["best other"], row["seeds"], row["p t-test, seeds"], row["users"]) == ("MF", "1", "", "0")
+    assert float(row["gain in %"]) == pytest.approx(100 * (1.01 / 3 / 0.28 - 1))
     assert float(row["gain"]) == pytest.approx(1.01 / 3 - 0.28) and "Too few seeds" in capsys.readouterr().out
     assert run_report(root, "--figures", "0", "--ours", "LightGCN") == 0
     row, out = read_table(root, "baby_significance")[1], capsys.readouterr().out
@@ -462,7 +463,7 @@ class Page(html.parser.HTMLParser):
 def test_page_is_self_contained_and_well_formed(tmp_path):
     root = tmp_path / "runs"
     for seed in (1, 2):
-        write_ranked_run(root, seed, name="<script>alert(1)</script> & |co|"), write_ranked_run(root, seed + 2, model="lgn_mm")
+        write_ranked_run(root, seed, name="<script>alert(1)</script> & |co|", threads=2), write_ranked_run(root, seed + 2, model="lgn_mm")
     write_run(root, 5, 0.1, "failed", result={"status": "failed", "error": "<i>bad</i>", "epoch": 1})
     assert run_report(root) == 0
     text = (tmp_path / "out" / "report.html").read_text()
@@ -470,6 +471,7 @@ def test_page_is_self_contained_and_well_formed(tmp_path):
     pictures = [attrs for tag, attrs in page.tags if tag == "img"]
     assert len(pictures) == 2 and all(attrs["src"].startswith("data:image/png;base64,") and attrs["alt"] for attrs in pictures)
     assert not {"script", "link", "iframe", "i"} & {tag for tag, _ in page.tags} and not re.search(r"""(src|href|url\()\s*=?\s*["']?(http|//)""", text)
+    assert "The runs differ in threads: 2 (<script>alert(1)</script> & |co|); 0 (RecGOAT)." in page.words
     assert "<script>alert(1)</script> & |co|" in page.words and "<i>bad</i>" in page.words
     assert sum(tag == "table" for tag, _ in page.tags) == 8 and ("meta", {"name": "viewport", "content": "width=device-width, initial-scale=1"}) in page.tags
     for attrs, slug in zip(pictures, ("bars", "learning")):
@@ -501,6 +503,8 @@ def test_curve(tmp_path):
     lines = {line.get_label(): line.get_xydata() for line in axis.lines}
     np.testing.assert_allclose(lines["RecGOAT"], [(k, 0.115 + k / 1000) for k in (5, 10, 40)])
     np.testing.assert_allclose(lines["LightGCN"][:, 1], [0.12, 0.12])
+    deviation, band = 0.01 / math.sqrt(2), axis.collections[-1].get_paths()[0].vertices      # of RecGOAT
+    assert (band[:, 1].min(), band[:, 1].max()) == pytest.approx((0.12 - deviation, 0.155 + deviation))
 
 
 def test_curve_of_a_setting_in_words(tmp_path):
