@@ -383,11 +383,12 @@ def runs_table(runs, title="Runs", slug="runs"):
     for run in runs:
         metric = metrics_of(run)[0]
         epoch = run.result.get("epochs", run.result.get("epoch", run.lines[-1]["epoch"] if run.lines else 0))
-        why = {"finished": "", "unfinished": "no result.json: under way, or killed"}.get(
+        leaks = "leaks: epoch chosen on test" if run.config.select_on == "test" else ""
+        why = {"finished": leaks, "unfinished": "no result.json: under way, or killed"}.get(
             run.status, str(run.result.get("reason") or run.result.get("error") or ""))
         rows.append([str(run.folder), run.name, run.dataset, run.config.recdim, run.config.seed, run.status, epoch,
                      metric, Number(run.result.get("test", {}).get(metric)), why])
-    return Table(title, slug, ["folder", "method", "dataset", "recdim", "seed", "status", "epoch", "metric", "test", "why"], rows)
+    return Table(title, slug, ["folder", "method", "dataset", "recdim", "seed", "status", "epoch", "metric", "test", "note"], rows)
 
 
 def section_blocks(section, rankings, published, args, slug):

@@ -167,18 +167,18 @@ figure { margin: 1.5rem 0; } img { max-width: 100%; }
 """
 
 
-def html_cell(cell, right, tag="td"):
+def html_cell(cell, right):
     """A cell as HTML: the best value bold, the second underlined."""
     text = html.escape(str(cell))
     wrapped = {"best": f"<b>{text}</b>", "second": f"<u>{text}</u>"}.get(getattr(cell, "mark", ""), text)
     kind = ' class="right"' if right else ' class="long"' if len(text) > 60 else ""
-    return f"<{tag}{kind}>{wrapped}</{tag}>"
+    return f"<td{kind}>{wrapped}</td>"
 
 
 def html_table(table):
     """A Table as HTML, in a box of its own that scrolls."""
     numeric = [all(not isinstance(cell, str) for cell in column) for column in zip(*table.rows)]
-    head = "".join(html_cell(cell, right, "th") for cell, right in zip(table.header, numeric))
+    head = "".join(f'<th scope="col"{" class=right" * right}>{html.escape(text)}</th>' for text, right in zip(table.header, numeric))
     body = "\n".join(f"<tr>{''.join(map(html_cell, row, numeric))}</tr>" for row in table.rows)
     note = f'<p class="note">{html.escape(table.note)}</p>' if table.note else ""
     return (f'<div class="scroll"><table><caption>{html.escape(table.title)}</caption>\n<thead><tr>{head}</tr></thead>\n'
@@ -244,12 +244,19 @@ def draw_lines(panels, xlabel):
             axis.plot(x, mean, label=name, markersize=4, markevery=max(len(x) // 12, 1), **style)
             axis.fill_between(x, low, high, color=style["color"], alpha=0.18, linewidth=0)
         axis.set(xlabel=xlabel, ylabel=ylabel)
-        if all(isinstance(value, int) for x, *_ in lines.values() if x is not None for value in x):
-            axis.locator_params(axis="x", integer=True)
+        scale_axis(axis, [value for x, *_ in lines.values() if x is not None for value in x])
         axis.grid(alpha=0.25)
     handles, names = axes[0].get_legend_handles_labels()
     image.legend(handles, names, loc="outside lower center", ncols=3, frameon=False, fontsize=9)
     return image
+
+
+def scale_axis(axis, x):
+    """Ticks at whole numbers for whole numbers; a logarithmic axis for fractions that span more than a factor of 30."""
+    if all(isinstance(value, int) for value in x):
+        axis.locator_params(axis="x", integer=True)
+    elif all(isinstance(value, float) for value in x) and min(x) > 0 and max(x) > 30 * min(x):
+        axis.set_xscale("log")
 
 
 def draw_bars(panels):

@@ -222,6 +222,7 @@ def test_other_data_and_protocols_have_tables_of_their_own(tmp_path, capsys):
     out = capsys.readouterr().out
     tables = {slug: [row["method"] for row in read_table(root, f"{slug}_results")] for slug in ("baby", "baby_2", "sports", "baby_3", "baby_4")}
     assert sorted(tables.values()) == [["LightGCN"], ["MF"], ["MF"], ["RecGOAT (leaks)"], ["at 10"]] and tables["sports"] == ["MF"]
+    assert run_report(root, "--list") == 0 and capsys.readouterr().out.count("leaks: epoch chosen on test") == 1
     assert out.count("**Warning.** These runs chose their epoch on the test split") == 1
     assert "## Baby: epoch chosen by ndcg@5 on validation, train items masked at test (interactions two)" in out
 
@@ -248,7 +249,7 @@ def test_incomplete_runs_are_listed_and_left_out(tmp_path, capsys):
         file.write('{"epoch": 8, "val')               # the process was killed while it wrote
     assert run_report(root, "--figures", "0") == 0
     rows = read_table(root, "left_out")
-    assert [(row["folder"], row["status"], row["epoch"], row["why"]) for row in rows] == [
+    assert [(row["folder"], row["status"], row["epoch"], row["note"]) for row in rows] == [
         (str(folders[0]), "unfinished", "6", "no result.json: under way, or killed"), (str(folders[1]), "interrupted", "4", "SIGTERM"),
         (str(folders[2]), "failed", "2", "epoch 3: the loss is not finite")]
     assert "from 6 finished of 9 runs" in capsys.readouterr().out and {row["seeds"] for row in read_table(root, "baby_results")} == {"3"}
@@ -505,6 +506,12 @@ def test_curve(tmp_path):
     np.testing.assert_allclose(lines["LightGCN"][:, 1], [0.12, 0.12])
     deviation, band = 0.01 / math.sqrt(2), axis.collections[-1].get_paths()[0].vertices      # of RecGOAT
     assert (band[:, 1].min(), band[:, 1].max()) == pytest.approx((0.12 - deviation, 0.155 + deviation))
+
+
+@pytest.mark.parametrize("weights, scale", [((0.001, 0.01, 0.1), "log"), ((0.0, 0.01, 0.1), "linear"), ((0.1, 0.2, 0.3), "linear")])
+def test_scale_of_a_curve(weights, scale):
+    line = {"RecGOAT": (weights, *np.ones((3, 3)))}
+    assert report_output.draw_lines({"recall@5": line}, "contrastive_weight").axes[0].get_xscale() == scale
 
 
 def test_curve_of_a_setting_in_words(tmp_path):
