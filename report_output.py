@@ -232,22 +232,28 @@ def look(number):
             "linestyle": DASHES[number // len(COLOURS) % len(DASHES)]}
 
 
+def literal(name):
+    """A name as matplotlib shows it as it is: no formulas, and no underscore in front, which would hide it from legends."""
+    return (" " if name.startswith("_") else "") + name.replace("$", r"\$")
+
+
 def draw_lines(panels, xlabel):
     """Lines with bands. panels: {y label: {name: (x or None for a level line, mean, low, high)}}, arrays of one length."""
     image, axes = canvas(panels)
     for axis, (ylabel, lines) in zip(axes, panels.items()):
         for number, (name, (x, mean, low, high)) in enumerate(lines.items()):
-            style = look(number)
+            style = {**look(number), "label": literal(name)}
             if x is None:
-                axis.axhline(mean[0], label=name, **{**style, "marker": "", "linestyle": "--"})
+                axis.axhline(mean[0], **{**style, "marker": "", "linestyle": "--"})
                 continue
-            axis.plot(x, mean, label=name, markersize=4, markevery=max(len(x) // 12, 1), **style)
+            axis.plot(x, mean, markersize=4, markevery=max(len(x) // 12, 1), **style)
             axis.fill_between(x, low, high, color=style["color"], alpha=0.18, linewidth=0)
         axis.set(xlabel=xlabel, ylabel=ylabel)
         scale_axis(axis, [value for x, *_ in lines.values() if x is not None for value in x])
         axis.grid(alpha=0.25)
     handles, names = axes[0].get_legend_handles_labels()
-    image.legend(handles, names, loc="outside lower center", ncols=3, frameon=False, fontsize=9)
+    fitting = int(14 * image.get_figwidth()) // (max(map(len, names)) + 8)       # about 14 letters an inch
+    image.legend(handles, names, loc="outside lower center", ncols=min(max(fitting, 1), 4), frameon=False, fontsize=9)
     return image
 
 
@@ -265,7 +271,7 @@ def draw_bars(panels):
     image, axes = canvas(panels, height=1 + 0.36 * rows)
     for axis, (metric, bars) in zip(axes, panels.items()):
         names, means, deviations = zip(*bars)
-        axis.barh(names, means, xerr=[deviation or 0 for deviation in deviations], color=COLOURS[5], ecolor="#333333", capsize=3)
+        axis.barh([literal(name) for name in names], means, xerr=[deviation or 0 for deviation in deviations], color=COLOURS[5], ecolor="#333333", capsize=3)
         axis.set_title(metric, fontsize=11, loc="left")
         axis.spines["left"].set_visible(False)
         axis.tick_params(axis="y", length=0)

@@ -514,6 +514,14 @@ def test_scale_of_a_curve(weights, scale):
     assert report_output.draw_lines({"recall@5": line}, "contrastive_weight").axes[0].get_xscale() == scale
 
 
+def test_names_that_matplotlib_would_take_for_something_else():
+    name, line = r"_$\frac$ a_b", ([1, 2], *np.ones((3, 2)))
+    image = report_output.draw_lines({"recall@5": {name: line, "other": line}}, "epoch")
+    assert report_output.picture(image, "png") and len(image.legends[0].get_texts()) == 2
+    image = report_output.draw_bars({"recall@5": [(name, 0.5, 0.1), ("other", 0.6, None)]})
+    assert report_output.picture(image, "png") and len(image.axes[0].patches) == 2
+
+
 def test_curve_of_a_setting_in_words(tmp_path):
     for fusion in ("sum", "concat", "oat"):
         write_run(tmp_path / "runs", 1, 0.1, model="lgn_mm", fusion=fusion)
