@@ -138,13 +138,14 @@ def latex_cell(cell):
 
 
 def latex_table(table):
-    """A Table as a LaTeX table environment; needs the package booktabs."""
+    """A Table as a LaTeX table environment; needs the packages booktabs and graphicx."""
     numeric = [all(not isinstance(cell, str) for cell in column) for column in zip(*table.rows)]
     rows = [" & ".join(cells) + r" \\" for cells in ([latex_text(head) for head in table.header],
                                                      *([latex_cell(cell) for cell in row] for row in table.rows))]
     lines = [r"\begin{table}", r"\centering", rf"\caption{{{latex_text(f'{table.title}. {table.note}'.strip())}}}",
+             r"\resizebox{\ifdim\width>\linewidth\linewidth\else\width\fi}{!}{%",          # wide tables shrink to the line
              rf"\begin{{tabular}}{{{''.join('lr'[right] for right in numeric)}}}", r"\toprule", rows[0], r"\midrule", *rows[1:],
-             r"\bottomrule", r"\end{tabular}", r"\end{table}"]
+             r"\bottomrule", r"\end{tabular}}", r"\end{table}"]
     return "\n".join(lines) + "\n"
 
 
@@ -328,7 +329,7 @@ def write_report(folder, title, blocks):
     """Write report.html, report.md, tables.tex, a .csv a table, a .png and a .pdf a figure. Returns the names of the files."""
     files = {"report.html": html_page(title, blocks), "report.md": f"# {plain(title)}\n\n{markdown(blocks)}"}
     tables = [block for block in blocks if isinstance(block, Table)]
-    files["tables.tex"] = "% needs \\usepackage{booktabs}\n" + "\n".join(map(latex_table, tables))
+    files["tables.tex"] = "% needs \\usepackage{booktabs,graphicx}\n" + "\n".join(map(latex_table, tables))
     files |= {f"{table.slug}.csv": csv_table(table) for table in tables}
     for figure in (block for block in blocks if isinstance(block, Figure)):
         files |= {f"{figure.slug}.{kind}": picture(figure.image, kind) for kind in ("png", "pdf")}
