@@ -272,7 +272,7 @@ def draw_bars(panels):
     image, axes = canvas(panels, height=1 + 0.36 * rows)
     for axis, (metric, bars) in zip(axes, panels.items()):
         names, means, deviations = zip(*bars)
-        axis.barh([literal(name) for name in names], means, xerr=[deviation or 0 for deviation in deviations], color=COLOURS[5], ecolor="#333333", capsize=3)
+        axis.barh([literal(name) for name in names], means, xerr=[math.nan if deviation is None else deviation for deviation in deviations], color=COLOURS[5], ecolor="#333333", capsize=3)
         axis.set_title(metric, fontsize=11, loc="left")
         axis.spines["left"].set_visible(False)
         axis.tick_params(axis="y", length=0)
