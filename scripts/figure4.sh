@@ -9,7 +9,7 @@ for dataset in "${@:-baby}"; do
     settings "$dataset"
     ROWS=()
     for k in 10 20 30 40 50; do
-        SETTINGS["k $k"]="${SETTINGS[RecGOAT]} --item_knn_k $k"
+        SETTINGS["k $k"]="${SETTINGS[RecGOAT]} --item_knn_k $k --name RecGOAT"
         ROWS+=("k $k")
     done
     run_all "${dataset}_$SIZE" "${ROWS[@]}"

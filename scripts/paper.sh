@@ -5,9 +5,10 @@
 #   RUNS=runs/paper   where runs are kept; finished ones are skipped, others go on where they stopped
 #   REPORTS=report    where the tables and figures go
 #   DATA_ROOT=data TEXT= IMAGE=    where datasets are, and feature files by other names than text_feat.npy and image_feat.npy
+#   PRECISION=fp32    or bf16, tf32, for RecGOAT (the baselines have no large products)
 #   FLAGS=""          more flags for every run, the last word on each setting (they make other runs: give another RUNS too)
 source "$(dirname "${BASH_SOURCE[0]}")/setup.sh"
-SMALL=${SMALL:-0} JOBS=${JOBS:-1} RUNS=${RUNS:-runs/paper} REPORTS=${REPORTS:-report} DATA_ROOT=${DATA_ROOT:-data} FLAGS=${FLAGS:-}
+SMALL=${SMALL:-0} JOBS=${JOBS:-1} RUNS=${RUNS:-runs/paper} REPORTS=${REPORTS:-report} DATA_ROOT=${DATA_ROOT:-data} PRECISION=${PRECISION:-fp32} FLAGS=${FLAGS:-}
 if [ "$SMALL" = 1 ]; then SIZE=small SEEDS=${SEEDS:-2025 1 2}; else SIZE=full SEEDS=${SEEDS:-2025 1 2 3 4 5 6 7 8 9}; fi
 FAILED=0
 trap 'trap - INT TERM; echo "stopping the runs; start this script again to go on" >&2; kill -TERM $(jobs -p) 2>/dev/null; wait; exit 143' INT TERM
@@ -27,14 +28,14 @@ settings() {
         COMMON+=" --recdim 64 --threads 1"
         MF="--lr 5e-3 --decay 3e-2" LIGHTGCN="--lr 5e-3 --decay 1e-2" VBPR="--lr 5e-3 --decay 3e-2" FREEDOM="--lr 5e-3 --decay 1e-2"
         BASELINE="--epochs 150 --eval_every 5 --patience 6"
-        RECGOAT="--item_branch_layers 1 --item_knn_k 10 --fusion oat --beta 0.1 --alpha 0.05 --residual_init zeros --fuse_norm none
+        RECGOAT="--precision $PRECISION --item_branch_layers 1 --item_knn_k 10 --fusion oat --beta 0.1 --alpha 0.05 --residual_init zeros --fuse_norm none
             --contrastive_weight 0.15 --modality_consistency_weight 0.33 --lr 5e-3 --decay 8e-3 --modality_decay 0.3
             --epochs 60 --eval_every 3 --patience 4"
     else    # RecGOAT as published; the baselines at the same size and step, with the decay that suits them at 64
         COMMON+=" --recdim $recdim"
         MF="--lr 8e-4 --decay 3e-2" LIGHTGCN="--lr 8e-4 --decay 1e-2" VBPR="--lr 8e-4 --decay 3e-2" FREEDOM="--lr 8e-4 --decay 1e-2"
         BASELINE="--epochs 1000"
-        RECGOAT="--item_branch_layers 1 --item_knn_k $knn --epochs 1000 --lr 8e-4 --fusion oat --contrastive_weight $weight"
+        RECGOAT="--precision $PRECISION --item_branch_layers 1 --item_knn_k $knn --epochs 1000 --lr 8e-4 --fusion oat --contrastive_weight $weight"
     fi
     declare -gA SETTINGS=(
         [MF]="--model mf $MF $BASELINE"
