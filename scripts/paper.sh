@@ -30,7 +30,7 @@ settings() {
         BASELINE="--epochs 150 --eval_every 5 --patience 6"
         RECGOAT="--precision $PRECISION --item_branch_layers 1 --item_knn_k 10 --fusion oat --beta 0.1 --alpha 0.05 --residual_init zeros --fuse_norm none
             --contrastive_weight 0.15 --modality_consistency_weight 0.33 --lr 5e-3 --decay 8e-3 --modality_decay 0.3
-            --epochs 60 --eval_every 3 --patience 4"
+            --epochs 45 --eval_every 3 --patience 4"
     else    # RecGOAT as published; the baselines at the same size and step, with the decay that suits them at 64
         COMMON+=" --recdim $recdim"
         MF="--lr 8e-4 --decay 3e-2" LIGHTGCN="--lr 8e-4 --decay 1e-2" VBPR="--lr 8e-4 --decay 3e-2" FREEDOM="--lr 8e-4 --decay 1e-2"
