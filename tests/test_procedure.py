@@ -475,3 +475,19 @@ def test_a_failing_epoch_leaves_the_log_and_no_result(small_dataset, monkeypatch
     out, = (small_dataset.parent.parent / "runs").iterdir()
     assert len((out / "metrics.jsonl").read_text().splitlines()) == 1 and checkpoint(out / "best.pt")["progress"]["epoch"] == 1
     assert not (out / "result.json").exists() and not list(out.glob(".*tmp"))
+
+
+def test_the_ranking_file_gives_the_metrics_of_the_result(small_dataset):
+    out, result, _ = run(small_dataset, epochs=3)
+    pairs = random_pairs(0, 40, 30, 6)
+    with np.load(out / "test_ranking.npz", allow_pickle=False) as file:
+        users, items, crow, relevant, history, popularity = (file[name] for name in (
+            "users", "items", "relevant_crow", "relevant_items", "history", "popularity"))
+    wanted = [set(relevant[start:stop].tolist()) for start, stop in zip(crow, crow[1:])]
+    assert {(int(user), item) for user, found in zip(users, wanted) for item in found} == set(map(tuple, pairs["test"].tolist()))
+    for k in (3, 5):
+        recalls = [len(found & set(row[:k].tolist())) / len(found) for found, row in zip(wanted, items)]
+        assert result["test"][f"recall@{k}"] == pytest.approx(np.mean(recalls), rel=1e-12)
+    assert history.tolist() == [sum(pairs["train"][:, 0] == user) for user in users]
+    assert popularity.tolist() == [sum(pairs["train"][:, 1] == item) for item in range(30)]
+    assert not any({(int(user), int(item)) for item in row} & set(map(tuple, pairs["train"].tolist())) for user, row in zip(users, items))

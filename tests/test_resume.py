@@ -357,6 +357,15 @@ def test_evaluate_only_reproduces_the_result(small_dataset, whole, model, capsys
     assert {path.name: path.read_bytes() for path in folder.iterdir()} == before
 
 
+def test_evaluate_only_takes_other_fusion_weights(whole, capsys):
+    def table(folder, *flags):
+        capsys.readouterr()
+        assert main(["--evaluate_only", "1", "--checkpoint", str(folder / "best.pt"), *flags]) == 0
+        return capsys.readouterr().out
+    fixed = whole(**MODELS["lgn_mm"])
+    assert table(fixed) != table(fixed, "--beta", "0", "--alpha", "1")
+
+
 def test_evaluate_only_on_another_dataset(small_dataset, whole, capsys):
     folder = whole(**MODELS["lgn"])
     (small_dataset / "valid.txt").write_text((small_dataset / "valid.txt").read_text() + "40 3\n")
