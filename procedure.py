@@ -21,7 +21,7 @@ from tensorboardX.proto.event_pb2 import Event, SessionLog
 from tqdm import tqdm
 
 from dataloader import Sampler, held_out
-from utils import TrainingError, UserError, atomic_write, peak_memory_mb, ranking_metrics, read_checkpoint, top_columns
+from utils import Diverged, TrainingError, UserError, atomic_write, peak_memory_mb, ranking_metrics, read_checkpoint, top_columns
 from world import provenance, write_json
 
 
@@ -31,7 +31,7 @@ def train_epoch(model, optimizer, sampler, progress, stop=lambda: False):
     """The rest of one pass over a Sampler's batches, counted in progress.step and progress.sums.
 
     Ends early, after a whole step, when stop() is true. Returns whether the pass is complete.
-    Raises TrainingError with the step and the term if the loss or a gradient is not finite.
+    Raises Diverged with the step and the term if the loss or a gradient is not finite.
     """
     model.train()
     first_bad, finite_then = torch.tensor(-1, device=sampler.pairs.device), None
@@ -54,19 +54,19 @@ def train_epoch(model, optimizer, sampler, progress, stop=lambda: False):
     progress.grad_norm = torch.nn.utils.get_total_norm(gradients) if gradients else torch.zeros(())
     if first_bad > 0:
         bad = [name for name, fine in zip(terms, finite_then.tolist()) if not fine]
-        raise TrainingError(f"epoch {progress.epoch + 1}, step {int(first_bad)}: the loss is not finite "
-                            f"({', '.join([name for name in bad if name != 'loss'] or bad)})")
+        raise Diverged(f"epoch {progress.epoch + 1}, step {int(first_bad)}: the loss is not finite "
+                       f"({', '.join([name for name in bad if name != 'loss'] or bad)})")
     check_finite(model, progress)
     return progress.step == len(sampler)
 
 
 def check_finite(model, progress):
-    """Raise TrainingError if the gradient norm or a weight is NaN or Inf after the steps of the epoch under way."""
+    """Raise Diverged if the gradient norm or a weight is NaN or Inf after the steps of the epoch under way."""
     if not progress.grad_norm.isfinite():
-        raise TrainingError(f"epoch {progress.epoch + 1}, step {progress.step}: the gradient is not finite")
+        raise Diverged(f"epoch {progress.epoch + 1}, step {progress.step}: the gradient is not finite")
     bad = [name for name, weight in model.named_parameters() if not weight.isfinite().all()]
     if bad:
-        raise TrainingError(f"epoch {progress.epoch + 1}, step {progress.step}: weights are not finite ({', '.join(bad)[:80]})")
+        raise Diverged(f"epoch {progress.epoch + 1}, step {progress.step}: weights are not finite ({', '.join(bad)[:80]})")
 
 
 def row_numbers(crow, start, stop):
@@ -399,16 +399,18 @@ class Stop:
 
 # ---------------------------------------------------------------- fit
 
-def fit(run, stop=lambda: False):
-    """Train with early stopping, restore the best epoch, score the test split once. Returns the content of result.json.
+def fit(run, stop=lambda: False, watch=lambda epoch, metrics: False, end=None):
+    """Train with early stopping, then end(run, log), by default `finish`. Returns the content of result.json, which it gives.
 
     run: from start_run, fresh or restored. When stop() turns true, the state is saved and the result says "interrupted".
+    watch: called after each evaluation with its epoch and metrics; when it returns true, training is over.
     """
     log = RunLog(run.folder, run.config, run.progress.epoch)
     try:
-        with contextlib.closing(tqdm(total=run.config.epochs, initial=run.progress.epoch, unit="epoch", dynamic_ncols=True)) as bar:
-            complete = train(run, log, bar, stop)
-        result = finish(run, log) if complete else interrupted(run, log, stop)
+        with contextlib.closing(tqdm(total=run.config.epochs, initial=run.progress.epoch, unit="epoch", dynamic_ncols=True,
+                                     leave=None)) as bar:       # None: it stays unless it lies below another bar
+            complete = train(run, log, bar, stop, watch)
+        result = (end or finish)(run, log) if complete else interrupted(run, log, stop)
         write_json(run.folder / "result.json", result)
         return result
     except TrainingError as error:
@@ -419,8 +421,9 @@ def fit(run, stop=lambda: False):
         log.close()
 
 
-def train(run, log, bar, stop):
+def train(run, log, bar, stop, watch):
     """The epochs. Keeps best.pt and last.pt. Returns whether training came to its end."""
+    over = False
     config, progress = run.config, run.progress
     selection, _ = splits_of(run.dataset.interactions, config, run.device)
     while progress.epoch < config.epochs and not progress.stopped_early(config):
@@ -428,8 +431,8 @@ def train(run, log, bar, stop):
         try:
             with float32_products("high" if config.precision == "tf32" else "highest"):
                 complete = train_epoch(run.model, run.optimizer, run.sampler, progress, stop)
-        except TrainingError as error:
-            raise TrainingError(f"{error}; {last_good(run.folder)}; start a run with a lower --lr") from None
+        except Diverged as error:
+            raise Diverged(f"{error}; {last_good(run.folder)}; start a run with a lower --lr") from None
         progress.seconds += time.perf_counter() - started
         if not complete:
             run.save("last.pt")
@@ -440,15 +443,16 @@ def train(run, log, bar, stop):
         bar.update()
         if progress.epoch % config.eval_every == 0 or progress.epoch == config.epochs:
             select(run, log, selection, means)
+            over = watch(progress.epoch, progress.latest)
         log.flush()
         if progress.epoch % config.save_every == 0:
             run.save("last.pt")
-        if stop():
+        if over or stop():
             break
     run.save("last.pt")
     if progress.stopped_early(config):
         log.say(f"stopped: {progress.waited} evaluations without a better {config.selection_metric}")
-    return progress.stopped_early(config) or progress.epoch >= config.epochs
+    return over or progress.stopped_early(config) or progress.epoch >= config.epochs
 
 
 @contextlib.contextmanager
