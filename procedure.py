@@ -15,11 +15,13 @@ import time
 
 import numpy as np
 import torch
+from tensorboard.plugins.hparams.plugin_data_pb2 import HParamsPluginData
 from tensorboardX import summary
 from tensorboardX.event_file_writer import EventsWriter
 from tensorboardX.proto.event_pb2 import Event, SessionLog
 from tqdm import tqdm
 
+import projector
 from dataloader import Sampler, held_out
 from utils import Diverged, TrainingError, UserError, atomic_write, peak_memory_mb, ranking_metrics, read_checkpoint, top_columns
 from world import provenance, write_json
@@ -216,12 +218,14 @@ class RunLog:
             plan = transport.plan / transport.plan.max().clamp_min(1e-30)
             self.board.add([summary.image(f"plan/{m}", plan.cpu().numpy(), dataformats="HW")], epoch)
 
-    def settings(self, config, metrics):
-        """The settings and final metrics as a TensorBoard hparams entry."""
+    def conclude(self, group, metrics, config, epoch):
+        """The final metrics, of the best epoch: as scalars group/name, and beside the settings as a TensorBoard hparams entry."""
+        self.scalars(group, metrics, epoch)
         if self.board:
             flat = {key: value if isinstance(value, (int, float, str)) else str(value) for key, value in config.as_dict().items()}
-            figures = {f"hparam/{name.replace('@', '_')}": value for name, value in metrics.items()}   # scalar tags hold no @
-            self.board.add([*summary.hparams(flat, figures), *(summary.scalar(*figure) for figure in figures.items())])
+            experiment, *session = summary.hparams(flat, [f"{group}/{name.replace('@', '_')}" for name in metrics])   # as scalars() has it
+            mark_changed(experiment.value[0].metadata.plugin_data, config.chosen())
+            self.board.add([experiment, *session])
 
     def flush(self):
         """Bring the TensorBoard events to disk; the other files are there after every line."""
@@ -233,6 +237,14 @@ class RunLog:
         with contextlib.ExitStack() as files:
             for file in filter(None, (self.board, self.text, self.lines)):
                 files.callback(file.close)
+
+
+def mark_changed(plugin_data, names):
+    """Let TensorBoard show these settings before the others, of which it shows but the first few."""
+    content = HParamsPluginData.FromString(plugin_data.content)
+    for info in content.experiment.hparam_infos:
+        info.differs = info.name in names
+    plugin_data.content = content.SerializeToString()
 
 
 def keep_lines(path, epoch):
@@ -405,6 +417,8 @@ def fit(run, stop=lambda: False, watch=lambda epoch, metrics: False, end=None):
     run: from start_run, fresh or restored. When stop() turns true, the state is saved and the result says "interrupted".
     watch: called after each evaluation with its epoch and metrics; when it returns true, training is over.
     """
+    if run.config.projector:
+        projector.write_labels(run.folder, run.config, run.dataset.interactions)
     log = RunLog(run.folder, run.config, run.progress.epoch)
     try:
         with contextlib.closing(tqdm(total=run.config.epochs, initial=run.progress.epoch, unit="epoch", dynamic_ncols=True,
@@ -535,8 +549,10 @@ def finish(run, log):
         "protocol": protocol(config),
         "seconds": run.progress.seconds, "seconds_to_best": best["seconds"], "test_seconds": time.perf_counter() - started,
         "peak_memory_mb": peak_memory_mb(run.device), "device": str(run.device), "versions": provenance()}
-    log.scalars("test", test, best["epoch"])
-    log.settings(config, test)
+    log.conclude("test", test, config, best["epoch"])
+    if config.projector:
+        with torch.inference_mode():
+            projector.write_vectors(run.folder, *run.model.eval().embeddings())
     log.say(final_table(result, config))
     return result
 

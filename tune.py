@@ -242,7 +242,7 @@ def tuned(run, log):
     """What result.json says of a trial in place of procedure.finish: validation alone."""
     config, at = run.config, run.progress
     status = "tuned" if at.stopped_early(config) or at.epoch >= config.epochs else "pruned"
-    log.settings(config, {f"valid_{name}": value for name, value in at.best["metrics"].items()})
+    log.conclude("best", at.best["metrics"], config, at.best["epoch"])
     log.say(f"{status} after epoch {at.epoch}; best epoch {at.best['epoch']}: {format_metrics(at.best['metrics'], config.topks)}")
     return {"status": status, "best_epoch": at.best["epoch"], "epochs": at.epoch, "valid": at.best["metrics"], "seconds": at.seconds,
             "seconds_to_best": at.best["seconds"], "device": str(run.device), "versions": provenance()}
@@ -257,8 +257,8 @@ def run_trial(trial, config, folder, device, stop):
             trial.report(metrics[metric], epoch)
         return trial.should_prune()
 
-    dataset = dataset_of(config, device)
     with contextlib.redirect_stdout(io.StringIO()):     # it is in train.log
+        dataset = dataset_of(config, device)
         seed_everything(config.seed)
         run = start_run(make_model(config, dataset, device), dataset, config, folder, device)
         if config.resume:
@@ -404,9 +404,9 @@ def parse(argv):
     given = vars(main_parser().parse_args(rest)).keys()
     if config.select_on != "valid":
         raise UserError("--select_on test: a search on the test split leaks; drop it, or add --select_on valid to --recipe released")
-    for name in ("resume", "checkpoint"):
+    for name in ("resume", "checkpoint", "projector"):
         if getattr(config, name):
-            raise UserError(f"--{name} is not for a search; the same command line goes on with a study")
+            raise UserError(f"--{name} is not for a search; a study goes on by its own command line, and its best one can have the rest")
     if "path" not in given:
         config = dataclasses.replace(config, path=f"runs/tune/{args.study}")
     return args, config, set(given), notes
