@@ -218,12 +218,14 @@ class RunLog:
             plan = transport.plan / transport.plan.max().clamp_min(1e-30)
             self.board.add([summary.image(f"plan/{m}", plan.cpu().numpy(), dataformats="HW")], epoch)
 
-    def conclude(self, group, metrics, config, epoch):
-        """The final metrics, of the best epoch: as scalars group/name, and beside the settings as a TensorBoard hparams entry."""
-        self.scalars(group, metrics, epoch)
+    def conclude(self, config, epoch, **groups):
+        """Final metrics, of the best epoch: as scalars group/name, and beside the settings as a TensorBoard hparams entry."""
+        for group, metrics in groups.items():
+            self.scalars(group, metrics, epoch)
         if self.board:
+            tags = [f"{group}/{name.replace('@', '_')}" for group, metrics in groups.items() for name in metrics]   # scalars hold no @
             flat = {key: value if isinstance(value, (int, float, str)) else str(value) for key, value in config.as_dict().items()}
-            experiment, *session = summary.hparams(flat, [f"{group}/{name.replace('@', '_')}" for name in metrics])   # as scalars() has it
+            experiment, *session = summary.hparams(flat, tags)
             mark_changed(experiment.value[0].metadata.plugin_data, config.chosen())
             self.board.add([experiment, *session])
 
@@ -549,7 +551,7 @@ def finish(run, log):
         "protocol": protocol(config),
         "seconds": run.progress.seconds, "seconds_to_best": best["seconds"], "test_seconds": time.perf_counter() - started,
         "peak_memory_mb": peak_memory_mb(run.device), "device": str(run.device), "versions": provenance()}
-    log.conclude("test", test, config, best["epoch"])
+    log.conclude(config, best["epoch"], **{f"{config.select_on}_best": best["metrics"], "test": test})
     if config.projector:
         with torch.inference_mode():
             projector.write_vectors(run.folder, *run.model.eval().embeddings())

@@ -204,7 +204,7 @@ def claim(search, stack):
         for trial in search.trials(TrialState.RUNNING):
             if not at_work(trial.user_attrs.get("folder")):
                 requeue(search.study, trial.number)
-        number = search.finished() + len(search.trials(TrialState.RUNNING))
+        number = len(search.trials(TrialState.COMPLETE, TrialState.PRUNED, TrialState.RUNNING))     # in one look: they change
         if number >= search.count:
             return None
         seed = int(np.random.SeedSequence([search.base.seed, number]).generate_state(1)[0])
@@ -242,7 +242,7 @@ def tuned(run, log):
     """What result.json says of a trial in place of procedure.finish: validation alone."""
     config, at = run.config, run.progress
     status = "tuned" if at.stopped_early(config) or at.epoch >= config.epochs else "pruned"
-    log.conclude("best", at.best["metrics"], config, at.best["epoch"])
+    log.conclude(config, at.best["epoch"], valid_best=at.best["metrics"])
     log.say(f"{status} after epoch {at.epoch}; best epoch {at.best['epoch']}: {format_metrics(at.best['metrics'], config.topks)}")
     return {"status": status, "best_epoch": at.best["epoch"], "epochs": at.epoch, "valid": at.best["metrics"], "seconds": at.seconds,
             "seconds_to_best": at.best["seconds"], "device": str(run.device), "versions": provenance()}

@@ -438,9 +438,13 @@ def test_tensorboard_compares_settings_with_final_metrics(small_dataset):
     content = {tag: HParamsPluginData.FromString(data) for tag, data in events.PluginTagToContent("hparams").items()}
     assert content["_hparams_/session_start_info"].session_start_info.hparams["lr"].number_value == 0.005
     names = [info.name.tag for info in content["_hparams_/experiment"].experiment.metric_infos]
-    assert sorted(names) == sorted(f"test/{name.replace('@', '_')}" for name in result["test"])
+    expected = {f"{group}/{name.replace('@', '_')}": value for group, split in (("valid_best", "valid"), ("test", "test"))
+                for name, value in result[split].items()}
+    assert names == list(expected)
     for name in names:                               # each column of the comparison has its scalar
-        assert [event.value for event in events.Scalars(name)] == [pytest.approx(result["test"][name[5:].replace("_", "@")], rel=1e-6)]
+        assert [event.value for event in events.Scalars(name)] == [pytest.approx(expected[name], rel=1e-6)]
+    first = {info.name for info in content["_hparams_/experiment"].experiment.hparam_infos if info.differs}
+    assert {"lr", "dataset", "model", "recdim"} <= first and not first & {"decay", "path", "threads"}
 
 
 def test_tensorboard_0_writes_no_events(small_dataset):
