@@ -25,7 +25,7 @@ import torch
 from tqdm import tqdm
 
 from utils import UserError, atomic_write, content_hash, csr_product, csr_tensor, top_columns
-from world import MODALITIES
+from world import CONTENT_MODELS, MODALITIES
 
 SPLITS = ("train", "valid", "test")
 MAX_ID = 2**31 - 1
@@ -312,8 +312,8 @@ def feature_paths(config, folder):
     named = {m: getattr(config, f"{m}_feat") for m in MODALITIES}
     if not any(named.values()):
         named = {m: path for m in MODALITIES if (path := folder / f"{m}_feat.npy").exists()}
-    if not any(named.values()) and config.model == "lgn_mm":
-        raise UserError(f"{folder}: has no text_feat.npy, image_feat.npy or audio_feat.npy; --model lgn_mm needs features: "
+    if not any(named.values()) and config.model in CONTENT_MODELS:
+        raise UserError(f"{folder}: has no text_feat.npy, image_feat.npy or audio_feat.npy; --model {config.model} needs features: "
                         "name them with --text_feat, --image_feat or --audio_feat")
     return {m: str(path) for m, path in named.items() if path}
 
@@ -325,21 +325,49 @@ def normalised_adjacency(interactions, edge_weight, device):
 
     The coefficient of u and i is r_ui / sqrt(deg u deg i), with r_ui = 1 or the rating, deg the number of edges.
     """
-    user, item = interactions.train.T
-    weight = np.ones(len(user))
+    weight = 1.0
     if edge_weight == "rating":
         if interactions.train_rating is None:
             raise UserError(f"{interactions.source}: has no ratings for --edge_weight rating; use a .inter table with a "
                             "rating column (--data_format inter) or --edge_weight one")
         weight = interactions.train_rating.astype(np.float64)
-    n_users, n = interactions.n_users, interactions.n_users + interactions.n_items
-    degree_u, degree_i = np.bincount(user, minlength=n_users), np.bincount(item, minlength=interactions.n_items)
+    return bipartite_adjacency(interactions.train, interactions.n_users, interactions.n_items, device, weight)
+
+
+def bipartite_adjacency(pairs, n_users, n_items, device, weight=1.0):
+    """Normalised graph of these (user, item) pairs [n, 2] alone: sparse CSR [U + I, U + I] of weight / sqrt(deg u deg i)."""
+    user, item = pairs.T
+    n = n_users + n_items
+    degree_u, degree_i = np.bincount(user, minlength=n_users), np.bincount(item, minlength=n_items)
     weight = (weight / np.sqrt(degree_u[user] * degree_i[item])).astype(np.float32)
     rows, cols = np.concatenate([user, item + n_users]), np.concatenate([item + n_users, user])
-    matrix = sp.csr_matrix((np.concatenate([weight, weight]), (rows, cols)), (n, n))
+    return to_csr_tensor(sp.csr_matrix((np.concatenate([weight, weight]), (rows, cols)), (n, n)), device)
+
+
+def to_csr_tensor(matrix, device):
+    """scipy CSR -> torch CSR on device, its columns in order."""
     matrix.sort_indices()
     return csr_tensor(torch.from_numpy(matrix.indptr.astype(np.int32)), torch.from_numpy(matrix.indices.astype(np.int32)),
-                      torch.from_numpy(matrix.data), (n, n)).to(device)
+                      torch.from_numpy(matrix.data), matrix.shape).to(device)
+
+
+def mean_neighbour_graph(neighbours, shares, device):
+    """FREEDOM's frozen item graph: sum over modalities of share * the mean over an item's neighbours, and its transpose.
+
+    neighbours: {m: [I, k] int64}; shares: {m: weight}. An item's own id among its neighbours stands for none. Edges are
+    directed; each row's degree is the number of its neighbours, so D^-1/2 S D^-1/2 of the paper divides by it.
+    Returns two sparse CSR [I, I] float32.
+    """
+    total = 0
+    for m, table in neighbours.items():
+        n, k = table.shape
+        rows, cols = np.repeat(np.arange(n), k), table.ravel()
+        graph = sp.csr_matrix((np.ones(n * k), (rows, cols)), (n, n))
+        graph.setdiag(0)
+        graph.eliminate_zeros()
+        degree = np.maximum(graph.sum(1), 1)
+        total = total + shares[m] * graph.multiply(1 / degree).tocsr()
+    return to_csr_tensor(total.astype(np.float32), device), to_csr_tensor(total.T.tocsr().astype(np.float32), device)
 
 
 def nearest_neighbours(features, k, device, block=4096):
@@ -637,11 +665,12 @@ class Dataset:
     interactions: Interactions
     adjacency: torch.Tensor | None      # None for mf
     features: dict                      # modality -> [I, d_m] float32
-    graphs: dict                        # modality -> AttentionGraph over items
+    graphs: dict                        # modality -> AttentionGraph over items (lgn_mm)
     user_features: torch.Tensor | None  # [U, d_t]
     user_graph: AttentionGraph | None
     fingerprint: str                    # content hash of all of the above
     notes: list                         # lines worth telling the user
+    item_graph: tuple | None = None     # sparse CSR [I, I] and its transpose (freedom)
 
 
 def load_dataset(config, device):
@@ -657,31 +686,42 @@ def load_dataset(config, device):
     notes += [f"note: {interactions.source}: {count} repeated interactions merged in {split}"
               for split, count in interactions.merged.items() if count]
     adjacency = None if config.model == "mf" else normalised_adjacency(interactions, config.edge_weight, device)
-    features = {m: load_features(array, paths[m], interactions.n_items) for m, array in arrays.items() if config.model == "lgn_mm"}
-    graphs = {}
-    for m, matrix in features.items():
-        graphs[m], told = neighbour_graph(matrix, getattr(config, f"item_{m}_graph"), config.item_knn_k, config, device)
-        notes += told
+    features = {m: load_features(array, paths[m], interactions.n_items) for m, array in arrays.items() if config.model in CONTENT_MODELS}
+    graphs, item_graph, neighbours = {}, None, {}
+    if config.model in ("freedom", "lgn_mm"):
+        for m, matrix in features.items():
+            neighbours[m], told = knn_table(matrix, getattr(config, f"item_{m}_graph"), config.item_knn_k, config, device)
+            notes += told
+    if config.model == "lgn_mm":
+        graphs = {m: attention_graph(table, config.attn_heads, device) for m, table in neighbours.items()}
+    if config.model == "freedom":
+        item_graph = mean_neighbour_graph(neighbours, graph_shares(neighbours, config.item_graph_image), device)
     user_features = user_graph = None
     if config.user_text_feat and config.model == "lgn_mm":
         user_features = user_text_features(config, interactions, features, user_array)
-        user_graph, told = neighbour_graph(user_features, config.user_text_graph, config.user_knn_k, config, device)
-        notes += told
+        table, told = knn_table(user_features, config.user_text_graph, config.user_knn_k, config, device)
+        user_graph, notes = attention_graph(table, config.attn_heads, device), notes + told
         user_features = torch.from_numpy(user_features).to(device)
     features = {m: torch.from_numpy(matrix).to(device) for m, matrix in features.items()}
-    fingerprint = data_fingerprint(interactions, features, graphs, user_features, user_graph)
-    return Dataset(interactions, adjacency, features, graphs, user_features, user_graph, fingerprint, notes)
-
-
-def data_fingerprint(interactions, features, graphs, user_features, user_graph):
-    """Content hash of everything that a model learns from or is scored on."""
-    rating = interactions.train_rating
-    parts = [interactions.n_users, interactions.n_items, interactions.train, interactions.valid, interactions.test,
-             np.zeros(0) if rating is None else rating, list(features)]
     tensors = [*features.values(), *(graph.col for graph in graphs.values())]
-    if user_graph is not None:
-        tensors += [user_features, user_graph.col]
-    return content_hash(*parts, *(tensor.cpu().numpy() for tensor in tensors))
+    tensors += [part for matrix in (item_graph or ())[:1] for part in (matrix.col_indices(), matrix.values())]
+    tensors += [user_features, user_graph.col] if user_graph is not None else []
+    fingerprint = content_hash(interactions_hash(interactions), list(features), *(tensor.cpu().numpy() for tensor in tensors))
+    return Dataset(interactions, adjacency, features, graphs, user_features, user_graph, fingerprint, notes, item_graph)
+
+
+def interactions_hash(interactions):
+    """Content hash of the splits: runs with the same one are scored on the same thing."""
+    rating = interactions.train_rating
+    return content_hash(interactions.n_users, interactions.n_items, interactions.train, interactions.valid, interactions.test,
+                        np.zeros(0) if rating is None else rating)
+
+
+def graph_shares(modalities, image):
+    """{modality: weight}: `image` for the image graph if there are others, the rest in equal parts for those."""
+    if "image" not in modalities or len(modalities) == 1:
+        return {m: 1 / len(modalities) for m in modalities}
+    return {m: image if m == "image" else (1 - image) / (len(modalities) - 1) for m in modalities}
 
 
 def user_text_features(config, interactions, features, user_array):
@@ -693,14 +733,11 @@ def user_text_features(config, interactions, features, user_array):
     return mean_user_features(interactions.train, features["text"], interactions.n_users)
 
 
-def neighbour_graph(features, path, k, config, device):
-    """AttentionGraph from the file at `path`, or built from features through the cache. Returns (graph, notes)."""
-    n = len(features)
+def knn_table(features, path, k, config, device):
+    """Neighbours [n, k] from the file at `path`, or found through the cache. Returns (table, notes)."""
     if path:
-        neighbours, notes = read_neighbours(path, n, k)
-    else:
-        if k >= n:
-            raise UserError(f"{k} neighbours asked for among {n} rows; lower --item_knn_k or --user_knn_k below {n}")
-        cache_dir = config.cache_dir or Path(config.data_root) / ".cache"
-        neighbours, notes = cached_neighbours(features, k, cache_dir, config.force_build_item_knn, device)
-    return attention_graph(neighbours, config.attn_heads, device), notes
+        return read_neighbours(path, len(features), k)
+    if k >= len(features):
+        raise UserError(f"{k} neighbours asked for among {len(features)} rows; lower --item_knn_k or --user_knn_k below {len(features)}")
+    cache_dir = config.cache_dir or Path(config.data_root) / ".cache"
+    return cached_neighbours(features, k, cache_dir, config.force_build_item_knn, device)

@@ -1,7 +1,8 @@
-"""The models: matrix factorisation, LightGCN, and RecGOAT (arXiv 2602.00682; equation numbers are the paper's).
+"""The models: RecGOAT (arXiv 2602.00682; equation numbers are the paper's) and, beside it, matrix factorisation, LightGCN,
+VBPR and FREEDOM.
 
 Every model offers the same three things:
-    user, item = model.embeddings()          # [U, d], [I, d]; the score of (u, i) is user[u] . item[i]
+    user, item = model.embeddings()          # [U, d], [I, d] (VBPR: wider); the score of (u, i) is user[u] . item[i]
     terms = model.loss(batch)                # {"loss": total, "bpr": ..., ...}, 0-dim tensors; batch: dataloader.Batch
     numbers = model.diagnostics()            # {name: 0-dim tensor} about its insides, for the log
 
@@ -14,7 +15,8 @@ import torch
 from torch import nn
 from torch.nn import functional as F
 
-from utils import propagate
+from dataloader import bipartite_adjacency
+from utils import csr_product, propagate
 from world import MODALITIES
 
 
@@ -145,6 +147,129 @@ class LightGCN(MF):
         """Propagated user vectors [U, d] and item vectors [I, d]."""
         mean = propagate(self.adjacency, torch.cat([self.user, self.item]), self.layers)       # [U + I, d]
         return mean.split([len(self.user), len(self.item)])
+
+
+# ---------------------------------------------------------------- multimodal baselines
+
+class VBPR(MF):
+    """Visual BPR (He & McAuley 2016): gamma_u . gamma_i + theta_u . E f_i + beta_i + b . f_i, all of it learnt but f.
+
+    f_i is the concatenation of the item's features, each modality scaled to a mean length of 1. Both gamma and theta have d
+    dimensions, as in the field's tables; the user's bias does not change a ranking and is left out.
+    """
+
+    def __init__(self, config, dataset):
+        super().__init__(config, dataset)
+        users, items, d = len(self.user), len(self.item), config.recdim
+        features = torch.cat([unit_mean_length(matrix) for matrix in dataset.features.values()], 1)
+        self.register_buffer("features", features, persistent=False)          # [I, d_f]
+        self.theta = nn.Parameter(0.1 * torch.randn(users, d))
+        self.bias = nn.Parameter(torch.zeros(items, 1))
+        self.content = nn.Linear(features.shape[1], d + 1, bias=False)        # E and, last, b
+
+    def embeddings(self):
+        """User vectors [U, 2 d + 1], the last of their columns 1, and item vectors [I, 2 d + 1], the last of theirs the bias."""
+        content = self.content(self.features)                                 # [I, d + 1]
+        item = torch.cat([self.item, content[:, :-1], content[:, -1:] + self.bias], 1)
+        return torch.cat([self.user, self.theta, torch.ones_like(self.theta[:, :1])], 1), item
+
+    def layer0_norm(self, batch):
+        """Mean squared norm of the embeddings and biases of a batch of triples, and the squared norm of E and b."""
+        bias = squared_norm(self.theta.index_select(0, batch.users), self.bias.index_select(0, batch.pos), self.bias.index_select(0, batch.neg))
+        return super().layer0_norm(batch) + bias + self.content.weight.square().sum()
+
+
+def unit_mean_length(features):
+    """Features [n, d] divided by the mean length of their rows."""
+    return features / features.norm(dim=1).mean().clamp_min(1e-12)
+
+
+class _SparseProduct(torch.autograd.Function):
+    """A constant sparse matrix times a dense one; the gradient needs the transposed matrix."""
+
+    @staticmethod
+    def forward(ctx, matrix, transposed, dense):
+        ctx.transposed = transposed
+        return csr_product(matrix.crow_indices(), matrix.col_indices(), matrix.values(), dense)
+
+    @staticmethod
+    def backward(ctx, grad):
+        matrix = ctx.transposed
+        return None, None, csr_product(matrix.crow_indices(), matrix.col_indices(), matrix.values(), grad.contiguous())
+
+
+class FREEDOM(LightGCN):
+    """FREEDOM (Zhou & Shen 2023): LightGCN on a user-item graph thinned anew each epoch, plus ID vectors over a frozen item graph.
+
+    An item is its LightGCN vector plus S^l of its ID vectors, S the mean of the kNN graphs of the modalities. The loss adds
+    BPR between users and linearly projected features. While scoring, the user-item graph is whole.
+    """
+
+    def __init__(self, config, dataset):
+        super().__init__(config, dataset)
+        train = dataset.interactions.train
+        self.config, self.item_graph, self.pairs = config, dataset.item_graph, train
+        self.steps = -(-len(train) // config.bpr_batch)                       # an epoch
+        degrees = [torch.bincount(ids).sqrt()[ids] for ids in torch.from_numpy(train).unbind(1)]
+        self.odds = 1 / (degrees[0] * degrees[1]).double()                    # [n] of an edge to be kept
+        self.projected = list(dataset.features)
+        for m, matrix in dataset.features.items():
+            self.register_buffer(f"{m}_features", matrix, persistent=False)
+        self.project = nn.ModuleDict({m: nn.Linear(matrix.shape[1], config.recdim) for m, matrix in dataset.features.items()})
+        self.age, self.thinned = 0, (-1, None)
+
+    def get_extra_state(self):
+        """Training steps so far, for the state dict: they say which epoch's graph to make."""
+        return torch.tensor(self.age)
+
+    def set_extra_state(self, state):
+        """Take them from a state dict."""
+        self.age, self.thinned = int(state), (-1, None)
+
+    def thinned_adjacency(self):
+        """The normalised graph of this epoch's edges: a share 1 - edge_dropout of all, drawn without replacement by their odds."""
+        epoch = self.age // self.steps
+        if self.thinned[0] != epoch:
+            self.thinned = (epoch, self.draw_edges(epoch))
+        return self.thinned[1]
+
+    def draw_edges(self, epoch):
+        """The graph of epoch `epoch`, which depends on nothing but its number and the seed."""
+        generator = torch.Generator().manual_seed((self.config.seed << 32) + epoch)
+        # the smallest of exponential times with these rates: sampling without replacement (Efraimidis & Spirakis 2006)
+        times = torch.empty(len(self.odds), dtype=torch.float64).exponential_(generator=generator) / self.odds
+        kept = times.topk(max(int(len(times) * (1 - self.config.edge_dropout)), 1), largest=False).indices.sort().values
+        return bipartite_adjacency(self.pairs[kept.numpy()], len(self.user), len(self.item), self.user.device)
+
+    def embeddings(self, adjacency=None):
+        """User vectors [U, d] and item vectors [I, d] over the whole user-item graph, or another."""
+        mean = propagate(self.adjacency if adjacency is None else adjacency, torch.cat([self.user, self.item]), self.layers)
+        user, item = mean.split([len(self.user), len(self.item)])
+        content = self.item
+        for _ in range(self.config.item_graph_layers):
+            content = _SparseProduct.apply(*self.item_graph, content)
+        return user, item + content
+
+    def loss(self, batch):
+        """BPR, BPR on each modality's projected features, and the weighted norm of the layer-0 embeddings of the batch."""
+        adjacency = None
+        if self.training:
+            adjacency, self.age = self.thinned_adjacency(), self.age + 1
+        user, item = self.embeddings(adjacency)
+        users = user.index_select(0, batch.users)
+        terms = {"bpr": bpr_loss(users, item.index_select(0, batch.pos), item.index_select(0, batch.neg)), "norm": self.layer0_norm(batch)}
+        total = terms["bpr"] + self.decay * terms["norm"]
+        if self.config.feature_bpr_weight:
+            terms["feature_bpr"] = sum(self.feature_bpr(users, m, batch) for m in self.projected)
+            total = total + self.config.feature_bpr_weight * terms["feature_bpr"]
+        return {"loss": total, **terms}
+
+    def feature_bpr(self, users, m, batch):
+        """BPR of users [B, d] with the projected features of modality m; each item of the batch is projected once."""
+        project, features = self.project[m], getattr(self, f"{m}_features")
+        positive = project(features.index_select(0, batch.pos_items)).index_select(0, batch.pos_at)
+        negative = project(features.index_select(0, batch.neg_items)).index_select(0, batch.neg_at)
+        return bpr_loss(users, positive, negative)
 
 
 # ---------------------------------------------------------------- graph attention
@@ -420,8 +545,11 @@ class Fusion(nn.Module):
         else:
             self.transports = nn.ModuleDict({m: Transport(config) for m in modalities})
             weights = config.fusion_weights()
-            self.weights = nn.Parameter(torch.tensor([weights[m] for m in modalities]),
-                                        requires_grad=bool(config.learn_fusion_weights))
+            weights = torch.tensor([weights[m] for m in modalities])
+            if config.learn_fusion_weights:
+                self.weights = nn.Parameter(weights)
+            else:                       # a setting, which --evaluate_only may change, and no part of the state
+                self.register_buffer("weights", weights, persistent=False)
         self.layer_norm = nn.LayerNorm(d) if self.norm.startswith("layer") else nn.Identity()
         self.dropout = nn.Dropout(config.fuse_drop)
 
@@ -551,7 +679,7 @@ class RecGOAT(nn.Module):
         return numbers
 
 
-MODELS = {"mf": MF, "lgn": LightGCN, "lgn_mm": RecGOAT}
+MODELS = {"mf": MF, "lgn": LightGCN, "vbpr": VBPR, "freedom": FREEDOM, "lgn_mm": RecGOAT}
 
 
 def make_model(config, dataset, device):

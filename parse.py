@@ -38,7 +38,7 @@ def integer_list(text):
 
 def make_parser():
     """One flag a field of Config, in the groups of world.GROUPS. Absent flags stay absent, so recipes can tell."""
-    parser = Parser(prog="python main.py", usage="python main.py --dataset NAME --model {mf,lgn,lgn_mm} [flags]", epilog=EPILOG,
+    parser = Parser(prog="python main.py", usage="python main.py --dataset NAME --model {mf,lgn,vbpr,freedom,lgn_mm} [flags]", epilog=EPILOG,
                     allow_abbrev=False, argument_default=argparse.SUPPRESS, formatter_class=argparse.RawDescriptionHelpFormatter,
                     description="RecGOAT (arXiv 2602.00682): multimodal recommendation with graphs. Trains, selects on "
                                 "validation,\nscores the test split once, and leaves a run folder.")

@@ -22,8 +22,9 @@ from tensorboardX.proto.event_pb2 import Event, SessionLog
 from tqdm import tqdm
 
 import projector
-from dataloader import Sampler, held_out
-from utils import Diverged, TrainingError, UserError, atomic_write, peak_memory_mb, ranking_metrics, read_checkpoint, top_columns
+from dataloader import Sampler, held_out, interactions_hash
+from utils import (CHECKPOINT_FORMAT, Diverged, TrainingError, UserError, atomic_write, peak_memory_mb, ranking_metrics, read_checkpoint,
+                   top_columns)
 from world import provenance, write_json
 
 
@@ -109,24 +110,33 @@ def find_hits(top, relevant, n_items):
     return keys[torch.searchsorted(keys, wanted).clamp_(max=len(keys) - 1)] == wanted
 
 
-@torch.inference_mode()
-def evaluate(user, item, splits, ks, chunk=0):
-    """Full-ranking metrics of each split: a list of {"recall@10": mean over the users of the split, ...}.
-
-    user: [U, d], item: [I, d] final vectors; splits: list of HeldOut; ks: cut-offs; chunk: as rank_items takes it.
-    Splits in a row with the same users and masks share one ranking.
-    """
-    results, ranked = [], None
+def rankings(user, item, splits, k, chunk=0):
+    """Yield the best k items of every user of each HeldOut split: [n, k]. Splits in a row with the same users and masks share one."""
+    ranked = None
     for split in splits:
         if ranked is None or not split.ranks_like(ranked):
-            top, ranked = torch.cat([top for _, _, top in rank_items(user, item, split, max(ks), chunk)]), split
-        values = ranking_metrics(find_hits(top, split.relevant, len(item)), split.relevant[0].diff(), ks)
-        results.append({name: float(value.mean()) for name, value in values.items()})
-    return results
+            top, ranked = torch.cat([top for _, _, top in rank_items(user, item, split, k, chunk)]), split
+        yield top
 
 
-def score(model, splits, config):
-    """Evaluate a model on a list of splits in eval mode (with --eval_dropout 1, dropout alone stays on), restoring its mode.
+@torch.inference_mode()
+def list_metrics(top, split, n_items, ks):
+    """{"recall@10": mean over the users of a split, ...} of their ranked lists [n, k]."""
+    values = ranking_metrics(find_hits(top, split.relevant, n_items), split.relevant[0].diff(), ks)
+    return {name: float(value.mean()) for name, value in values.items()}
+
+
+def evaluate(user, item, splits, ks, chunk=0):
+    """Full-ranking metrics of each split, a list of what list_metrics gives.
+
+    user: [U, d], item: [I, d] final vectors; splits: list of HeldOut; ks: cut-offs; chunk: as rank_items takes it.
+    """
+    return [list_metrics(top, split, len(item), ks) for split, top in zip(splits, rankings(user, item, splits, max(ks), chunk))]
+
+
+@contextlib.contextmanager
+def final_vectors(model, config):
+    """The model's user and item vectors in eval mode (with --eval_dropout 1, dropout alone stays on), restoring its mode.
 
     Leaves the random state of training as it was.
     """
@@ -136,10 +146,14 @@ def score(model, splits, config):
         if isinstance(module, torch.nn.Dropout):
             module.train(bool(config.eval_dropout))
     with torch.inference_mode(), torch.random.fork_rng(enabled=bool(config.eval_dropout)):
-        user, item = model.embeddings()
-        results = evaluate(user, item, splits, config.topks, config.eval_chunk)
+        yield model.embeddings()
     model.train(was_training)
-    return results
+
+
+def score(model, splits, config):
+    """Evaluate a model on a list of splits, as final_vectors says."""
+    with final_vectors(model, config) as (user, item):
+        return evaluate(user, item, splits, config.topks, config.eval_chunk)
 
 
 def splits_of(interactions, config, device):
@@ -219,13 +233,17 @@ class RunLog:
             self.board.add([summary.image(f"plan/{m}", plan.cpu().numpy(), dataformats="HW")], epoch)
 
     def conclude(self, config, epoch, **groups):
-        """Final metrics, of the best epoch: as scalars group/name, and beside the settings as a TensorBoard hparams entry."""
+        """Final metrics, of the best epoch: as scalars group/name, and the main ones beside the settings as a TensorBoard hparams entry.
+
+        TensorBoard shows the first five: the selection metric in the first group, recall and NDCG in the last.
+        """
         for group, metrics in groups.items():
             self.scalars(group, metrics, epoch)
         if self.board:
-            tags = [f"{group}/{name.replace('@', '_')}" for group, metrics in groups.items() for name in metrics]   # scalars hold no @
+            first, *_, last = [*groups, *groups]
+            tags = [f"{first}/{config.selection_metric}", *(f"{last}/{name}" for name in groups[last] if name.startswith(("recall", "ndcg")))]
             flat = {key: value if isinstance(value, (int, float, str)) else str(value) for key, value in config.as_dict().items()}
-            experiment, *session = summary.hparams(flat, tags)
+            experiment, *session = summary.hparams(flat, dict.fromkeys(tag.replace("@", "_") for tag in tags))       # as scalars have it
             mark_changed(experiment.value[0].metadata.plugin_data, config.chosen())
             self.board.add([experiment, *session])
 
@@ -307,7 +325,7 @@ class Run:
 
     def save(self, name):
         """Write a checkpoint into the run folder, atomically. Raises TrainingError if it cannot be written."""
-        state = {"format": 1, "model": self.model.state_dict(), "optimizer": self.optimizer.state_dict(),
+        state = {"format": CHECKPOINT_FORMAT, "model": self.model.state_dict(), "optimizer": self.optimizer.state_dict(),
                  "progress": vars(self.progress), "random": random_state(self.device), "sampler": self.sampler.state(self.progress.step),
                  "config": self.config.as_dict(), "data": self.dataset.fingerprint}
         try:
@@ -453,12 +471,13 @@ def train(run, log, bar, stop, watch):
         if not complete:
             run.save("last.pt")
             return False
-        means = end_epoch(run, log, time.perf_counter() - started)
+        seconds = time.perf_counter() - started
+        means = end_epoch(run, log, seconds)
         bar.set_postfix(loss=f"{means['loss']:.4f}", refresh=False,
                         **({config.selection_metric: f"{progress.latest[config.selection_metric]:.4f}"} if progress.latest else {}))
         bar.update()
         if progress.epoch % config.eval_every == 0 or progress.epoch == config.epochs:
-            select(run, log, selection, means)
+            select(run, log, selection, means, seconds)
             over = watch(progress.epoch, progress.latest)
         log.flush()
         if progress.epoch % config.save_every == 0:
@@ -503,12 +522,12 @@ def end_epoch(run, log, seconds):
     return means
 
 
-def select(run, log, selection, means):
-    """Evaluate on the selection split; keep the model in best.pt if it is the best so far; report."""
+def select(run, log, selection, means, seconds):
+    """Evaluate on the selection split; keep the model in best.pt if it is the best so far; report. seconds: of the epoch."""
     config, progress, started = run.config, run.progress, time.perf_counter()
     [metrics] = score(run.model, [selection], config)
-    progress.latest = metrics
-    progress.seconds += time.perf_counter() - started
+    progress.latest, scoring = metrics, time.perf_counter() - started
+    progress.seconds += scoring
     name = config.selection_metric
     better = progress.best is None or metrics[name] > progress.best["metrics"][name]
     progress.waited = 0 if better else progress.waited + 1
@@ -521,7 +540,8 @@ def select(run, log, selection, means):
         inside = {key: float(value) for key, value in run.model.diagnostics().items()}
     log.scalars("model", inside, progress.epoch)
     log.scalars(config.select_on, metrics, progress.epoch)
-    log.record({"epoch": progress.epoch, "step": progress.epoch * len(run.sampler), "seconds": progress.seconds, "train": means,
+    log.record({"epoch": progress.epoch, "step": progress.epoch * len(run.sampler), "seconds": progress.seconds,
+                "epoch_seconds": seconds, "evaluation_seconds": scoring, "train": means,
                 config.select_on: metrics, "model": inside})
     if better:                                 # last: a run that goes on from here has this epoch's line already
         run.save("best.pt")
@@ -542,21 +562,39 @@ def interrupted(run, log, stop):
 
 
 def finish(run, log):
-    """Restore best.pt, score the test split once, write the final table. Returns the content of result.json."""
-    config, best, started = run.config, run.progress.best, time.perf_counter()
+    """Restore best.pt, rank and score the test split once, write the final table. Returns the content of result.json."""
+    config, best, data, started = run.config, run.progress.best, run.dataset.interactions, time.perf_counter()
     run.model.load_state_dict(read_checkpoint(run.folder / "best.pt")["model"])
-    [test] = score(run.model, splits_of(run.dataset.interactions, config, run.device)[1:], config)
+    _, split = splits_of(data, config, run.device)
+    with final_vectors(run.model, config) as (user, item):
+        [top] = rankings(user, item, [split], max(config.topks), config.eval_chunk)
+        if config.projector:
+            projector.write_vectors(run.folder, user, item)
+    test = list_metrics(top, split, data.n_items, config.topks)
+    write_ranking(run.folder / "test_ranking.npz", top, split, data)
     result = {
         "status": "finished", "best_epoch": best["epoch"], "epochs": run.progress.epoch, config.select_on: best["metrics"], "test": test,
-        "protocol": protocol(config),
+        "protocol": protocol(config), "data": {"interactions": interactions_hash(data), "all": run.dataset.fingerprint},
         "seconds": run.progress.seconds, "seconds_to_best": best["seconds"], "test_seconds": time.perf_counter() - started,
         "peak_memory_mb": peak_memory_mb(run.device), "device": str(run.device), "versions": provenance()}
     log.conclude(config, best["epoch"], **{f"{config.select_on}_best": best["metrics"], "test": test})
-    if config.projector:
-        with torch.inference_mode():
-            projector.write_vectors(run.folder, *run.model.eval().embeddings())
     log.say(final_table(result, config))
     return result
+
+
+def write_ranking(path, top, split, data):
+    """The test ranking for whoever wants another metric or a part of the users, a .npz without pickles, all int32:
+
+    users [n], items [n, K] best first, relevant_crow [n + 1] and relevant_items (CSR), history [n] (train interactions of the
+    user), popularity [I] (of the item).
+    """
+    users, (crow, relevant) = split.users.cpu().numpy(), split.relevant
+    history, popularity = (np.bincount(ids, minlength=n) for ids, n in zip(data.train.T, (data.n_users, data.n_items)))
+    arrays = {"users": users, "items": top, "relevant_crow": crow, "relevant_items": relevant, "history": history[users],
+              "popularity": popularity}
+    with atomic_write(path) as file:
+        np.savez_compressed(file, **{name: np.asarray(array.cpu() if torch.is_tensor(array) else array, np.int32)
+                                     for name, array in arrays.items()})
 
 
 def score_checkpoint(model, dataset, config, device):

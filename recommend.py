@@ -11,9 +11,9 @@ The lists are those that the evaluation ranks: with the run's own --exclude (its
 can be computed from them. Original ids come from user_ids.tsv and item_ids.tsv of the dataset folder, titles from
 item_text.jsonl; without these files ids are the numbers of the interaction files.
 
-New users are known by a list of items. With LightGCN beneath (lgn, lgn_mm) their vector is what one propagation over
+New users are known by a list of items. With LightGCN beneath (lgn, freedom, lgn_mm) their vector is what one propagation over
 these items gives: the user's row of (E^0 + ... + E^L) / (L + 1), E^{l+1} = A E^l, with a user vector of zero at layer 0
-and the items as they were trained. With mf it is the mean of the items' vectors.
+and the items as they were trained. With mf and vbpr it is the mean of the items' vectors.
 
 Cold items are known by their features (lgn_mm). They attend to their nearest catalogue items by cosine, as in eq. 2-3,
 without being attended to; for the ID vector that they lack stands the mean direction of those neighbours' ID vectors at
@@ -177,8 +177,11 @@ def new_user_vectors(model, item, histories, dataset, config):
     item: [I, d] final item vectors; histories: [n, I] sparse 0/1. Where ratings weigh the edges, theirs count as 1.
     """
     count, backbone = np.asarray(histories.sum(1)).ravel(), getattr(model, "backbone", model)
-    if not getattr(backbone, "layers", 0):     # mf, or LightGCN without layers
-        return to_tensor(sp.diags(1 / count) @ histories, item) @ item
+    if not getattr(backbone, "layers", 0):     # mf, vbpr, or LightGCN without layers
+        user = to_tensor(sp.diags(1 / count) @ histories, item) @ item
+        if config.model == "vbpr":              # the item's bias counts as it is
+            user[:, -1] = 1
+        return user
     degree = np.bincount(dataset.interactions.train[:, 1], minlength=histories.shape[1]) + 1       # the new user's edge counts too
     layers = backbone.layers                    # layer l of a user comes from layer l - 1 of its items
     below = mean_of_powers(backbone.adjacency, torch.cat([backbone.user, backbone.item]), layers - 1)[len(backbone.user):]

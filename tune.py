@@ -45,6 +45,8 @@ COMMON = ("lr=5e-4..3e-2:log", "decay=1e-5..1e-1:log")
 SPACES = {
     "mf": COMMON,
     "lgn": (*COMMON, "layer=1..4"),
+    "vbpr": COMMON,
+    "freedom": (*COMMON, "item_graph_image=0..1", "edge_dropout=0..0.9", "feature_bpr_weight=1e-5..1e-1:log", "item_knn_k=5,10,20"),
     "lgn_mm": (*COMMON, "contrastive_weight=0.01..0.5:log", "modality_consistency_weight=0.1..1", "modality_decay=1e-3..1:log",
                "beta=0.02..0.6:log", "alpha=0.01..0.2:log", "audio_weight=0.01..0.2:log", "item_knn_k=5,10,20",
                "fuse_norm=layer_l2,none"),
@@ -55,8 +57,8 @@ SEARCHABLE = {field.name: field for field in dataclasses.fields(Config)
               if field.metadata["group"] in ("data", "model", "alignment", "training") and not field.metadata["free"]
               and field.name not in ("dataset", "data_format", "use_multimodal", "model", "recipe")}
 OF_DATA = [field.name for field in dataclasses.fields(Config)
-           if field.metadata["group"] == "data" or field.name in ("model", "recdim", "attn_heads", "topks")]
-OF_PROCESS = {"path": "runs", "resume": "", "max_minutes": 0.0}        # not of the best command
+           if field.metadata["group"] == "data" or field.name in ("model", "recdim", "attn_heads", "item_graph_image", "topks")]
+OF_PROCESS = {"path": "runs", "max_minutes": 0.0}        # not of the best command
 
 
 # ---------------------------------------------------------------- the space
@@ -159,10 +161,14 @@ def keep_or_compare(study, settings, space):
 class Search:
     """What a process does: trials of a study until it has `count` finished ones."""
     study: object
-    lock: str            # path of the lock that is held while a trial is chosen
+    lock: str            # path of a lock, see access()
     base: Config         # the settings of every trial but those that are searched
     space: dict          # {setting: distribution}, in the order in which the sampler draws them
     count: int
+
+    def access(self):
+        """Hold the study for the block, which no other process touches then: SQLite alone may refuse one of two writers."""
+        return lock_file(self.lock, wait=True)
 
     def trials(self, *states):
         """The study's trials in these states."""
@@ -200,26 +206,27 @@ def claim(search, stack):
     What is drawn depends on the seed, the number of the trial and those finished before; so one process makes the same
     study in one go and in several.
     """
-    with lock_file(search.lock, wait=True):
+    with search.access():
         for trial in search.trials(TrialState.RUNNING):
             if not at_work(trial.user_attrs.get("folder")):
                 requeue(search.study, trial.number)
-        number = len(search.trials(TrialState.COMPLETE, TrialState.PRUNED, TrialState.RUNNING))     # in one look: they change
+        number = len(search.trials(TrialState.COMPLETE, TrialState.PRUNED, TrialState.RUNNING))
         if number >= search.count:
             return None
         seed = int(np.random.SeedSequence([search.base.seed, number]).generate_state(1)[0])
         search.study.sampler = optuna.samplers.TPESampler(seed=seed)
         trial = search.study.ask(search.space)
-        config, folder = trial_config(search, trial)
-        stack.enter_context(lock_file(folder / ".lock"))
         trial.set_user_attr("number", trial.user_attrs.get("number", number))
+        config, folder = trial_config(search, trial)
+        stack.enter_context(lock_file(folder / ".lock", wait=True))       # who queued it again is about to let go
         trial.set_user_attr("folder", str(folder))
     return trial, config, folder
 
 
 def trial_config(search, trial):
     """(Config, run folder) of a trial: its folder of before if it has come to a checkpoint there, else a new one."""
-    config, before = dataclasses.replace(search.base, **trial.params), trial.user_attrs.get("folder")
+    name = f"{search.base.name or search.study.study_name}_{trial.user_attrs['number']}"
+    config, before = dataclasses.replace(search.base, **trial.params, name=name), trial.user_attrs.get("folder")
     if before and (Path(before) / "last.pt").exists():
         return dataclasses.replace(config, resume=before), Path(before)
     return config, make_run_folder(config)
@@ -248,14 +255,16 @@ def tuned(run, log):
             "seconds_to_best": at.best["seconds"], "device": str(run.device), "versions": provenance()}
 
 
-def run_trial(trial, config, folder, device, stop):
+def run_trial(search, trial, config, folder, device, stop):
     """Train a trial, or go on with it. Returns the content of its result.json."""
-    metric, reported = config.selection_metric, trial.study.trials[trial.number].intermediate_values
+    with search.access():
+        reported = search.study.trials[trial.number].intermediate_values        # by a process that was killed
 
     def watch(epoch, metrics):
-        if epoch not in reported:              # by the process that was killed
-            trial.report(metrics[metric], epoch)
-        return trial.should_prune()
+        with search.access():
+            if epoch not in reported:
+                trial.report(metrics[config.selection_metric], epoch)
+            return trial.should_prune()
 
     with contextlib.redirect_stdout(io.StringIO()):     # it is in train.log
         dataset = dataset_of(config, device)
@@ -270,24 +279,27 @@ def attempt(search, trial, config, folder, device, stop):
     """Run a trial and tell the study what came of it. Returns a line about it."""
     study, metric = search.study, config.selection_metric
     try:
-        result = run_trial(trial, config, folder, device, stop)
+        result = run_trial(search, trial, config, folder, device, stop)
     except Diverged as error:
-        study.tell(trial, state=TrialState.PRUNED)
-        return trial_line(trial, str(error).split(";")[0])
+        with search.access():
+            study.tell(trial, state=TrialState.PRUNED)
+            return trial_line(trial, str(error).split(";")[0])
     except BaseException:
-        study.tell(trial, state=TrialState.FAIL)
+        with search.access():
+            study.tell(trial, state=TrialState.FAIL)
         raise
-    if result["status"] == "interrupted":
-        requeue(study, trial.number)
-        return trial_line(trial, f"stopped after epoch {result['epoch']} and queued again")
-    value = result["valid"][metric]
-    trial.set_user_attr("epoch", result["best_epoch"])
-    if result["status"] == "pruned":
-        study.tell(trial, state=TrialState.PRUNED)
-    else:
-        study.tell(trial, value)
-    return trial_line(trial, f"{metric} {value:.4f} at epoch {result['best_epoch']}, {result['status']} after {result['epochs']}, "
-                             f"{result['seconds']:.0f} s")
+    with search.access():
+        if result["status"] == "interrupted":
+            requeue(study, trial.number)
+            return trial_line(trial, f"stopped after epoch {result['epoch']} and queued again")
+        value = result["valid"][metric]
+        trial.set_user_attr("epoch", result["best_epoch"])
+        if result["status"] == "pruned":
+            study.tell(trial, state=TrialState.PRUNED)
+        else:
+            study.tell(trial, value)
+        return trial_line(trial, f"{metric} {value:.4f} at epoch {result['best_epoch']}, {result['status']} after {result['epochs']}, "
+                                 f"{result['seconds']:.0f} s")
 
 
 def trial_line(trial, outcome):
@@ -303,8 +315,7 @@ def show_params(params):
 def work(search, device, stop):
     """Make trials until the study has as many as are wanted, or stop() is true."""
     with contextlib.closing(tqdm(total=search.count, unit="trial", dynamic_ncols=True)) as bar:
-        while search.finished() < search.count and not stop():
-            show_progress(bar, search)
+        while show_progress(bar, search) < search.count and not stop():
             with contextlib.ExitStack() as stack:
                 claimed = claim(search, stack)
                 if claimed:
@@ -312,14 +323,15 @@ def work(search, device, stop):
                     sys.stdout.flush()
             if not claimed:
                 time.sleep(1)              # other processes are at the last ones; if one dies, its trial is done here
-        show_progress(bar, search)
 
 
 def show_progress(bar, search):
-    """Set the bar to the study's finished trials, whoever made them."""
-    bar.n = min(search.finished(), search.count)
-    values = [trial.value for trial in search.trials(TrialState.COMPLETE)]
+    """Set the bar to the study's finished trials, whoever made them, and return their number."""
+    with search.access():
+        count, values = search.finished(), [trial.value for trial in search.trials(TrialState.COMPLETE)]
+    bar.n = min(count, search.count)
     bar.set_postfix({"best " + search.base.selection_metric: f"{max(values):.4f}"} if values else {})
+    return count
 
 
 # ---------------------------------------------------------------- the end of a study
@@ -432,8 +444,9 @@ def command(args, base, given, notes):
     search = Search(study, f"{path}.lock", base, space, args.trials)
     with plain_errors(path, TrainingError), Stop(base.max_minutes) as stop:
         work(search, device, stop)
-        conclude(study, path.parent)
-    return 0 if search.finished() >= search.count else stop.exit_code
+        with search.access():
+            conclude(study, path.parent)
+            return 0 if search.finished() >= search.count else stop.exit_code
 
 
 def main(argv=None):

@@ -208,6 +208,7 @@ def write_text(path, text):
         file.write(text.encode())
 
 
+CHECKPOINT_FORMAT = 2           # grows when older checkpoints no longer load
 CHECKPOINT_KEYS = {"format", "model", "optimizer", "progress", "random", "sampler", "config", "data"}
 
 
@@ -222,6 +223,9 @@ def read_checkpoint(path):
     except Exception as error:  # a damaged or hostile archive raises one of many
         reason = (str(error).splitlines() or [type(error).__name__])[0][:80]
         raise UserError(f"{path}: is damaged or no checkpoint of this program ({reason}); name another") from None
+    if isinstance(state, dict) and type(state.get("format")) is int and state["format"] != CHECKPOINT_FORMAT:
+        raise UserError(f"{path}: is a checkpoint of format {state['format']}, and this version reads {CHECKPOINT_FORMAT}; use the "
+                        "version that wrote it, or train again")
     if not well_formed(state):
         raise UserError(f"{path}: is no checkpoint of this program; name one as RUN_FOLDER/best.pt")
     if not all(tensor.isfinite().all() for tensor in state["model"].values()):
@@ -242,7 +246,7 @@ def check_archive(path):
 def well_formed(state):
     """Whether a loaded file has the entries of a checkpoint, each of its type."""
     kinds = {"model": dict, "optimizer": dict, "progress": dict, "random": dict, "config": dict, "data": str, "sampler": torch.Tensor}
-    if not isinstance(state, dict) or not CHECKPOINT_KEYS <= state.keys() or type(state["format"]) is not int or state["format"] != 1:
+    if not isinstance(state, dict) or not CHECKPOINT_KEYS <= state.keys() or type(state["format"]) is not int:
         return False
     return (all(isinstance(state[key], kind) for key, kind in kinds.items())
             and all(isinstance(name, str) and is_plain(tensor) for name, tensor in state["model"].items())

@@ -19,6 +19,7 @@ from utils import UserError, atomic_write
 
 GROUPS = ("data", "model", "alignment", "training", "evaluation", "run")
 MODALITIES = ("text", "image", "audio")
+CONTENT_MODELS = ("vbpr", "freedom", "lgn_mm")     # those that learn from item features
 
 
 def setting(default, group, help, choices=None, low=None, high=None, alias=(), free=False):
@@ -46,7 +47,7 @@ class Config:
                                "train.txt where it is there", choices=("auto", "txt", "inter"))
     edge_weight: str = setting("one", "data", "user-item edge coefficient before normalisation (eq. 4)", choices=("one", "rating"))
     use_multimodal: int = switch(1, "data", "0 ignores all features; mf and lgn take only the number of items from them")
-    text_feat: str = setting("", "data", "item text features, .npy [items, dim]; lgn_mm without any feature flag takes "
+    text_feat: str = setting("", "data", "item text features, .npy [items, dim]; without any feature flag a run takes "
                              "text_feat.npy, image_feat.npy and audio_feat.npy of the dataset folder", free=True)
     image_feat: str = setting("", "data", "item image features, .npy [items, dim]", free=True)
     audio_feat: str = setting("", "data", "item audio features, .npy [items, dim]", free=True)
@@ -62,7 +63,8 @@ class Config:
     cache_dir: str = setting("", "data", "folder of cached kNN graphs; default <data_root>/.cache", free=True)
 
     # model
-    model: str = setting("lgn", "model", "mf: matrix factorisation; lgn: LightGCN; lgn_mm: RecGOAT", choices=("mf", "lgn", "lgn_mm"))
+    model: str = setting("lgn", "model", "mf: matrix factorisation; lgn: LightGCN; vbpr: VBPR; freedom: FREEDOM; lgn_mm: RecGOAT",
+                         choices=("mf", "lgn", "vbpr", "freedom", "lgn_mm"))
     recdim: int = setting(64, "model", "embedding size d", low=1)
     layer: int = setting(3, "model", "LightGCN layers", low=0)
     item_branch_layers: int = setting(2, "model", "graph-attention layers of an item branch (eq. 3)", low=1)
@@ -85,6 +87,12 @@ class Config:
     audio_weight: float = setting(0.05, "model", "fusion weight of the audio modality", low=0.0, high=1.0)
     learn_fusion_weights: int = switch(0, "model", "1 trains the fusion weights, unconstrained (released code)")
     eta: float = setting(0.2, "model", "weight of the user text vector; the user ID vector has 1 - eta", low=0.0, high=1.0)
+    item_graph_layers: int = setting(1, "model", "freedom: layers on the item-kNN graph", low=0)
+    item_graph_image: float = setting(0.1, "model", "freedom: share of the image graph in the item graph; other modalities share the rest",
+                                      low=0.0, high=1.0)
+    edge_dropout: float = setting(0.8, "model", "freedom: share of the user-item edges that an epoch goes without, popular ones first",
+                                  low=0.0, high=0.99)
+    feature_bpr_weight: float = setting(1e-3, "model", "freedom: weight of BPR on the projected features", low=0.0)
 
     # alignment
     contrastive_weight: float = setting(0.01, "alignment", "weight of the contrastive term", low=0.0)
@@ -146,6 +154,7 @@ class Config:
     gpu_id: int = setting(0, "run", "which GPU", low=0, free=True)
     threads: int = setting(0, "run", "CPU threads; 0: as torch chooses", low=0, free=True)
     path: str = setting("runs", "run", "folder in which the run folder is made", free=True)
+    name: str = setting("", "run", "what tables call this run; default: the name of its model", free=True)
     resume: str = setting("", "run", "run folder to continue, with its settings; of these only --epochs may grow, and what has no part "
                           "in the result may change", free=True)
     save_every: int = setting(1, "run", "epochs between two writes of last.pt", low=1, free=True)
@@ -160,8 +169,10 @@ class Config:
     def __post_init__(self):
         for field in dataclasses.fields(self):
             check_value(field, getattr(self, field.name))
-        if self.model == "lgn_mm":
-            self._check_multimodal()
+        if self.model in CONTENT_MODELS and not self.use_multimodal:
+            raise UserError(f"--model {self.model} needs features: drop --use_multimodal 0 or take --model lgn")
+        if self.model == "lgn_mm" and self.recdim % self.attn_heads:
+            raise UserError(f"--recdim {self.recdim} is not divisible by --attn_heads {self.attn_heads}: change either")
         if bool(self.evaluate_only) != bool(self.checkpoint):
             raise UserError("--evaluate_only 1 and --checkpoint PATH go together: give both or neither")
         if self.projector and not self.tensorboard:
@@ -169,12 +180,6 @@ class Config:
         if self.valid_metric and self.valid_metric not in metric_names(self.topks):
             raise UserError(f"--valid_metric {self.valid_metric}: not one of {', '.join(metric_names(self.topks))}; "
                             "add its K to --topks or name another")
-
-    def _check_multimodal(self):
-        if not self.use_multimodal:
-            raise UserError("--model lgn_mm needs features: drop --use_multimodal 0 or take --model lgn")
-        if self.recdim % self.attn_heads:
-            raise UserError(f"--recdim {self.recdim} is not divisible by --attn_heads {self.attn_heads}: change either")
 
     @property
     def selection_metric(self):
@@ -186,9 +191,9 @@ class Config:
         return {"text": self.beta, "image": self.alpha, "audio": self.audio_weight}
 
     def chosen(self):
-        """Names of the settings that have a part in the result and are not at their defaults; and the dataset and the model."""
-        return [field.name for field in dataclasses.fields(self) if field.name in ("dataset", "model")
-                or not field.metadata["free"] and getattr(self, field.name) != field.default]
+        """Names of the settings of model, alignment and training that are not at their defaults."""
+        return [field.name for field in dataclasses.fields(self) if field.metadata["group"] in ("model", "alignment", "training")
+                and not field.metadata["free"] and getattr(self, field.name) != field.default]
 
     def as_dict(self):
         """Settings as plain JSON values."""

@@ -42,7 +42,7 @@ DATASET = dict(users=200, items=120, interactions_per_user=9, seed=3)
 SETTINGS = {"dataset": "faults", "model": "lgn_mm", "user_text_feat": "mean", "recdim": 16, "attn_heads": 2, "item_knn_k": 5,
             "user_knn_k": 5, "bpr_batch": 64, "epochs": 8, "eval_every": 2, "topks": "5,10", "lr": 0.01, "feat_dropout": 0.1,
             "plan_every": 3, "plan_image_every": 2, "cuda": 0}
-TIMES = {"seconds", "seconds_to_best", "test_seconds", "peak_memory_mb", "versions"}
+TIMES = {"seconds", "epoch_seconds", "evaluation_seconds", "seconds_to_best", "test_seconds", "peak_memory_mb", "versions"}
 FREE = {"path", "resume", "data_root", "cache_dir", "epochs", "max_minutes", "save_every", "tensorboard"}
 
 

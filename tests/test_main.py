@@ -35,7 +35,8 @@ def only_run(runs):
     return json.loads((folder / "config.json").read_text()), json.loads((folder / "result.json").read_text())
 
 
-@pytest.mark.parametrize("more", [("--model", "mf"), ("--model", "lgn"), ("--model", "lgn_mm"), ("--model", "lgn_mm", "--fusion", "concat"),
+@pytest.mark.parametrize("more", [("--model", "mf"), ("--model", "lgn"), ("--model", "vbpr"), ("--model", "freedom"), ("--model", "lgn_mm"),
+                                  ("--model", "lgn_mm", "--fusion", "concat"),
                                   ("--model", "lgn_mm", "--user_text_feat", "mean"), ("--model", "lgn_mm", "--recipe", "released")])
 def test_each_model_finishes_and_prints_the_final_table(small_dataset, capsys, more):
     assert main(flags(small_dataset, *more)) == 0

@@ -91,7 +91,8 @@ def relevant_items(folder):
 
 # ---------------------------------------------------------------- the lists are the evaluation's
 
-@pytest.mark.parametrize("model, flags", [("mf", []), ("lgn", ["--mask_valid_at_test", "1"]), ("lgn_mm", MM)])
+@pytest.mark.parametrize("model, flags", [("mf", []), ("lgn", ["--mask_valid_at_test", "1"]), ("vbpr", []), ("freedom", ["--item_knn_k", "4"]),
+                                          ("lgn_mm", MM)])
 def test_metrics_from_the_lists_are_those_of_the_run(small_dataset, tmp_path, run, model, flags):
     folder = train(small_dataset, tmp_path / "runs", model, *flags)
     code, text, _ = run(folder, "--topk", "10")

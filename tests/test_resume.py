@@ -22,7 +22,7 @@ from model import MF
 from utils import lock_file, newest_checkpoint
 
 MAIN = Path(__file__).resolve().parents[1] / "main.py"
-MODELS = {"lgn": {"model": "lgn"},
+MODELS = {"lgn": {"model": "lgn"}, "freedom": {"model": "freedom"},
           "lgn_mm": {"model": "lgn_mm", "user_text_feat": "mean", "feat_dropout": 0.1, "branch_dropout": 0.1, "plan_every": 3}}
 
 

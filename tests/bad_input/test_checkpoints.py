@@ -97,7 +97,7 @@ FILES = {   # refused when scored with --checkpoint, whatever the settings
     "a tensor": (saved(torch.zeros(3)), ["no checkpoint of this program"]),
     "an empty dict": (saved({}), ["no checkpoint of this program"]),
     "bare weights": (saved({WEIGHT: torch.zeros(3)}), ["no checkpoint of this program"]),
-    "another format number": (entry("format", 2), ["no checkpoint of this program"]),
+    "another format number": (entry("format", 1), ["format 1", "train again"]),
     "format true": (entry("format", True), ["no checkpoint of this program"]),
     "model missing": (without("model"), ["no checkpoint of this program"]),
     "model a list": (entry("model", [1]), ["no checkpoint of this program"]),

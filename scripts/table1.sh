@@ -1,0 +1,14 @@
+#!/usr/bin/env bash
+# Table 1 of the paper: MF, LightGCN, VBPR, FREEDOM and RecGOAT at the same features and embedding size.
+#   scripts/table1.sh baby sports electronics
+#   SMALL=1 JOBS=2 scripts/table1.sh baby
+# scripts/paper.sh lists what else can be set.
+set -euo pipefail
+source "$(dirname "$0")/paper.sh"
+ROWS=(MF LightGCN VBPR FREEDOM RecGOAT)
+for dataset in "${@:-baby}"; do
+    settings "$dataset"
+    run_all "${dataset}_$SIZE" "${ROWS[@]}"
+    REPORT=table1_${dataset}_$SIZE report "${dataset}_$SIZE" "${ROWS[@]}"
+done
+exit $FAILED

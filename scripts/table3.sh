@@ -1,0 +1,14 @@
+#!/usr/bin/env bash
+# Table 3 of the paper, the ablation: LightGCN, concatenation and sum without alignment, CMCL only, OAT only, both.
+#   scripts/table3.sh baby sports electronics
+#   SMALL=1 JOBS=2 scripts/table3.sh baby
+# scripts/paper.sh lists what else can be set. Runs of table1.sh are not made again.
+set -euo pipefail
+source "$(dirname "$0")/paper.sh"
+ROWS=(LightGCN Concat Sum "CMCL only" "OAT only" RecGOAT)
+for dataset in "${@:-baby}"; do
+    settings "$dataset"
+    run_all "${dataset}_$SIZE" "${ROWS[@]}"
+    REPORT=table3_${dataset}_$SIZE report "${dataset}_$SIZE" "${ROWS[@]}"
+done
+exit $FAILED
