@@ -24,7 +24,7 @@ from pathlib import Path
 import numpy as np
 from tqdm import tqdm
 
-from dataloader import dataset_folder, feature_paths
+from dataloader import dataset_folder, feature_paths, interactions_hash
 from main import guarded, load, resume, set_up
 from model import make_model
 from parse import make_parser as main_parser
@@ -125,8 +125,8 @@ def plain_errors(path, kind):
         raise kind(f"{path}: the study cannot be read or written ({reason}); mend it or name another with --storage") from None
 
 
-def open_study(name, path, settings=None, space=None):
-    """The study `name` of an SQLite file; made with these settings and space unless there is one, which must have them."""
+def open_study(name, path, settings=None, space=None, data=""):
+    """The study `name` of an SQLite file; made with these settings, space and hash of the data unless there is one, which must have them."""
     if settings is None and not path.exists():
         raise UserError(f"{path}: there is no such study; name its file with --storage")
     path.parent.mkdir(parents=True, exist_ok=True)
@@ -138,23 +138,26 @@ def open_study(name, path, settings=None, space=None):
         study = optuna.create_study(storage=storage, study_name=name, direction="maximize", load_if_exists=True)
         if settings is not None:
             space = {key: optuna.distributions.distribution_to_json(value) for key, value in space.items()}
-            keep_or_compare(study, settings, space)
+            keep_or_compare(study, settings, space, data)
     return study
 
 
-def keep_or_compare(study, settings, space):
-    """Note in a new study what it searches; raise UserError if an older one has other settings or another space."""
+def keep_or_compare(study, settings, space, data):
+    """Note in a new study what it searches; raise UserError if an older one has other settings, another space or other data."""
     stored = study.user_attrs
     if "settings" not in stored:
         study.set_user_attr("space", space)
-        study.set_user_attr("settings", settings)
+        study.set_user_attr("data", data)
+        study.set_user_attr("settings", settings)           # last: with it the study is whole
         return
     names = [field.name for field in dataclasses.fields(Config) if not field.metadata["free"] or field.name == "epochs"]
     changes = [f"--{name} {stored['settings'].get(name)} -> {settings[name]}" for name in names
                if name not in space and stored["settings"].get(name) != settings[name]]
     changes += [f"--space {name}" for name in {**space, **stored["space"]} if space.get(name) != stored["space"].get(name)]
+    changes += ["the interactions"] if stored["data"] != data else []
     if changes:
-        raise UserError(f"study '{study.study_name}' was begun with other settings ({', '.join(changes)[:200]}); give those, or another --study")
+        raise UserError(f"study '{study.study_name}' was begun otherwise ({', '.join(changes)[:200]}); go on as it began, or name another "
+                        "--study")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -375,8 +378,8 @@ def conclude(study, folder):
         return
     best, command = trials[0], command_line(config_of(study, trials[0]))
     path = Path(folder) / f"{study.study_name}.best.sh"
-    write_text(path, f"#!/usr/bin/env bash\n# Trial {best.user_attrs['number']}, the best of {len(trials)} that came to their end in study {study.study_name} on "
-                     f"validation ({best.value:.4f}). Flags are added.\n{command} \"$@\"\n")
+    write_text(path, f"#!/usr/bin/env bash\n# Trial {best.user_attrs['number']}, on validation the best ({best.value:.4f}) of {len(trials)} that came to "
+                     f"their end in study {study.study_name}.\n# Flags are added.\n{command} \"$@\"\n")
     print(summary(study, trials), f"{path}:", command, sep="\n")
 
 
@@ -436,8 +439,8 @@ def command(args, base, given, notes):
     check_space(space, base, given)
     print(*notes, sep="\n", end="\n" if notes else "")
     device = set_up(base)
-    dataset_of(base, device)                   # bad data end here, before there is a study
-    study = open_study(args.study, path, base.as_dict(), space)
+    dataset = dataset_of(base, device)         # bad data end here, before there is a study
+    study = open_study(args.study, path, base.as_dict(), space, interactions_hash(dataset.interactions))
     study.pruner = (optuna.pruners.MedianPruner(n_warmup_steps=args.warm_up * base.eval_every) if args.pruner == "median"
                     else optuna.pruners.NopPruner())
     space = {name: optuna.distributions.json_to_distribution(text) for name, text in study.user_attrs["space"].items()}

@@ -155,8 +155,9 @@ def test_the_test_split_is_never_scored_and_has_no_part(small_dataset, monkeypat
     taken = {tuple(pair) for split in pairs.values() for pair in split.tolist()}
     pairs["test"] = np.array([(user, next(item for item in range(29) if (user, item) not in taken)) for user in range(40)])
     write_txt(small_dataset, **pairs)
-    (small_dataset.parent.parent / "s.db").unlink()
     tune.load_once.cache_clear()
+    assert tune.main(search(small_dataset, 3)) == 2           # a study keeps its data
+    (small_dataset.parent.parent / "s.db").unlink()
     assert tune.main(search(small_dataset, 2)) == 0 and outcomes(small_dataset) == first
 
 
