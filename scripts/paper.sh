@@ -3,10 +3,12 @@
 #   SEEDS="2025 1"    which seeds; default ten, and three with SMALL=1
 #   JOBS=2            runs at a time
 #   RUNS=runs/paper   where runs are kept; finished ones are skipped, others go on where they stopped
+#   REPORTS=report    where the tables and figures go
 #   DATA_ROOT=data TEXT= IMAGE=    where datasets are, and feature files by other names than text_feat.npy and image_feat.npy
-#   FLAGS=""          more flags for every run (they make other runs: give another RUNS too)
+#   PRECISION=fp32    or bf16, tf32, for RecGOAT (the baselines have no large products)
+#   FLAGS=""          more flags for every run, the last word on each setting (they make other runs: give another RUNS too)
 source "$(dirname "${BASH_SOURCE[0]}")/setup.sh"
-SMALL=${SMALL:-0} JOBS=${JOBS:-1} RUNS=${RUNS:-runs/paper} DATA_ROOT=${DATA_ROOT:-data} FLAGS=${FLAGS:-}
+SMALL=${SMALL:-0} JOBS=${JOBS:-1} RUNS=${RUNS:-runs/paper} REPORTS=${REPORTS:-report} DATA_ROOT=${DATA_ROOT:-data} PRECISION=${PRECISION:-fp32} FLAGS=${FLAGS:-}
 if [ "$SMALL" = 1 ]; then SIZE=small SEEDS=${SEEDS:-2025 1 2}; else SIZE=full SEEDS=${SEEDS:-2025 1 2 3 4 5 6 7 8 9}; fi
 FAILED=0
 trap 'trap - INT TERM; echo "stopping the runs; start this script again to go on" >&2; kill -TERM $(jobs -p) 2>/dev/null; wait; exit 143' INT TERM
@@ -21,19 +23,19 @@ settings() {
         *) echo "$dataset: name datasets among baby, sports, electronics" >&2; exit 2 ;;
     esac
     COMMON="--dataset $dataset --data_root $DATA_ROOT --cache_dir $RUNS/.cache --bpr_batch 4096 --topks 10,20 --valid_metric ndcg@20"
-    COMMON+="${TEXT:+ --text_feat $TEXT}${IMAGE:+ --image_feat $IMAGE} $FLAGS"
+    COMMON+="${TEXT:+ --text_feat $TEXT}${IMAGE:+ --image_feat $IMAGE}"
     if [ "$SMALL" = 1 ]; then
         COMMON+=" --recdim 64 --threads 1"
         MF="--lr 5e-3 --decay 3e-2" LIGHTGCN="--lr 5e-3 --decay 1e-2" VBPR="--lr 5e-3 --decay 3e-2" FREEDOM="--lr 5e-3 --decay 1e-2"
         BASELINE="--epochs 150 --eval_every 5 --patience 6"
-        RECGOAT="--item_branch_layers 1 --item_knn_k 10 --fusion oat --beta 0.1 --alpha 0.05 --residual_init zeros --fuse_norm none
+        RECGOAT="--precision $PRECISION --item_branch_layers 1 --item_knn_k 10 --fusion oat --beta 0.1 --alpha 0.05 --residual_init zeros --fuse_norm none
             --contrastive_weight 0.15 --modality_consistency_weight 0.33 --lr 5e-3 --decay 8e-3 --modality_decay 0.3
-            --epochs 60 --eval_every 3 --patience 4"
+            --epochs 45 --eval_every 3 --patience 4"
     else    # RecGOAT as published; the baselines at the same size and step, with the decay that suits them at 64
         COMMON+=" --recdim $recdim"
         MF="--lr 8e-4 --decay 3e-2" LIGHTGCN="--lr 8e-4 --decay 1e-2" VBPR="--lr 8e-4 --decay 3e-2" FREEDOM="--lr 8e-4 --decay 1e-2"
         BASELINE="--epochs 1000"
-        RECGOAT="--item_branch_layers 1 --item_knn_k $knn --epochs 1000 --lr 8e-4 --fusion oat --contrastive_weight $weight"
+        RECGOAT="--precision $PRECISION --item_branch_layers 1 --item_knn_k $knn --epochs 1000 --lr 8e-4 --fusion oat --contrastive_weight $weight"
     fi
     declare -gA SETTINGS=(
         [MF]="--model mf $MF $BASELINE"
@@ -55,7 +57,7 @@ run_all() {
     for seed in $SEEDS; do
         for name in "$@"; do
             while [ "$(jobs -rp | wc -l)" -ge "$JOBS" ]; do wait -n || true; done
-            run_one "$RUNS/$group/${name// /_}/seed_$seed" --name "$name" --seed "$seed" $COMMON ${SETTINGS[$name]} &
+            run_one "$RUNS/$group/${name// /_}/seed_$seed" --name "$name" --seed "$seed" $COMMON ${SETTINGS[$name]} $FLAGS &
         done
     done
     wait
@@ -89,5 +91,5 @@ report() {
     shift
     while [ $# -gt 0 ] && [ "$1" != -- ]; do folders+=("$RUNS/$group/${1// /_}"); shift; done
     shift || true
-    $PYTHON report.py "${folders[@]}" --output "report/${REPORT:-$group}" "$@"
+    $PYTHON report.py "${folders[@]}" --output "$REPORTS/${REPORT:-$group}" "$@"
 }
