@@ -10,6 +10,7 @@ Every reader checks what it reads; what it cannot use ends in a UserError that n
 
 import dataclasses
 import io
+import json
 import math
 import re
 import typing
@@ -217,6 +218,43 @@ def read_ids(path):
             raise UserError(f"{path}, line {number}: the id '{original[:40]}' stands on line {ids[original]} already")
         ids[original] = number
     return list(ids)
+
+
+def names_of(path, count, what):
+    """Original ids from an id map; without the file, the numbers. Raises UserError for another count than `count`."""
+    ids = read_ids(path)
+    if ids is None:
+        return [str(number) for number in range(count)]
+    if len(ids) != count:
+        raise UserError(f"{path}: names {len(ids)} {what} for {count}; it must have a line for each")
+    return ids
+
+
+def read_lines(path):
+    """The lines of a UTF-8 file without their ends. Raises UserError if it cannot be read."""
+    try:
+        return Path(path).read_text("utf-8").removesuffix("\n").split("\n")
+    except OSError as error:
+        raise UserError(f"{path}: cannot be read ({error.strerror}); name a text file") from None
+    except UnicodeDecodeError as error:
+        raise UserError(f"{path}: is not UTF-8 ({error.reason} at byte {error.start}); save it as UTF-8") from None
+
+
+def read_titles(path, count):
+    """item_text.jsonl -> title of each item, '' where there is none; None without the file. Raises UserError for a bad line."""
+    if not Path(path).exists():
+        return None
+    titles = [""] * count
+    for number, line in enumerate(read_lines(path), 1):
+        try:
+            record = json.loads(line)
+            item, title = record["item"], record.get("title", "")
+            if type(item) is not int or not 0 <= item < count or not isinstance(title, str):
+                raise ValueError
+        except (ValueError, KeyError, TypeError, AttributeError, RecursionError):
+            raise UserError(f'{path}, line {number}: must be {{"item": number below {count}, "title": text, ...}}') from None
+        titles[item] = " ".join(title.split())
+    return titles
 
 
 # ---------------------------------------------------------------- features

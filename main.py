@@ -22,8 +22,13 @@ from world import choose_device, make_run_folder, seed_everything, write_config
 
 def main(argv=None):
     """Run one command line. Returns the exit code; whatever goes wrong ends in one line on stderr."""
+    return guarded(lambda: command(*parse_args(argv)))
+
+
+def guarded(work):
+    """Call work() for its exit code; what goes wrong is one line on stderr and an exit code."""
     try:
-        return command(*parse_args(argv))
+        return work()
     except UserError as error:
         return fail(error, 2)
     except TrainingError as error:
@@ -40,18 +45,9 @@ def main(argv=None):
 
 def command(config, notes):
     """What a parsed command line asks for. Returns the exit code."""
-    device = choose_device(config)
-    keep_freed_memory()
-    if config.threads:
-        torch.set_num_threads(config.threads)
+    device = set_up(config)
     seed_everything(config.seed)
-    dataset = load_dataset(config, device)
-    data = dataset.interactions
-    if max(config.topks) > data.n_items:
-        raise UserError(f"--topks {max(config.topks)}: there are only {data.n_items} items; give a smaller K")
-    print(*notes, *dataset.notes, sep="\n", end="\n" if notes or dataset.notes else "")
-    print(f"{config.model} on {data.source}: {data.n_users} users, {data.n_items} items, {len(data.train)} / {len(data.valid)} / "
-          f"{len(data.test)} interactions; {device}")
+    dataset = load(config, device, notes)
     model = make_model(config, dataset, device)
     if config.evaluate_only:
         print(score_checkpoint(model, dataset, config, device))
@@ -64,6 +60,27 @@ def command(config, notes):
             resume(run)
         result = fit(run, stop)
     return stop.exit_code if result["status"] == "interrupted" else 0
+
+
+def set_up(config):
+    """Set the process up for a run. Returns the device."""
+    device = choose_device(config)
+    keep_freed_memory()
+    if config.threads:
+        torch.set_num_threads(config.threads)
+    return device
+
+
+def load(config, device, notes):
+    """The Dataset, with the notes and a line about it printed."""
+    dataset = load_dataset(config, device)
+    data = dataset.interactions
+    if max(config.topks) > data.n_items:
+        raise UserError(f"--topks {max(config.topks)}: there are only {data.n_items} items; give a smaller K")
+    print(*notes, *dataset.notes, sep="\n", end="\n" if notes or dataset.notes else "")
+    print(f"{config.model} on {data.source}: {data.n_users} users, {data.n_items} items, {len(data.train)} / {len(data.valid)} / "
+          f"{len(data.test)} interactions; {device}")
+    return dataset
 
 
 def resume(run):

@@ -15,13 +15,16 @@ import time
 
 import numpy as np
 import torch
+from tensorboard.plugins.hparams.plugin_data_pb2 import HParamsPluginData
 from tensorboardX import summary
 from tensorboardX.event_file_writer import EventsWriter
 from tensorboardX.proto.event_pb2 import Event, SessionLog
 from tqdm import tqdm
 
+import projector
 from dataloader import Sampler, held_out, interactions_hash
-from utils import CHECKPOINT_FORMAT, TrainingError, UserError, atomic_write, peak_memory_mb, ranking_metrics, read_checkpoint, top_columns
+from utils import (CHECKPOINT_FORMAT, Diverged, TrainingError, UserError, atomic_write, peak_memory_mb, ranking_metrics, read_checkpoint,
+                   top_columns)
 from world import provenance, write_json
 
 
@@ -31,7 +34,7 @@ def train_epoch(model, optimizer, sampler, progress, stop=lambda: False):
     """The rest of one pass over a Sampler's batches, counted in progress.step and progress.sums.
 
     Ends early, after a whole step, when stop() is true. Returns whether the pass is complete.
-    Raises TrainingError with the step and the term if the loss or a gradient is not finite.
+    Raises Diverged with the step and the term if the loss or a gradient is not finite.
     """
     model.train()
     first_bad, finite_then = torch.tensor(-1, device=sampler.pairs.device), None
@@ -54,19 +57,19 @@ def train_epoch(model, optimizer, sampler, progress, stop=lambda: False):
     progress.grad_norm = torch.nn.utils.get_total_norm(gradients) if gradients else torch.zeros(())
     if first_bad > 0:
         bad = [name for name, fine in zip(terms, finite_then.tolist()) if not fine]
-        raise TrainingError(f"epoch {progress.epoch + 1}, step {int(first_bad)}: the loss is not finite "
-                            f"({', '.join([name for name in bad if name != 'loss'] or bad)})")
+        raise Diverged(f"epoch {progress.epoch + 1}, step {int(first_bad)}: the loss is not finite "
+                       f"({', '.join([name for name in bad if name != 'loss'] or bad)})")
     check_finite(model, progress)
     return progress.step == len(sampler)
 
 
 def check_finite(model, progress):
-    """Raise TrainingError if the gradient norm or a weight is NaN or Inf after the steps of the epoch under way."""
+    """Raise Diverged if the gradient norm or a weight is NaN or Inf after the steps of the epoch under way."""
     if not progress.grad_norm.isfinite():
-        raise TrainingError(f"epoch {progress.epoch + 1}, step {progress.step}: the gradient is not finite")
+        raise Diverged(f"epoch {progress.epoch + 1}, step {progress.step}: the gradient is not finite")
     bad = [name for name, weight in model.named_parameters() if not weight.isfinite().all()]
     if bad:
-        raise TrainingError(f"epoch {progress.epoch + 1}, step {progress.step}: weights are not finite ({', '.join(bad)[:80]})")
+        raise Diverged(f"epoch {progress.epoch + 1}, step {progress.step}: weights are not finite ({', '.join(bad)[:80]})")
 
 
 def row_numbers(crow, start, stop):
@@ -229,12 +232,20 @@ class RunLog:
             plan = transport.plan / transport.plan.max().clamp_min(1e-30)
             self.board.add([summary.image(f"plan/{m}", plan.cpu().numpy(), dataformats="HW")], epoch)
 
-    def settings(self, config, metrics):
-        """The settings and final metrics as a TensorBoard hparams entry."""
+    def conclude(self, config, epoch, **groups):
+        """Final metrics, of the best epoch: as scalars group/name, and the main ones beside the settings as a TensorBoard hparams entry.
+
+        TensorBoard shows the first five: the selection metric in the first group, recall and NDCG in the last.
+        """
+        for group, metrics in groups.items():
+            self.scalars(group, metrics, epoch)
         if self.board:
+            first, *_, last = [*groups, *groups]
+            tags = [f"{first}/{config.selection_metric}", *(f"{last}/{name}" for name in groups[last] if name.startswith(("recall", "ndcg")))]
             flat = {key: value if isinstance(value, (int, float, str)) else str(value) for key, value in config.as_dict().items()}
-            figures = {f"hparam/{name.replace('@', '_')}": value for name, value in metrics.items()}   # scalar tags hold no @
-            self.board.add([*summary.hparams(flat, figures), *(summary.scalar(*figure) for figure in figures.items())])
+            experiment, *session = summary.hparams(flat, dict.fromkeys(tag.replace("@", "_") for tag in tags))       # as scalars have it
+            mark_changed(experiment.value[0].metadata.plugin_data, config.chosen())
+            self.board.add([experiment, *session])
 
     def flush(self):
         """Bring the TensorBoard events to disk; the other files are there after every line."""
@@ -246,6 +257,14 @@ class RunLog:
         with contextlib.ExitStack() as files:
             for file in filter(None, (self.board, self.text, self.lines)):
                 files.callback(file.close)
+
+
+def mark_changed(plugin_data, names):
+    """Let TensorBoard show these settings before the others, of which it shows but the first few."""
+    content = HParamsPluginData.FromString(plugin_data.content)
+    for info in content.experiment.hparam_infos:
+        info.differs = info.name in names
+    plugin_data.content = content.SerializeToString()
 
 
 def keep_lines(path, epoch):
@@ -412,16 +431,20 @@ class Stop:
 
 # ---------------------------------------------------------------- fit
 
-def fit(run, stop=lambda: False):
-    """Train with early stopping, restore the best epoch, score the test split once. Returns the content of result.json.
+def fit(run, stop=lambda: False, watch=lambda epoch, metrics: False, end=None):
+    """Train with early stopping, then end(run, log), by default `finish`. Returns the content of result.json, which it gives.
 
     run: from start_run, fresh or restored. When stop() turns true, the state is saved and the result says "interrupted".
+    watch: called after each evaluation with its epoch and metrics; when it returns true, training is over.
     """
+    if run.config.projector:
+        projector.write_labels(run.folder, run.config, run.dataset.interactions)
     log = RunLog(run.folder, run.config, run.progress.epoch)
     try:
-        with contextlib.closing(tqdm(total=run.config.epochs, initial=run.progress.epoch, unit="epoch", dynamic_ncols=True)) as bar:
-            complete = train(run, log, bar, stop)
-        result = finish(run, log) if complete else interrupted(run, log, stop)
+        with contextlib.closing(tqdm(total=run.config.epochs, initial=run.progress.epoch, unit="epoch", dynamic_ncols=True,
+                                     leave=None)) as bar:       # None: it stays unless it lies below another bar
+            complete = train(run, log, bar, stop, watch)
+        result = (end or finish)(run, log) if complete else interrupted(run, log, stop)
         write_json(run.folder / "result.json", result)
         return result
     except TrainingError as error:
@@ -432,8 +455,9 @@ def fit(run, stop=lambda: False):
         log.close()
 
 
-def train(run, log, bar, stop):
+def train(run, log, bar, stop, watch):
     """The epochs. Keeps best.pt and last.pt. Returns whether training came to its end."""
+    over = False
     config, progress = run.config, run.progress
     selection, _ = splits_of(run.dataset.interactions, config, run.device)
     while progress.epoch < config.epochs and not progress.stopped_early(config):
@@ -441,8 +465,8 @@ def train(run, log, bar, stop):
         try:
             with float32_products("high" if config.precision == "tf32" else "highest"):
                 complete = train_epoch(run.model, run.optimizer, run.sampler, progress, stop)
-        except TrainingError as error:
-            raise TrainingError(f"{error}; {last_good(run.folder)}; start a run with a lower --lr") from None
+        except Diverged as error:
+            raise Diverged(f"{error}; {last_good(run.folder)}; start a run with a lower --lr") from None
         progress.seconds += time.perf_counter() - started
         if not complete:
             run.save("last.pt")
@@ -454,15 +478,16 @@ def train(run, log, bar, stop):
         bar.update()
         if progress.epoch % config.eval_every == 0 or progress.epoch == config.epochs:
             select(run, log, selection, means, seconds)
+            over = watch(progress.epoch, progress.latest)
         log.flush()
         if progress.epoch % config.save_every == 0:
             run.save("last.pt")
-        if stop():
+        if over or stop():
             break
     run.save("last.pt")
     if progress.stopped_early(config):
         log.say(f"stopped: {progress.waited} evaluations without a better {config.selection_metric}")
-    return progress.stopped_early(config) or progress.epoch >= config.epochs
+    return over or progress.stopped_early(config) or progress.epoch >= config.epochs
 
 
 @contextlib.contextmanager
@@ -543,6 +568,8 @@ def finish(run, log):
     _, split = splits_of(data, config, run.device)
     with final_vectors(run.model, config) as (user, item):
         [top] = rankings(user, item, [split], max(config.topks), config.eval_chunk)
+        if config.projector:
+            projector.write_vectors(run.folder, user, item)
     test = list_metrics(top, split, data.n_items, config.topks)
     write_ranking(run.folder / "test_ranking.npz", top, split, data)
     result = {
@@ -550,8 +577,7 @@ def finish(run, log):
         "protocol": protocol(config), "data": {"interactions": interactions_hash(data), "all": run.dataset.fingerprint},
         "seconds": run.progress.seconds, "seconds_to_best": best["seconds"], "test_seconds": time.perf_counter() - started,
         "peak_memory_mb": peak_memory_mb(run.device), "device": str(run.device), "versions": provenance()}
-    log.scalars("test", test, best["epoch"])
-    log.settings(config, test)
+    log.conclude(config, best["epoch"], **{f"{config.select_on}_best": best["metrics"], "test": test})
     log.say(final_table(result, config))
     return result
 

@@ -36,7 +36,8 @@ import numpy as np
 import scipy.sparse as sp
 import torch
 
-from dataloader import HeldOut, dataset_folder, load_dataset, load_features, open_features, read_ids, with_heads
+from dataloader import (HeldOut, dataset_folder, load_dataset, load_features, names_of, open_features, read_lines, read_titles,
+                        with_heads)
 from model import make_model
 from parse import make_config
 from procedure import rank_items
@@ -93,44 +94,7 @@ def tell(line):
     print(line, file=sys.stderr)
 
 
-# ---------------------------------------------------------------- ids and titles
-
-def names_of(path, count, what):
-    """Original ids from an id map; without the file, the numbers. Raises UserError for another count than `count`."""
-    ids = read_ids(path)
-    if ids is None:
-        return [str(number) for number in range(count)]
-    if len(ids) != count:
-        raise UserError(f"{path}: names {len(ids)} {what} for {count}; it must have a line for each")
-    return ids
-
-
-def read_lines(path):
-    """The lines of a UTF-8 file without their ends. Raises UserError if it cannot be read."""
-    try:
-        return Path(path).read_text("utf-8").removesuffix("\n").split("\n")
-    except OSError as error:
-        raise UserError(f"{path}: cannot be read ({error.strerror}); name a text file") from None
-    except UnicodeDecodeError as error:
-        raise UserError(f"{path}: is not UTF-8 ({error.reason} at byte {error.start}); save it as UTF-8") from None
-
-
-def read_titles(path, count):
-    """item_text.jsonl -> title of each item, '' where there is none; None without the file. Raises UserError for a bad line."""
-    if not Path(path).exists():
-        return None
-    titles = [""] * count
-    for number, line in enumerate(read_lines(path), 1):
-        try:
-            record = json.loads(line)
-            item, title = record["item"], record.get("title", "")
-            if type(item) is not int or not 0 <= item < count or not isinstance(title, str):
-                raise ValueError
-        except (ValueError, KeyError, TypeError, AttributeError, RecursionError):
-            raise UserError(f'{path}, line {number}: must be {{"item": number below {count}, "title": text, ...}}') from None
-        titles[item] = " ".join(title.split())
-    return titles
-
+# ---------------------------------------------------------------- ids
 
 def numbers_of(asked, index, flag):
     """Internal numbers of the ids that a flag names: a file with an id a line, or ID,ID,... Raises UserError for unknown ids."""

@@ -30,6 +30,10 @@ class TrainingError(Exception):
     """Something that ends a run under way: a loss that is not finite, a disk that is full. The message is one line."""
 
 
+class Diverged(TrainingError):
+    """A loss, gradient or weight of training is not finite: these settings lead nowhere, others may."""
+
+
 class Parser(argparse.ArgumentParser):
     """An ArgumentParser that raises UserError instead of printing its usage and leaving."""
 
@@ -166,15 +170,15 @@ def csr_tensor(crow, col, values, size):
 
 
 @contextlib.contextmanager
-def lock_file(path):
-    """Hold an exclusive lock for as long as the block or the process lives. Raises UserError if another process has it."""
+def lock_file(path, wait=False):
+    """Hold an exclusive lock for as long as the block or the process lives. If another process has it: UserError, or wait."""
     try:
         file = open(path, "a")
     except OSError as error:
         raise UserError(f"{path}: cannot be written ({error.strerror}); mend the folder's permissions or choose another") from None
     with file:
         try:
-            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            fcntl.flock(file, fcntl.LOCK_EX | (0 if wait else fcntl.LOCK_NB))
         except OSError:
             raise UserError(f"{path}: another process is at work in this folder; wait for it or stop it") from None
         yield

@@ -162,6 +162,8 @@ class Config:
     evaluate_only: int = switch(0, "run", "1 trains nothing and scores --checkpoint on the validation and the test split", free=True)
     checkpoint: str = setting("", "run", "checkpoint to score, as RUN_FOLDER/best.pt; its settings are used", free=True)
     tensorboard: int = switch(1, "run", "0 writes no TensorBoard events", free=True)
+    projector: int = switch(0, "run", "1 leaves the item vectors (the users' too, up to 10,000) with ids and titles for TensorBoard's "
+                            "projector", free=True)
     plan_image_every: int = setting(50, "run", "epochs between two TensorBoard images of the transport plan; 0: none", low=0, free=True)
 
     def __post_init__(self):
@@ -173,6 +175,8 @@ class Config:
             raise UserError(f"--recdim {self.recdim} is not divisible by --attn_heads {self.attn_heads}: change either")
         if bool(self.evaluate_only) != bool(self.checkpoint):
             raise UserError("--evaluate_only 1 and --checkpoint PATH go together: give both or neither")
+        if self.projector and not self.tensorboard:
+            raise UserError("--projector 1 shows in TensorBoard beside a run's events: drop --tensorboard 0")
         if self.valid_metric and self.valid_metric not in metric_names(self.topks):
             raise UserError(f"--valid_metric {self.valid_metric}: not one of {', '.join(metric_names(self.topks))}; "
                             "add its K to --topks or name another")
@@ -185,6 +189,11 @@ class Config:
     def fusion_weights(self):
         """{modality: weight of eq. 14}; the ID vector has one minus the sum over the modalities in use."""
         return {"text": self.beta, "image": self.alpha, "audio": self.audio_weight}
+
+    def chosen(self):
+        """Names of the settings of model, alignment and training that are not at their defaults."""
+        return [field.name for field in dataclasses.fields(self) if field.metadata["group"] in ("model", "alignment", "training")
+                and not field.metadata["free"] and getattr(self, field.name) != field.default]
 
     def as_dict(self):
         """Settings as plain JSON values."""

@@ -15,6 +15,7 @@ from dataloader import Sampler, held_out, load_dataset
 from helpers import random_pairs, write_inter, write_txt
 from model import MF, make_model
 from procedure import Progress, evaluate, fit, rank_items, score, splits_of, start_run, train_epoch
+from utils import UserError
 from world import Config, make_run_folder, seed_everything
 
 CPU = torch.device("cpu")
@@ -437,14 +438,85 @@ def test_tensorboard_compares_settings_with_final_metrics(small_dataset):
     content = {tag: HParamsPluginData.FromString(data) for tag, data in events.PluginTagToContent("hparams").items()}
     assert content["_hparams_/session_start_info"].session_start_info.hparams["lr"].number_value == 0.005
     names = [info.name.tag for info in content["_hparams_/experiment"].experiment.metric_infos]
-    assert sorted(names) == sorted(f"hparam/{name.replace('@', '_')}" for name in result["test"])
+    expected = {"valid_best/ndcg_3": result["valid"]["ndcg@3"],
+                **{f"test/{name}_{k}": result["test"][f"{name}@{k}"] for k in (3, 5) for name in ("recall", "ndcg")}}
+    assert names == list(expected)
     for name in names:                               # each column of the comparison has its scalar
-        assert [event.value for event in events.Scalars(name)] == [pytest.approx(result["test"][name[7:].replace("_", "@")], rel=1e-6)]
+        assert [event.value for event in events.Scalars(name)] == [pytest.approx(expected[name], rel=1e-6)]
+    first = {info.name for info in content["_hparams_/experiment"].experiment.hparam_infos if info.differs}
+    assert first == {"model", "recdim", "attn_heads", "bpr_batch", "lr"}
 
 
 def test_tensorboard_0_writes_no_events(small_dataset):
     out, _, _ = run(small_dataset, epochs=1, tensorboard=0)
     assert not [path for path in out.rglob("*") if "events" in path.name]
+
+
+def test_fusion_weights_that_are_learned_are_scalars_over_time(small_dataset):
+    from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+    out, _, lines = run(small_dataset, epochs=3, tensorboard=1, learn_fusion_weights=1)
+    events = EventAccumulator(str(out))
+    events.Reload()
+    for name in ("id", "text", "image"):
+        values = [event.value for event in events.Scalars(f"model/fusion/{name}")]
+        assert len(set(values)) == 3 and values == pytest.approx([line["model"][f"fusion/{name}"] for line in lines], rel=1e-6)
+
+
+# ---------------------------------------------------------------- the projector
+
+def write_names(folder):
+    """Original ids, and titles of all items but item 3."""
+    (folder / "item_ids.tsv").write_text("".join(f"{i}\tSKU-{i}\n" for i in range(30)))
+    (folder / "item_text.jsonl").write_text("".join(json.dumps({"item": i, "title": f"a\tthing {i}"}) + "\n" for i in range(30) if i != 3))
+
+
+def rows(path):
+    return [line.split("\t") for line in path.read_text().removesuffix("\n").split("\n")]
+
+
+@pytest.mark.parametrize("changes", [{}, {"model": "mf"}])
+def test_projector_shows_the_best_vectors_with_ids_and_titles(small_dataset, monkeypatch, changes):
+    write_names(small_dataset)
+    scripted(monkeypatch, [0.1, 0.3, 0.2])
+    out, result, _ = run(small_dataset, epochs=3, tensorboard=1, projector=1, **changes)
+    assert result["best_epoch"] == 2
+    with torch.inference_mode():
+        vectors = dict(zip(("user", "item"), restored(small_dataset, settings(small_dataset, **changes), out).embeddings()))
+    for name in ("user", "item"):
+        written = np.loadtxt(out / "projector" / f"{name}_vectors.tsv", dtype=np.float32, delimiter="\t")
+        assert np.array_equal(written, vectors[name].detach().numpy())
+    train = random_pairs(0, 40, 30, 6)["train"]
+    head, *items = rows(out / "projector" / "item.tsv")
+    assert head == ["item", "title", "id", "train"] and len(items) == 30 and items[3][1] == ""
+    assert items[5] == ["5", "a thing 5", "SKU-5", str((train[:, 1] == 5).sum())]
+    head, *users = rows(out / "projector" / "user.tsv")
+    assert head == ["user", "id", "train"] and users[39] == ["39", "39", "0"] and users[0][2] == "6"
+
+
+def test_tensorboard_finds_the_projector_files(small_dataset):
+    from google.protobuf import text_format
+    from tensorboard.plugins.projector.projector_config_pb2 import ProjectorConfig
+    out, _, _ = run(small_dataset, epochs=1, tensorboard=1, projector=1)
+    config = text_format.Parse((out / "projector_config.pbtxt").read_text(), ProjectorConfig())
+    assert [embedding.tensor_name for embedding in config.embeddings] == ["item", "user"]
+    for embedding in config.embeddings:
+        assert len(rows(out / embedding.tensor_path)) == len(rows(out / embedding.metadata_path)) - 1
+    assert list(out.glob("events*"))                 # beside them: TensorBoard looks in the folders of events
+
+
+def test_many_users_stay_out_of_the_projector(small_dataset, monkeypatch):
+    monkeypatch.setattr(procedure.projector, "MOST_USERS", 39)
+    out, _, _ = run(small_dataset, epochs=1, tensorboard=1, projector=1)
+    assert {path.name for path in (out / "projector").iterdir()} == {"item.tsv", "item_vectors.tsv"}
+    assert "user" not in (out / "projector_config.pbtxt").read_text()
+
+
+def test_a_damaged_id_file_ends_a_projector_run_before_training(small_dataset):
+    (small_dataset / "item_ids.tsv").write_text("0\ta\n")
+    with pytest.raises(UserError, match="item_ids.tsv"):
+        run(small_dataset, epochs=1, tensorboard=1, projector=1)
+    with pytest.raises(UserError, match="tensorboard"):
+        settings(small_dataset, projector=1)
 
 
 def test_released_recipe_runs_without_warnings(small_dataset, recwarn):
