@@ -376,7 +376,7 @@ def test_best_weights_reproduce_the_reported_metrics_and_a_loop_agrees(small_dat
 
 def test_run_folder_holds_what_the_design_says(small_dataset):
     out, result, lines = run(small_dataset, epochs=3, seed=7)
-    assert {f.name for f in out.iterdir()} == {"config.json", "metrics.jsonl", "best.pt", "last.pt", "result.json", "train.log"}
+    assert {f.name for f in out.iterdir()} == {"config.json", "metrics.jsonl", "best.pt", "last.pt", "result.json", "test_ranking.npz", "train.log"}
     assert out.parent == small_dataset.parent.parent / "runs" and out.name.startswith("small_lgn_mm_") and out.name.endswith("_7")
     config = json.loads((out / "config.json").read_text())
     assert {key: config[key] for key in ("seed", "recdim", "topks", "dataset")} == {"seed": 7, "recdim": 8, "topks": [3, 5], "dataset": "small"}
