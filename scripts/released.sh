@@ -27,7 +27,7 @@ for dataset in "${@:-baby}"; do
     settings "$dataset"
     # the paper's contrastive term is of modality pairs alone; the released one adds as much of InfoNCE(user, item)
     case $dataset-$SIZE in
-        *-small) pairs=0.05 both=0.1 short="--epochs 12 --patience 0" ;;
+        *-small) pairs=0.05 both=0.1 short="--epochs 24 --patience 0" ;;
         baby-*) pairs=0.032 both=0.064 short="" ;;
         sports-*) pairs=0.005 both=0.01 short="" ;;
         *) pairs=0.05 both=0.1 short="" ;;
