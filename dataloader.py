@@ -362,11 +362,10 @@ def mean_neighbour_graph(neighbours, shares, device):
     for m, table in neighbours.items():
         n, k = table.shape
         rows, cols = np.repeat(np.arange(n), k), table.ravel()
-        graph = sp.csr_matrix((np.ones(n * k), (rows, cols)), (n, n))
-        graph.setdiag(0)
-        graph.eliminate_zeros()
-        degree = np.maximum(graph.sum(1), 1)
-        total = total + shares[m] * graph.multiply(1 / degree).tocsr()
+        others = rows != cols
+        degree = np.bincount(rows[others], minlength=n)
+        weight = shares[m] / degree[rows[others]]
+        total = total + sp.csr_matrix((weight, (rows[others], cols[others])), (n, n))
     return to_csr_tensor(total.astype(np.float32), device), to_csr_tensor(total.T.tocsr().astype(np.float32), device)
 
 

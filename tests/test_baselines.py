@@ -48,14 +48,16 @@ def test_vbpr_scores_are_those_of_its_formula(make):
         f = torch.cat([matrix[i] for matrix in matrices])
         weight = model.content.weight.detach()
         expected = model.user[u] @ model.item[i] + model.theta[u] @ (weight[:6] @ f) + model.bias[i, 0] + weight[6] @ f
-        assert float(user[u] @ item[i]) == pytest.approx(float(expected), rel=1e-4, abs=1e-6)
+        assert float(user[u] @ item[i]) == pytest.approx(expected.item(), rel=1e-4, abs=1e-6)
 
 
 def test_vbpr_loss_is_bpr_plus_weighted_norm_of_all_that_is_learnt(make):
     model, _ = make("vbpr", decay=0.3)
     user, item = (vectors.detach() for vectors in model.embeddings())
-    rows = [[model.user[u], model.theta[u], model.item[p], model.item[n], model.bias[p], model.bias[n]] for u, p, n in zip(*TRIPLES.tolist())]
-    norm = sum(float(vector.square().sum()) for row in rows for vector in row) / 3 + float(model.content.weight.square().sum())
+    parts = {name: parameter.detach() for name, parameter in model.named_parameters()}
+    rows = [[parts["user"][u], parts["theta"][u], parts["item"][p], parts["item"][n], parts["bias"][p], parts["bias"][n]]
+            for u, p, n in zip(*TRIPLES.tolist())]
+    norm = sum(float(vector.square().sum()) for row in rows for vector in row) / 3 + float(parts["content.weight"].square().sum())
     terms = {name: value.item() for name, value in model.loss(*make_batches(*TRIPLES, 30, 3)).items()}
     assert terms == pytest.approx({"loss": bpr(user, item) + 0.3 * norm, "bpr": bpr(user, item), "norm": norm}, rel=1e-5)
 
@@ -107,7 +109,7 @@ def test_freedom_loss_is_the_weighted_sum_of_its_terms(make):
     model.eval()
     user, item = (vectors.detach() for vectors in model.embeddings())
     features = sum(bpr(user, model.project[m](matrix).detach()) for m, matrix in dataset.features.items())
-    norm = sum(float((torch.stack([model.user[u], model.item[p], model.item[n]]) ** 2).sum()) for u, p, n in zip(*TRIPLES.tolist())) / 3
+    norm = sum((torch.stack([model.user[u], model.item[p], model.item[n]]) ** 2).sum().item() for u, p, n in zip(*TRIPLES.tolist())) / 3
     terms = {name: value.item() for name, value in model.loss(*make_batches(*TRIPLES, 30, 3)).items()}
     expected = {"bpr": bpr(user, item), "norm": norm, "feature_bpr": features}
     assert terms == pytest.approx({"loss": expected["bpr"] + 0.2 * norm + 0.5 * features, **expected}, rel=1e-5)
