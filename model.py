@@ -344,16 +344,17 @@ class Branch(nn.Module):
 
     def __init__(self, config, d_in, layers):
         super().__init__()
-        d = config.recdim
+        d, self.dtype = config.recdim, product_type(config)
         self.project = nn.Linear(d_in, d) if config.feat_proj else nn.Identity()
         sizes = [d if config.feat_proj else d_in] + [d] * (layers - 1)
-        self.layers = nn.ModuleList(GraphAttention(size, d, config.attn_heads, config.attn_dropout, dtype=product_type(config))
+        self.layers = nn.ModuleList(GraphAttention(size, d, config.attn_heads, config.attn_dropout, dtype=self.dtype)
                                     for size in sizes)
         self.before, self.after = nn.Dropout(config.feat_dropout), nn.Dropout(config.branch_dropout)
 
     def forward(self, graph, x):
         """graph: AttentionGraph over the rows of x [n, d_m]."""
-        x = self.project(x)
+        if isinstance(self.project, nn.Linear):       # its operands are rounded too
+            x = product(x, self.project.weight.T, self.dtype) + self.project.bias
         for layer in self.layers:
             x = self.after(F.leaky_relu(layer(graph, self.before(x)), 0.2))
         return x

@@ -685,9 +685,11 @@ def test_attract_aligns_the_modalities_and_repel_does_not(small_dataset):
     assert finals["attract"] < -0.5 < 0 < finals["repel"]
 
 
-def test_released_recipe_builds_and_trains_a_step(small_dataset):
+@pytest.mark.parametrize("precision", ["fp32", "bf16"])
+def test_released_recipe_builds_and_trains_a_step(small_dataset, precision):
     config, _ = parse_args(["--recipe", "released", "--dataset", "small", "--data_root", str(small_dataset.parent), "--model", "lgn_mm",
-                            "--recdim", "8", "--item_knn_k", "4", "--topks", "5", "--user_text_feat", "mean", "--user_knn_k", "4"])
+                            "--recdim", "8", "--item_knn_k", "4", "--topks", "5", "--user_text_feat", "mean", "--user_knn_k", "4",
+                            "--precision", precision])
     torch.manual_seed(0)
     model = RecGOAT(config, load_dataset(config, CPU))
     _, batch = make(small_dataset)
