@@ -1,6 +1,8 @@
-"""Writers of dataset folders, and random interactions to fill them with."""
+"""Writers of dataset folders, random interactions to fill them with, and events in the middle of a training."""
 
 import numpy as np
+
+from dataloader import Sampler
 
 SPLITS = ("train", "valid", "test")
 
@@ -42,3 +44,16 @@ def write_inter(folder, train, valid, test, ratings=None):
     columns["x_label"] = labels
     lines = ["\t".join(columns)] + ["\t".join(map(str, row)) for row in zip(*columns.values())]
     (folder / f"{folder.name}.inter").write_text("\n".join(lines) + "\n")
+
+
+def stop_after(monkeypatch, steps, happening):
+    """Let something happen in the n-th training step from now on."""
+    calls, original = [], Sampler.epoch
+
+    def epoch(self, skip=0):
+        for batch in original(self, skip):
+            calls.append(1)
+            if len(calls) == steps:
+                happening()
+            yield batch
+    monkeypatch.setattr(Sampler, "epoch", epoch)

@@ -16,7 +16,7 @@ import torch
 
 import procedure
 from benchmarks.faults import differences, errors, finish, launch, outcome, run_folders, stop_and_resume, wait_for
-from dataloader import Sampler
+from helpers import stop_after
 from main import main
 from model import MF
 from utils import lock_file, newest_checkpoint
@@ -57,19 +57,6 @@ def assert_same(folder, other):
     a, b = outcome(folder), outcome(other)
     assert differences(a, b) == []
     assert [line["epoch"] for line in b["metrics"]] == sorted({line["epoch"] for line in b["metrics"]})
-
-
-def stop_after(monkeypatch, steps, happening):
-    """Let something happen in the n-th training step of the process."""
-    calls, original = [], Sampler.epoch
-
-    def epoch(self, skip=0):
-        for batch in original(self, skip):
-            calls.append(1)
-            if len(calls) == steps:
-                happening()
-            yield batch
-    monkeypatch.setattr(Sampler, "epoch", epoch)
 
 
 def interrupted(small_dataset, runs, monkeypatch, steps, number=signal.SIGTERM, **changes):

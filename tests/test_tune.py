@@ -18,8 +18,7 @@ import torch
 
 import procedure
 import tune
-from dataloader import Sampler
-from helpers import random_pairs, write_txt
+from helpers import random_pairs, stop_after, write_txt
 from main import main as train
 from parse import parse_args
 from world import Config
@@ -53,19 +52,6 @@ def outcomes(folder):
     """{number: (parameters, value, intermediate values)} of the finished trials."""
     return {trial.user_attrs["number"]: (trial.params, trial.value, trial.intermediate_values)
             for trial in load(folder).get_trials(states=(COMPLETE, PRUNED))}
-
-
-def after_steps(monkeypatch, steps, happening):
-    """Let something happen in the n-th training step from now on."""
-    calls, original = [], Sampler.epoch
-
-    def epoch(self, skip=0):
-        for batch in original(self, skip):
-            calls.append(1)
-            if len(calls) == steps:
-                happening()
-            yield batch
-    monkeypatch.setattr(Sampler, "epoch", epoch)
 
 
 # ---------------------------------------------------------------- the space
@@ -213,7 +199,7 @@ def test_an_error_fails_its_trial_and_ends_the_process(small_dataset, monkeypatc
     def fail():
         raise MemoryError
     with monkeypatch.context() as patch:
-        after_steps(patch, 6, fail)
+        stop_after(patch, 6, fail)
         assert tune.main(search(small_dataset, 3)) == 1 and "out of memory" in capsys.readouterr().err
     assert states(small_dataset).count(FAIL) == 1
     assert tune.main(search(small_dataset, 3)) == 0 and states(small_dataset).count(COMPLETE) == 3
@@ -257,7 +243,7 @@ def test_a_study_in_parts_equals_one_in_one_go(small_dataset, whole):
 @pytest.mark.parametrize("number, steps", [(signal.SIGTERM, 1), (signal.SIGINT, 22)])
 def test_a_signal_queues_the_trial_again_and_it_is_resumed(small_dataset, whole, monkeypatch, number, steps):
     with monkeypatch.context() as patch:
-        after_steps(patch, steps, lambda: os.kill(os.getpid(), number))
+        stop_after(patch, steps, lambda: os.kill(os.getpid(), number))
         assert tune.main(search(small_dataset, 4)) == 128 + number
     assert states(small_dataset)[-2:] == [FAIL, WAITING] and RUNNING not in states(small_dataset)
     assert tune.main(search(small_dataset, 4)) == 0
@@ -275,7 +261,7 @@ KILLED = """
 import os, signal, sys
 import pytest, test_tune, tune
 with pytest.MonkeyPatch.context() as patch:
-    test_tune.after_steps(patch, int(sys.argv[1]), lambda: os.kill(os.getpid(), signal.SIGKILL))
+    test_tune.stop_after(patch, int(sys.argv[1]), lambda: os.kill(os.getpid(), signal.SIGKILL))
     tune.main(sys.argv[2:])
 """
 
