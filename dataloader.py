@@ -636,10 +636,23 @@ class HeldOut:
     relevant: tuple             # CSR (crow [n + 1], items) int64, items of a user ascending
     masked: tuple               # CSR over the same users
 
+    def take(self, rows):
+        """The HeldOut of some rows, ascending [m]."""
+        return HeldOut(self.users[rows], take_rows(self.relevant, rows), take_rows(self.masked, rows))
+
     def ranks_like(self, other):
         """Whether another split has the same users and masks, so that its ranking is the same."""
         mine, theirs = (self.users, *self.masked), (other.users, *other.masked)
         return all(a.shape == b.shape and torch.equal(a, b) for a, b in zip(mine, theirs))
+
+
+def take_rows(csr, rows):
+    """Rows [m], ascending, of a CSR (crow, items) -> CSR."""
+    crow, items = csr
+    counts = crow.diff()
+    wanted = torch.zeros_like(counts, dtype=torch.bool).index_fill_(0, rows, True)
+    crow = torch.cat([crow.new_zeros(1), counts[rows].cumsum(0)])
+    return crow, items[wanted.repeat_interleave(counts)]
 
 
 def held_out(relevant, masked, device):

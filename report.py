@@ -26,7 +26,7 @@ import torch
 from scipy import stats
 from tqdm import tqdm
 
-from procedure import find_hits
+from procedure import row_numbers
 from report_output import Figure, Heading, Number, Table, Text, draw_bars, draw_lines, draw_triangle, markdown, write_report
 from report_runs import check_group, find_folders, label, make_groups, metrics_of, read_run, split_groups
 from utils import Parser, UserError, ranking_metrics, run_tool
@@ -220,6 +220,14 @@ def read_ranking(run):
             raise UserError(f"{path}: gives {metric} {values.mean():.6f} where result.json says {run.result['test'][metric]:.6f}; "
                             "they are not of one run: leave it out")
     return ranking
+
+
+def find_hits(top, relevant, n_items):
+    """Which of the items [n, k] of each row are relevant: [n, k] bool. relevant: CSR (crow [n + 1], items)."""
+    crow, items = relevant
+    keys = row_numbers(crow, 0, len(top)) * n_items + items             # ascending
+    wanted = torch.arange(len(top), device=top.device)[:, None] * n_items + top
+    return keys[torch.searchsorted(keys, wanted).clamp_(max=len(keys) - 1)] == wanted
 
 
 def summarise(users, items, crow, relevant, history, popularity, ks):

@@ -14,7 +14,7 @@ import procedure
 from dataloader import Sampler, held_out, load_dataset
 from helpers import random_pairs, write_inter, write_txt
 from model import MF, make_model
-from procedure import Progress, evaluate, fit, rank_items, score, splits_of, start_run, train_epoch
+from procedure import Progress, evaluate, fit, rank_items, ranks_of, score, splits_of, start_run, train_epoch
 from utils import UserError
 from world import Config, make_run_folder, seed_everything
 
@@ -114,10 +114,10 @@ def test_splits_with_the_same_masks_share_a_ranking_and_others_do_not(monkeypatc
     valid = np.array([(0, 5), (1, 2), (2, 9), (4, 10)])
     splits = [held_out(valid, [train], CPU), held_out(test, [train], CPU), held_out(test, [train, valid], CPU)]
     alone = [evaluate(user, item, [split], (3,))[0] for split in splits]
-    ranked, original = [], rank_items
-    monkeypatch.setattr(procedure, "rank_items", lambda user, item, split, *rest: ranked.append(id(split)) or original(user, item, split, *rest))
-    assert evaluate(user, item, splits, (3,)) == alone
-    assert [id(split) in ranked for split in splits] == [True, False, True]
+    together, original = [], procedure.relevant_ranks
+    monkeypatch.setattr(procedure, "relevant_ranks", lambda user, item, alike, *rest: together.append(alike) or original(user, item, alike, *rest))
+    assert evaluate(user, item, [splits[0], splits[2], splits[1]], (3,)) == [alone[0], alone[2], alone[1]]
+    assert together == [[splits[0], splits[1]], [splits[2]]]
 
 
 def test_with_too_few_candidates_masked_items_fill_the_end():
@@ -125,6 +125,77 @@ def test_with_too_few_candidates_masked_items_fill_the_end():
     torch.manual_seed(0)
     [(_, _, top)] = rank_items(torch.rand(2, 4), torch.rand(700, 4), held_out(np.array([(0, 5), (1, 7)]), [train], CPU), 4, 10)
     assert set(top[0, :2].tolist()) == {5, 600} and top.max() < 700 and len(set(top[0].tolist())) == 4
+
+
+def naive_ranks(scores, row, column, k):
+    """For each entry how many of its row come before it: a larger score, or the same one in a lower column; at most k."""
+    return [min(sum(s > scores[r][c] or (s == scores[r][c] and j < c) for j, s in enumerate(scores[r])), k)
+            for r, c in zip(row.tolist(), column.tolist())]
+
+
+@pytest.mark.parametrize("k", [1, 5, 64, 200])
+@pytest.mark.parametrize("kind", ["distinct", "ties", "constant"])
+def test_ranks_of_equals_counting_with_ties_in_the_order_of_columns(kind, k):
+    torch.manual_seed(k)
+    n = 3 * procedure.GROUP
+    scores = {"distinct": torch.randn(7, n), "ties": torch.randint(12, (7, n)).float(), "constant": torch.zeros(7, n)}[kind]
+    scores[:, -5:] = -torch.inf
+    row, column = torch.arange(7).repeat_interleave(40), torch.randint(n - 5, (280,))
+    assert ranks_of(scores, row, column, k).tolist() == naive_ranks(scores.tolist(), row, column, k)
+
+
+def test_a_score_that_is_nan_is_never_among_the_first_nor_is_what_lies_behind_many():
+    scores = torch.arange(2.0 * procedure.GROUP)[None].repeat(2, 1)
+    scores[0, 3], scores[1, ::2] = torch.nan, torch.nan
+    assert ranks_of(scores, torch.tensor([0, 1]), torch.tensor([3, 2 * procedure.GROUP - 1]), 9).tolist() == [9, 9]
+
+
+def large_case(seed=0, users=90, items=2100):
+    """Vectors with popular items, and pairs of a catalogue large enough for certain_misses to take part."""
+    generator = torch.Generator().manual_seed(seed)
+    user, item = torch.randn(users, 6, generator=generator), torch.randn(items, 6, generator=generator)
+    user[:, 0] += 1.5
+    pairs = torch.stack([torch.arange(users).repeat(9), torch.randint(items, (9 * users,), generator=generator)], 1).unique(dim=0).numpy()
+    train, held = pairs[::2], pairs[1::2]
+    best = [(u, int(i)) for u, i in enumerate((user @ item.T).argmax(1)) if (u, int(i)) not in set(map(tuple, train.tolist()))]
+    return user, item, train, np.unique(np.concatenate([held, best]), axis=0)     # every user likes their best item, so there are hits
+
+
+@pytest.mark.parametrize("chunk", [0, 7])
+def test_evaluate_of_a_large_catalogue_equals_the_ranked_lists_and_the_loop(chunk):
+    user, item, train, held = large_case()
+    split = held_out(held, [train], CPU)
+    row = procedure.row_numbers(split.relevant[0], 0, len(split.users))
+    missed = procedure.certain_misses(user, item, split, row, split.relevant[1], 5, chunk)
+    assert 0.5 < missed.float().mean() < 1                                        # most are settled early, and none wrongly
+    lists = torch.cat([top for _, _, top in rank_items(user, item, split, 5, chunk)])
+    assert not (lists[row] == split.relevant[1][:, None]).any(1)[missed].any()
+    expected = naive_metrics(user, item, held, train, (1, 5))
+    assert evaluate(user, item, [split], (1, 5), chunk) == [pytest.approx(expected, rel=1e-12)]
+    assert 0.1 < expected["recall@5"] < 0.9
+
+
+@pytest.mark.parametrize("scale", [0.0, 1e-20, 1e18])
+def test_no_relevant_item_is_a_certain_miss_among_equals_at_any_scale(scale):
+    user, item, train, held = large_case()
+    split = held_out(held, [train], CPU)
+    row = procedure.row_numbers(split.relevant[0], 0, len(split.users))
+    same = scale * item[:1].repeat(len(item), 1)
+    assert not procedure.certain_misses(scale * user, same, split, row, split.relevant[1], 5).any()
+
+
+def test_items_that_a_model_cannot_tell_apart_are_ranked_by_number_not_at_the_top():
+    test = np.array([(0, 4), (1, 900), (2, 0)])
+    [metrics] = evaluate(torch.ones(3, 2), torch.ones(2100, 2), [held_out(test, [np.array([(0, 1), (1, 2)])], CPU)], (3, 4))
+    assert metrics["recall@3"] == pytest.approx(1 / 3) and metrics["recall@4"] == pytest.approx(2 / 3)   # item 1 of user 0 is masked
+
+
+def test_rows_of_a_split_are_those_of_their_users():
+    _, _, train, test = evaluation_case()
+    split = held_out(test, [train], CPU)
+    part = split.take(torch.tensor([1, 3]))
+    assert part.users.tolist() == [1, 4] and [p.tolist() for p in part.relevant] == [[0, 1, 2], [11, 9]]
+    assert [p.tolist() for p in part.masked] == [[0, 2, 5], [0, 5, 4, 6, 7]]
 
 
 def test_users_without_held_out_items_are_left_out_of_the_mean():
@@ -264,12 +335,12 @@ def test_test_split_alone_never_changes_what_is_selected(small_dataset):
 
 
 def test_test_split_is_scored_exactly_once_at_the_end(small_dataset, monkeypatch):
-    seen, original = [], procedure.list_metrics
+    seen, original = [], procedure.mean_metrics
 
-    def spy(top, split, *rest):
+    def spy(ranks, split, *rest):
         seen.append(split.relevant[1].tolist())
-        return original(top, split, *rest)
-    monkeypatch.setattr(procedure, "list_metrics", spy)
+        return original(ranks, split, *rest)
+    monkeypatch.setattr(procedure, "mean_metrics", spy)
     run(small_dataset, epochs=3)
     pairs = random_pairs(0, 40, 30, 6)
     valid, test = pairs["valid"][:, 1].tolist(), pairs["test"][:, 1].tolist()
@@ -313,11 +384,11 @@ def test_tensorboard_does_not_change_training(small_dataset):
 
 def scripted(monkeypatch, values):
     """Let the n-th scoring of validation yield ndcg@3 = values[n], the scoring of test 0.123."""
-    values, original = iter(values), procedure.list_metrics
+    values, original = iter(values), procedure.mean_metrics
 
     def fake(*arguments):
         return {**original(*arguments), "ndcg@3": next(values, 0.123)}
-    monkeypatch.setattr(procedure, "list_metrics", fake)
+    monkeypatch.setattr(procedure, "mean_metrics", fake)
 
 
 def test_patience_stops_and_the_best_epoch_is_restored(small_dataset, monkeypatch):
