@@ -499,28 +499,72 @@ def read_neighbours(path, n, k):
 
 @dataclasses.dataclass(frozen=True)
 class AttentionGraph:
-    """A symmetric graph with self loops, laid out so that attention with H heads is one sparse product.
+    """Edges from n source nodes to m target nodes, laid out so that attention with H heads is one sparse product.
 
-    Head h and node i are row h * n + i of a block-diagonal CSR pattern, so features [H, n, c] viewed as [H * n, c] are
-    multiplied by it as they lie in memory, head after head: what one head gathers stays in the cache. The pattern is
-    symmetric: the transpose of a matrix with `values` on it has values[transposed] on the same pattern.
+    Head h, target i is row h * m + i and head h, source j column h * n + j of a block-diagonal CSR pattern, so features [H, n, c]
+    viewed as [H * n, c] are multiplied by it as they lie in memory, head after head: what one head gathers stays in the
+    cache. The graph of a loader has all nodes on both sides and is symmetric; at_rows takes some of the targets.
     """
-    n: int
     heads: int
-    crow: torch.Tensor        # [H * n + 1] int32
-    row: torch.Tensor         # [H * E] int32
+    n: int
+    crow: torch.Tensor        # [H * m + 1] int32
     col: torch.Tensor         # [H * E] int32
-    transposed: torch.Tensor  # [H * E] int32
+    target: torch.Tensor      # [E] int64, the row of each edge within a head
+    source: torch.Tensor      # [E] int64, its column within a head
+    back_crow: torch.Tensor   # the transposed pattern: [H * n + 1] int32
+    back_col: torch.Tensor    # [H * E] int32
+    back: torch.Tensor        # [E] int64, which edge each entry of the transposed pattern is
+    rows: torch.Tensor | None = None      # [m] int64, the nodes that the targets are; None: all of them
+
+    def matrix(self, values):
+        """The block-diagonal matrix [H m, H n] with these values [H * E] as a sparse tensor."""
+        return csr_tensor(self.crow, self.col, values, (len(self.crow) - 1, self.heads * self.n))
 
     def product(self, values, dense):
-        """The sparse matrix with these values times dense [H * n, c]."""
+        """The matrix with these values [H * E] times dense [H * n, c]: [H * m, c]."""
         return csr_product(self.crow, self.col, values, dense)
 
+    def transposed_product(self, values, dense):
+        """The transposed matrix times dense [H * m, c]: [H * n, c]."""
+        return csr_product(self.back_crow, self.back_col, each_head(values, self.back, self.heads), dense)
+
+    def row_sums(self, values):
+        """Sum of the values [H * E] of each target: [H * m]."""
+        return self.matrix(values) @ values.new_ones(self.heads * self.n)
+
+    def column_sums(self, values):
+        """Sum of the values [H * E] of each source: [H * n]."""
+        size = (self.heads * self.n, len(self.crow) - 1)
+        return csr_tensor(self.back_crow, self.back_col, each_head(values, self.back, self.heads), size) @ values.new_ones(size[1])
+
     def sampled_product(self, a, b):
-        """a[i] . b[j] at every entry (i, j) of the pattern: [H * n, c] twice -> [H * E]."""
-        size = (len(a), len(b))
-        pattern = csr_tensor(self.crow, self.col, torch.zeros(len(self.col), dtype=a.dtype, device=a.device), size)
-        return torch.sparse.sampled_addmm(pattern, a, b.T, beta=0.0).values()
+        """a[i] . b[j] at every entry (i, j) of the pattern: [H * m, c] and [H * n, c] -> [H * E]."""
+        result = self.matrix(a.new_zeros(len(self.col)))
+        return torch.sparse.sampled_addmm(result, a, b.T, beta=0.0, out=result).values()
+
+    def at_target(self, x):
+        """x [H * m] at the row of every entry: [H * E]."""
+        return each_head(x, self.target, self.heads)
+
+    def at_source(self, x):
+        """x [H * n] at the column of every entry: [H * E]."""
+        return each_head(x, self.source, self.heads)
+
+    def at_rows(self, rows):
+        """The same edges to some targets only: rows [m] int64, each once, of a graph with all of them."""
+        first = self.crow[rows].long()
+        counts = self.crow[rows + 1].long() - first
+        crow = torch.cat([counts.new_zeros(1), counts.cumsum(0)])
+        target = torch.arange(len(rows), device=rows.device).repeat_interleave(counts)
+        source = self.source[torch.arange(len(target), device=rows.device) + (first - crow[:-1])[target]]
+        back_source, back = source.sort(stable=True)
+        back_crow = torch.searchsorted(back_source, torch.arange(self.n + 1, device=rows.device))
+        return with_heads(self.heads, self.n, crow, target, source, (back_crow, target[back], back), rows)
+
+
+def each_head(x, index, heads):
+    """x [H * n] viewed as [H, n], the entries at index [E] of each: [H * E]. gather uses all threads, index_select one."""
+    return x.reshape(heads, -1).gather(1, index.expand(heads, -1)).flatten()
 
 
 def attention_graph(neighbours, heads, device):
@@ -530,17 +574,28 @@ def attention_graph(neighbours, heads, device):
     directed = sp.csr_matrix((np.ones(n * k, np.float32), (rows, neighbours.ravel())), (n, n))
     one_head = (directed + directed.T + sp.eye(n, format="csr", dtype=np.float32)).tocsr()
     one_head.sort_indices()
-    order = sp.csr_matrix((np.arange(one_head.nnz), one_head.indices, one_head.indptr), (n, n)).T.tocsr()
-    order.sort_indices()
-    row = np.repeat(np.arange(n), np.diff(one_head.indptr))
-    return with_heads(heads, *(torch.from_numpy(part).to(device) for part in (one_head.indptr, row, one_head.indices, order.data)))
+    back = sp.csr_matrix((np.arange(one_head.nnz), one_head.indices, one_head.indptr), (n, n)).T.tocsr()
+    back.sort_indices()
+    target = np.repeat(np.arange(n), np.diff(one_head.indptr))
+    return with_heads(heads, n, *(torch.from_numpy(part).long().to(device) for part in (one_head.indptr, target, one_head.indices, back.data)))
 
 
-def with_heads(heads, crow, row, col, transposed):
-    """The pattern of one head (crow [n + 1], row, col and transposed [E]) -> AttentionGraph."""
-    n, edges, head = len(crow) - 1, len(col), torch.arange(heads, device=col.device)[:, None]
-    ends = torch.cat([crow.new_zeros(1), (crow[1:] + edges * head).flatten()])
-    return AttentionGraph(n, heads, ends.int(), *((part + step * head).flatten().int() for part, step in ((row, n), (col, n), (transposed, edges))))
+def with_heads(heads, n, crow, target, source, back, rows=None):
+    """The pattern of one head -> AttentionGraph. crow [m + 1], target [E] and source [E], all int64.
+
+    back: [E] int64 for a symmetric pattern, else (crow, column, edge) of the transposed one; rows: as of AttentionGraph.
+    """
+    head = torch.arange(heads, dtype=torch.int32, device=source.device)[:, None]
+
+    def repeat(crow, column, width):
+        ends = crow[1:].int() + len(column) * head
+        return torch.cat([ends.new_zeros(1), ends.flatten()]), (column.int() + width * head).flatten()
+
+    pattern = repeat(crow, source, n)
+    if isinstance(back, tuple):
+        back_crow, back_column, back = back
+        return AttentionGraph(heads, n, *pattern, target, source, *repeat(back_crow, back_column, len(crow) - 1), back, rows)
+    return AttentionGraph(heads, n, *pattern, target, source, *pattern, back, rows)
 
 
 # ---------------------------------------------------------------- batches
@@ -551,14 +606,17 @@ def pair_keys(pairs, n_items):
 
 
 class Batch(typing.NamedTuple):
-    """Training triples, and the distinct items among them: pos = pos_items[pos_at], neg = neg_items[neg_at]."""
+    """Training triples, and the distinct items among them, ascending: pos = pos_items[pos_at] = items[pos_rows][pos_at], neg likewise."""
     users: torch.Tensor         # [B] int64
     pos: torch.Tensor           # [B]
     neg: torch.Tensor           # [B]
-    pos_items: torch.Tensor     # [n] each positive item once, ascending
+    pos_items: torch.Tensor     # [n] each positive item once
     pos_at: torch.Tensor        # [B]
-    neg_items: torch.Tensor     # [m]
+    neg_items: torch.Tensor     # [m] each negative item once
     neg_at: torch.Tensor        # [B]
+    items: torch.Tensor         # [r] each item once, positive or negative
+    pos_rows: torch.Tensor      # [n] where pos_items are among them
+    neg_rows: torch.Tensor      # [m]
 
 
 def make_batches(users, pos, neg, n_items, size):
@@ -566,17 +624,21 @@ def make_batches(users, pos, neg, n_items, size):
 
     The distinct items of all batches are found together, with one wait for the device instead of one a batch.
     """
-    columns = [users, pos, neg, *distinct_items(pos, n_items, size), *distinct_items(neg, n_items, size)]
-    return [Batch(*parts) for parts in zip(*(c if isinstance(c, (list, tuple)) else c.split(size) for c in columns))]
+    start = torch.arange(len(users), device=users.device) // size * n_items
+    (pos_keys, pos_at), (neg_keys, neg_at) = ((start + items).unique(return_inverse=True) for items in (pos, neg))    # batch after batch
+    keys = torch.cat([pos_keys, neg_keys]).unique()
+    counts = torch.stack([torch.bincount(part // n_items) for part in (pos_keys, neg_keys, keys)])
+    first = counts.cumsum(1) - counts                                                           # [3, batches]
+    pos_lengths, neg_lengths, lengths = counts.tolist()
 
+    def rows(part):
+        return torch.searchsorted(keys, part) - first[2, part // n_items]
 
-def distinct_items(items, n_items, size):
-    """Each item of every `size` items once, and where each item is among them: two lists of tensors."""
-    batch = torch.arange(len(items), device=items.device) // size
-    keys, at = (batch * n_items + items).unique(return_inverse=True)          # batch after batch
-    counts = torch.bincount(keys // n_items)
-    first = counts.cumsum(0) - counts
-    return (keys % n_items).split(counts.tolist()), (at - first[batch]).split(size)
+    columns = [*(column.split(size) for column in (users, pos, neg)),
+               (pos_keys % n_items).split(pos_lengths), (pos_at - first[0, start // n_items]).split(size),
+               (neg_keys % n_items).split(neg_lengths), (neg_at - first[1, start // n_items]).split(size),
+               (keys % n_items).split(lengths), rows(pos_keys).split(pos_lengths), rows(neg_keys).split(neg_lengths)]
+    return [Batch(*parts) for parts in zip(*columns)]
 
 
 class Sampler:

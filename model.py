@@ -16,7 +16,7 @@ from torch import nn
 from torch.nn import functional as F
 
 from dataloader import bipartite_adjacency
-from utils import csr_product, propagate
+from utils import csr_product, keep_mask, propagate
 from world import MODALITIES
 
 
@@ -101,6 +101,16 @@ def product_type(config):
 def product(a, b, dtype):
     """Matrix product a [n, p] @ b [p, q] with operands rounded to dtype (None: as they are); the result has b's type."""
     return a @ b if dtype is None else _Product.apply(a, b, dtype)
+
+
+class Dropout(nn.Dropout):
+    """torch's Dropout with the random numbers of utils.keep_mask."""
+
+    def forward(self, x):
+        """x of any shape."""
+        if not self.training or not self.p:
+            return x
+        return x * keep_mask(x.shape, self.p, x.device) / (1 - self.p)
 
 
 # ---------------------------------------------------------------- ID models
@@ -279,29 +289,27 @@ class _Attention(torch.autograd.Function):
 
     @staticmethod
     def forward(ctx, h, s_dst, s_src, graph, slope, dropout):
-        """h: [H n, c]; s_dst, s_src: [H n]; returns [H n, c]."""
-        scores = s_dst.index_select(0, graph.row).add_(s_src.index_select(0, graph.col))  # [H E]
+        """h: [H n, c]; s_dst: [H m]; s_src: [H n]; graph: n sources, m targets; returns [H m, c]."""
+        scores = graph.at_target(s_dst).add_(graph.at_source(s_src))                      # [H E]
         scores = F.leaky_relu_(scores, slope)
         weights = softmax_numerators(scores, s_dst, s_src, graph)
-        total = torch.segment_reduce(weights, "sum", offsets=graph.crow)[:, None]
-        used = weights * (torch.rand_like(weights) >= dropout).to(weights.dtype).div_(1 - dropout) if dropout else weights
-        out = graph.product(used, h) / total
-        ctx.graph, ctx.slope = graph, slope
+        total = graph.row_sums(weights)[:, None]
+        used = weights * keep_mask(weights.shape, dropout, weights.device) if dropout else weights
+        out = graph.product(used, h) / (total * (1 - dropout))
+        ctx.graph, ctx.slope, ctx.dropout = graph, slope, dropout
         ctx.save_for_backward(h, scores, weights, used, total, out)
         return out
 
     @staticmethod
     def backward(ctx, grad):
         h, scores, weights, used, total, out = ctx.saved_tensors
-        graph, grad = ctx.graph, grad / total
-        grad_h = graph.product(used.index_select(0, graph.transposed), grad)
+        graph, mean = ctx.graph, (grad * out).sum(1, keepdim=True) / total
+        grad = grad / (total * (1 - ctx.dropout))
+        grad_h = graph.transposed_product(used, grad)
         # softmax: w (dL/dw - sum w dL/dw), where the sum over a node's edges is grad . out
-        grad_scores = graph.sampled_product(grad, h).mul_(used)
-        grad_scores.sub_((grad * out).sum(1).index_select(0, graph.row).mul_(weights))
+        grad_scores = graph.sampled_product(grad, h).mul_(used).sub_(graph.at_target(mean).mul_(weights))
         grad_scores = torch.ops.aten.leaky_relu_backward(grad_scores, scores, ctx.slope, True)
-        grad_dst = torch.segment_reduce(grad_scores, "sum", offsets=graph.crow)
-        grad_src = torch.segment_reduce(grad_scores.index_select(0, graph.transposed), "sum", offsets=graph.crow)
-        return grad_h, grad_dst, grad_src, None, None, None
+        return grad_h, graph.row_sums(grad_scores), graph.column_sums(grad_scores), None, None, None
 
 
 def softmax_numerators(scores, s_dst, s_src, graph):
@@ -309,19 +317,19 @@ def softmax_numerators(scores, s_dst, s_src, graph):
     if scores.device.type == "cpu" and s_dst.abs().max() + s_src.abs().max() < 60:
         return scores.exp()                                             # in range as they are; saves a third of this function
     top = torch.segment_reduce(scores, "max", offsets=graph.crow)
-    return (scores - top.index_select(0, graph.row)).exp_()
+    return (scores - graph.at_target(top)).exp_()
 
 
 class GraphAttention(nn.Module):
     """One multi-head graph attention layer (Velickovic 2018, eq. 3) before its non-linearity.
 
     out_i = concat over h of sum_j alpha_ij^h W^h x_j + b, with alpha_ij^h the softmax over the neighbours j of i of
-    LeakyReLU(a_dst^h . W^h x_i + a_src^h . W^h x_j), slope 0.2; neighbours include i. [n, d_in] -> [n, d].
+    LeakyReLU(a_dst^h . W^h x_i + a_src^h . W^h x_j), slope 0.2; neighbours include i. [n, d_in] -> [m, d], the targets of the graph.
     """
 
     def __init__(self, d_in, d, heads, attn_dropout=0.0, slope=0.2, dtype=None):
         super().__init__()
-        self.heads, self.slope, self.attn_dropout, self.dtype = heads, slope, nn.Dropout(attn_dropout), dtype
+        self.heads, self.slope, self.attn_dropout, self.dtype = heads, slope, Dropout(attn_dropout), dtype
         self.weight = nn.Parameter(torch.empty(d, d_in))
         self.a_src = nn.Parameter(torch.empty(heads, d // heads))
         self.a_dst = nn.Parameter(torch.empty(heads, d // heads))
@@ -333,10 +341,12 @@ class GraphAttention(nn.Module):
         """graph: AttentionGraph of n nodes with the same number of heads; x: [n, d_in]."""
         h = product(x, self.weight.T, self.dtype)                       # [n, d]
         h = h.view(len(x), self.heads, -1).transpose(0, 1).contiguous()                # [H, n, d / H]
-        s_dst, s_src = ((h @ a[:, :, None]).flatten() for a in (self.a_dst, self.a_src))
+        s_dst, s_src = (h @ torch.stack([self.a_dst, self.a_src], 2)).unbind(2)                        # [H, n] each
+        if graph.rows is not None:
+            s_dst = s_dst.index_select(1, graph.rows)
         dropout = self.attn_dropout.p if self.attn_dropout.training else 0.0
-        out = _Attention.apply(h.flatten(0, 1), s_dst, s_src, graph, self.slope, dropout)
-        return out.view(h.shape).transpose(0, 1).flatten(1) + self.bias
+        out = _Attention.apply(h.flatten(0, 1), s_dst.flatten(), s_src.flatten(), graph, self.slope, dropout)
+        return out.view(self.heads, -1, h.shape[2]).transpose(0, 1).flatten(1) + self.bias
 
 
 class Branch(nn.Module):
@@ -349,13 +359,15 @@ class Branch(nn.Module):
         sizes = [d if config.feat_proj else d_in] + [d] * (layers - 1)
         self.layers = nn.ModuleList(GraphAttention(size, d, config.attn_heads, config.attn_dropout, dtype=self.dtype)
                                     for size in sizes)
-        self.before, self.after = nn.Dropout(config.feat_dropout), nn.Dropout(config.branch_dropout)
+        self.before, self.after = Dropout(config.feat_dropout), Dropout(config.branch_dropout)
 
-    def forward(self, graph, x):
-        """graph: AttentionGraph over the rows of x [n, d_m]."""
+    def forward(self, graph, x, rows=None):
+        """graph: AttentionGraph over the rows of x [n, d_m]; rows: [r] int64, the nodes that are wanted, each once; None: all."""
         if isinstance(self.project, nn.Linear):       # its operands are rounded too
             x = product(x, self.project.weight.T, self.dtype) + self.project.bias
         for layer in self.layers:
+            if rows is not None and layer is self.layers[-1]:
+                graph = graph.at_rows(rows)
             x = self.after(F.leaky_relu(layer(graph, self.before(x)), 0.2))
         return x
 
@@ -497,9 +509,13 @@ class Transport(nn.Module):
             self.potential.copy_(potential)
         self.plan.copy_(plan)
 
+    def due(self):
+        """Whether the next training step takes a new plan."""
+        return self.config.transport in ("full", "plan") and self.age % self.config.plan_every == 0
+
     def advance(self, z_m, z_id):
-        """Count a training step, and refresh the plan if it is due."""
-        if self.config.transport in ("full", "plan") and self.age % self.config.plan_every == 0:
+        """Count a training step, and refresh the plan if it is due: only then these are looked at."""
+        if self.due():
             self.refresh(z_m, z_id)
         self.age += 1
 
@@ -552,10 +568,14 @@ class Fusion(nn.Module):
             else:                       # a setting, which --evaluate_only may change, and no part of the state
                 self.register_buffer("weights", weights, persistent=False)
         self.layer_norm = nn.LayerNorm(d) if self.norm.startswith("layer") else nn.Identity()
-        self.dropout = nn.Dropout(config.fuse_drop)
+        self.dropout = Dropout(config.fuse_drop)
+
+    def due(self):
+        """Whether the next training step takes new plans."""
+        return self.mode == "oat" and any(transport.due() for transport in self.transports.values())
 
     def advance(self, z_id, z):
-        """Count a training step; refresh the plans that are due. z_id: [I, d]; z: {m: [I, d]}."""
+        """Count a training step; refresh the plans that are due. z_id: [I, d]; z: {m: [I, d]}, anything if none is due."""
         if self.mode == "oat":
             for m in self.modalities:
                 self.transports[m].advance(z[m], z_id)
@@ -599,10 +619,13 @@ class RecGOAT(nn.Module):
             self.user_branch = Branch(config, dataset.user_features.shape[1], config.user_branch_layers)
         self.fusion = Fusion(config, self.modalities)
 
-    def represent(self):
-        """User vectors [U, d], item ID vectors [I, d], item modality vectors {m: [I, d]} before alignment (eq. 3-6)."""
+    def represent(self, rows=None):
+        """User vectors [U, d], item ID vectors [I, d], item modality vectors {m: [I, d]} before alignment (eq. 3-6).
+
+        rows: [r] int64, items whose modality vectors are wanted, each once: {m: [r, d]}.
+        """
         user, z_id = self.backbone.embeddings()
-        z = {m: self.branches[m](self.graphs[m], getattr(self, f"{m}_features")) for m in self.modalities}
+        z = {m: self.branches[m](self.graphs[m], getattr(self, f"{m}_features"), rows) for m in self.modalities}
         if self.user_graph is not None:
             eta = self.config.eta
             user = (1 - eta) * user + eta * self.user_branch(self.user_graph, self.user_features)
@@ -613,25 +636,35 @@ class RecGOAT(nn.Module):
         user, z_id, z = self.represent()
         return user, self.fusion(z_id, z)
 
+    def wanted(self, batch):
+        """Items whose modality vectors a training step takes: [r], those of the batch; or None, all: for a new plan and for W1.
+
+        On a GPU too, where the host would have to wait for the number of edges that lead to the batch.
+        """
+        config = self.config
+        needs_all = (self.training and self.fusion.due()) or (config.w1_weight and config.fusion == "oat")
+        return None if needs_all or batch.items.device.type == "cuda" else batch.items
+
     def loss(self, batch):
         """The total and its terms. Only the items of the batch are transported and fused."""
-        config = self.config
-        user, z_id, z = self.represent()
+        config, rows = self.config, self.wanted(batch)
+        user, z_id, z = self.represent(rows)
         if self.training:
             self.fusion.advance(z_id.detach(), {m: v.detach() for m, v in z.items()})
-        rows = torch.cat([batch.pos_items, batch.neg_items])
-        item = self.fusion(z_id.index_select(0, rows), {m: v.index_select(0, rows) for m, v in z.items()})
-        positives, negatives = item.split([len(batch.pos_items), len(batch.neg_items)])
-        users = user.index_select(0, batch.users)
+        of_batch = {m: v.index_select(0, batch.items) if rows is None else v for m, v in z.items()}       # [r, d] each
+        id_of_batch = z_id.index_select(0, batch.items)
+        item, users = self.fusion(id_of_batch, of_batch), user.index_select(0, batch.users)
+        positives, negatives = item.index_select(0, batch.pos_rows), item.index_select(0, batch.neg_rows)
         bpr = bpr_loss(users, positives.index_select(0, batch.pos_at), negatives.index_select(0, batch.neg_at))
         norm = self.backbone.layer0_norm(batch)
         terms = {"bpr": bpr, "norm": norm}
         total = bpr + config.decay * norm
         if config.modality_decay:
-            terms["modality_norm"] = sum(squared_norm(v.index_select(0, batch.pos), v.index_select(0, batch.neg)) for v in z.values())
+            at = batch.pos_rows[batch.pos_at], batch.neg_rows[batch.neg_at]
+            terms["modality_norm"] = sum(squared_norm(*(v.index_select(0, rows) for rows in at)) for v in of_batch.values())
             total = total + config.modality_decay * terms["modality_norm"]
         if config.contrastive_weight:
-            contrastive = self.contrastive(users, positives, z_id, z, batch)
+            contrastive = self.contrastive(users, positives, [id_of_batch, *of_batch.values()], batch)
             terms.update(contrastive)
             total = total + config.contrastive_weight * contrastive["contrastive"]
         if config.w1_weight and config.fusion == "oat":
@@ -639,17 +672,17 @@ class RecGOAT(nn.Module):
             total = total + config.w1_weight * terms["w1"]
         return {"loss": total, **terms}
 
-    def contrastive(self, users, positives, z_id, z, batch):
+    def contrastive(self, users, positives, views, batch):
         """w * (InfoNCE over the modality pairs, eq. 7-8) + (1 - w) * InfoNCE(user, positive item). Terms as a dict.
 
-        users: [B, d]; positives: [n, d], fused vectors of batch.pos_items; z_id: [I, d]; z: {m: [I, d]}.
+        users: [B, d]; positives: [n, d], fused vectors of batch.pos_items; views: ID vectors and modality vectors of batch.items, [r, d] each.
         """
         config, w = self.config, self.config.modality_consistency_weight
         terms, total = {}, 0.0
         if w:
-            once = [batch.pos_items, batch.neg_items] if config.contrastive_dedup else [batch.pos, batch.neg]
-            pairs = [loss for items in once[:2 if config.contrastive_items == "pos_neg" else 1]
-                     for loss in self.modality_pairs(z_id, z, items)]
+            once = [batch.pos_rows, batch.neg_rows] if config.contrastive_dedup else [batch.pos_rows[batch.pos_at], batch.neg_rows[batch.neg_at]]
+            pairs = [loss for rows in once[:2 if config.contrastive_items == "pos_neg" else 1]
+                     for loss in self.modality_pairs([view.index_select(0, rows) for view in views])]
             terms["modality_nce"] = sum(pairs) / (len(pairs) if config.contrastive_reduction == "mean" else 1)
             # the released code minimises the mean over pairs of (1 - InfoNCE); the constant 1 does not matter
             total = total + (w if config.contrastive_sign == "attract" else -w) * terms["modality_nce"]
@@ -661,9 +694,8 @@ class RecGOAT(nn.Module):
             total = total + (1 - w) * terms["user_item_nce"]
         return {"contrastive": total, **terms}
 
-    def modality_pairs(self, z_id, z, items):
-        """InfoNCE of every pair among (id, text, image, audio) at these items, a list (eq. 8)."""
-        views = [view.index_select(0, items) for view in (z_id, *(z[m] for m in self.modalities))]
+    def modality_pairs(self, views):
+        """InfoNCE of every pair among views (id, text, image, audio), [n, d] each, a list (eq. 8)."""
         return [info_nce(a, b, self.config.temperature, dtype=product_type(self.config))
                 for i, a in enumerate(views) for b in views[i + 1:]]
 

@@ -135,15 +135,14 @@ def read_histories(path, index):
 def extend_graph(graph, neighbours):
     """An AttentionGraph with n more nodes, each attending to its neighbours and itself and attended to by none.
 
-    neighbours: [n, k] int64 ids of old nodes. For inference only: `transposed` serves gradients and is left empty.
+    neighbours: [n, k] int64 ids of old nodes. For inference only: `back` serves gradients and is left empty.
     """
     n, k = neighbours.shape
-    edges, device = len(graph.col) // graph.heads, neighbours.device               # of one head
-    new = torch.arange(graph.n, graph.n + n, device=device)
+    new = torch.arange(graph.n, graph.n + n, device=neighbours.device)
     nodes = torch.cat([neighbours.sort(1).values, new[:, None]], 1)                # [n, k + 1]
-    ends = edges + (k + 1) * torch.arange(1, n + 1, device=device)
-    return with_heads(graph.heads, torch.cat([graph.crow[:graph.n + 1], ends]), torch.cat([graph.row[:edges], new.repeat_interleave(k + 1)]),
-                      torch.cat([graph.col[:edges], nodes.flatten()]), graph.transposed[:0])
+    ends = len(graph.source) + (k + 1) * torch.arange(1, n + 1, device=neighbours.device)
+    return with_heads(graph.heads, graph.n + n, torch.cat([graph.crow[:graph.n + 1].long(), ends]),
+                      torch.cat([graph.target, new.repeat_interleave(k + 1)]), torch.cat([graph.source, nodes.flatten()]), graph.back[:0])
 
 
 def nearest(queries, features, k, block=1024):

@@ -9,6 +9,7 @@ import contextlib
 import ctypes
 import fcntl
 import hashlib
+import math
 import os
 import resource
 import sys
@@ -103,12 +104,24 @@ def top_columns(scores, k, group=64):
     return best.gather(1, at // group) * group + at % group
 
 
+def keep_mask(shape, p, device):
+    """Which numbers of a tensor dropout keeps: bool, each True with probability 1 - p, p rounded to a multiple of 2^-16.
+
+    Sixteen random bits decide, so that four numbers share a draw of the generator; torch's own dropout takes one draw or more each,
+    on a single thread of a CPU.
+    """
+    n = math.prod(shape)
+    bits = torch.empty(-(-n // 4), dtype=torch.int64, device=device).random_(-2**63, None)
+    return (bits.view(torch.int16)[:n] >= round(p * 2**16) - 2**15).view(shape)
+
+
 def csr_product(crow, col, values, dense):
     """Sparse CSR [n, m] times dense [m, d] -> [n, d], rows summed in the order of their entries. Knows no gradients.
 
     On a CPU this is a weighted embedding bag: its kernel takes a third of the time of torch's CSR product or less.
     """
     if dense.device.type == "cpu":
+        dense = dense.detach()                  # or the bag prepares for a gradient, which takes as long again
         return F.embedding_bag(col, dense, crow, mode="sum", per_sample_weights=values, include_last_offset=True)
     return csr_tensor(crow, col, values, (len(crow) - 1, len(dense))) @ dense
 

@@ -26,34 +26,29 @@ from utils import keep_freed_memory
 REFRESH = "cost and Sinkhorn"
 
 
-def fuse(model, vectors, items):
-    """Fused vectors of some items. vectors: {"id": [I, d], modality: [I, d]}."""
-    return model.fusion(vectors["id"].index_select(0, items), {m: vectors[m].index_select(0, items) for m in model.modalities})
-
-
 def phases(model, batch, config):
     """{phase: (call, bytes, operations)}: forward and backward of each part of a step on its own, of real inputs.
 
     Bytes count what has to be read and written at least once, with a gathered row of a sparse product counted at every
     edge; operations count multiplications and additions.
     """
-    backbone, d = model.backbone, config.recdim
+    backbone, d, rows = model.backbone, config.recdim, model.wanted(batch)
     with torch.no_grad():
         user, z_id, z = model.represent()
-    vectors = {"id": z_id, **z}
-    leaf = {name: value.detach().requires_grad_() for name, value in vectors.items()}
+    leaf = {name: value[batch.items].requires_grad_() for name, value in {"id": z_id, **z}.items()}
     n_nodes, n_items = len(user) + len(z_id), len(z_id)
     grad_user, grad_item = torch.randn_like(user), torch.randn_like(z_id)
     nnz, sizes = backbone.adjacency.values().numel(), [weight.numel() for weight in model.parameters() if weight.requires_grad]
-    needed, unique = len(batch.pos_items) + len(batch.neg_items), len(batch.pos_items)
-    pairs = len(vectors) * (len(vectors) - 1) // 2
+    needed, unique = len(batch.items), len(batch.pos_items)
+    pairs = len(leaf) * (len(leaf) - 1) // 2
 
     def light_gcn():
         torch.autograd.backward(backbone.embeddings(), (grad_user, grad_item))
 
     def attention(m):
         def call():
-            model.branches[m](model.graphs[m], getattr(model, f"{m}_features")).backward(grad_item)
+            out = model.branches[m](model.graphs[m], getattr(model, f"{m}_features"), rows)
+            out.backward(grad_item[:len(out)])
         return call
 
     def refresh():
@@ -62,15 +57,15 @@ def phases(model, batch, config):
             model.fusion.transports[m].refresh(z[m], z_id)
 
     def transport():
-        fused = fuse(model, leaf, torch.cat([batch.pos_items, batch.neg_items]))
+        fused = model.fusion(leaf["id"], {m: leaf[m] for m in model.modalities})
         fused.backward(torch.ones_like(fused))
 
     def losses():
-        sum(model.modality_pairs(leaf["id"], {m: leaf[m] for m in model.modalities}, batch.pos_items)).backward()
+        sum(model.modality_pairs([view.index_select(0, batch.pos_rows) for view in leaf.values()])).backward()
 
     found = {"LightGCN": (light_gcn, 2 * backbone.layers * 4 * d * (nnz + n_nodes), 2 * backbone.layers * 2 * nnz * d)}
     for m in model.modalities:
-        edges, dim = model.graphs[m].row.numel() // config.attn_heads, getattr(model, f"{m}_features").shape[1]
+        edges, dim = len((model.graphs[m] if rows is None else model.graphs[m].at_rows(rows)).target), getattr(model, f"{m}_features").shape[1]
         found[f"attention, {m}"] = (attention(m), 4 * (2 * n_items * dim + 3 * edges * d + 6 * n_items * d),
                                     4 * n_items * dim * d + 6 * edges * d)
     found["transport and fusion"] = (transport, 4 * (6 * needed * d) * len(model.modalities), 6 * needed * d * d * len(model.modalities))
@@ -127,10 +122,12 @@ class Ours:
     def loss(self):
         """Loss of the first batch at the start, with a new plan and without dropout."""
         with torch.no_grad():
-            _, z_id, z = self.model.represent()
+            _, z_id, z = self.model.eval().represent()
             for m in self.model.modalities:
                 self.model.fusion.transports[m].refresh(z[m], z_id)
-            return float(self.model.eval().loss(self.batches[0])["loss"])
+            loss = float(self.model.loss(self.batches[0])["loss"])
+        self.model.train()
+        return loss
 
 
 class Textbook:
@@ -153,7 +150,9 @@ class Textbook:
     def loss(self):
         """Loss of the first batch at the start, without dropout."""
         with torch.no_grad():
-            return float(textbook.loss(self.model.eval(), self.graphs, *self.batches[0][:3]))
+            loss = float(textbook.loss(self.model.eval(), self.graphs, *self.batches[0][:3]))
+        self.model.train()
+        return loss
 
 
 def compare(args, config):
@@ -183,6 +182,7 @@ def measure(args, recdim, device, machine):
     ours.seconds()
     steps = [ours.seconds() for _ in range(args.repeats)]
     figures = {"recdim": recdim, "batch": config.bpr_batch, "step": steps, "peak_memory_mb": bench.peak_memory(device)}
+    ours.step()                                         # the one with new plans; the phases are those of the others
     parts = phases(ours.model, ours.batches[0], config)
     ours.model.zero_grad()
     parts["Adam"] = (adam(ours.model, ours.optimizer), 7 * 4 * sum(w.numel() for w in ours.model.parameters() if w.requires_grad), 0)

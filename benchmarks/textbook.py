@@ -17,9 +17,8 @@ def coo_adjacency(adjacency):
 
 
 def edge_index(graph):
-    """Edges (destination, source) of an AttentionGraph, int64 [E] each, without its copies for the heads."""
-    edges = len(graph.row) // graph.heads
-    return graph.row[:edges].long(), graph.col[:edges].long()
+    """Edges (target, source) of an AttentionGraph, int64 [E] each."""
+    return graph.target, graph.source
 
 
 def light_gcn(model, adjacency):

@@ -435,21 +435,42 @@ def test_attention_graph_pattern_equals_a_set_built_by_loops(neighbours, heads):
             edges |= {(i, j), (j, i)}
     want = sorted((h * n + i, h * n + j) for i, j in edges for h in range(heads))
     graph = attention_graph(neighbours, heads, CPU)
-    assert (graph.n, graph.heads) == (n, heads)
-    assert list(zip(graph.row.tolist(), graph.col.tolist())) == want
+    assert (graph.n, graph.heads, graph.rows) == (n, heads, None)
+    assert entries(graph) == want
+    assert list(zip(graph.target.tolist(), graph.source.tolist())) == sorted(edges)
     assert graph.crow.tolist() == [sum(row < at for row, _ in want) for at in range(n * heads + 1)]
-    assert {graph.crow.dtype, graph.row.dtype, graph.col.dtype, graph.transposed.dtype} == {torch.int32}
+    assert {graph.crow.dtype, graph.col.dtype, graph.back_crow.dtype, graph.back_col.dtype} == {torch.int32}
 
 
+def entries(graph):
+    """(row, column) of every entry of an AttentionGraph, from its CSR pattern."""
+    return list(zip(torch.arange(len(graph.crow) - 1).repeat_interleave(graph.crow.diff()).tolist(), graph.col.tolist()))
+
+
+def test_a_graph_at_some_rows_has_their_edges():
+    graph = attention_graph(nearest_neighbours(random_features(14, 4), 3, CPU), 2, CPU)
+    chosen = [9, 0, 4]
+    part = graph.at_rows(torch.tensor(chosen))
+    edges = [(r, j) for r, node in enumerate(chosen) for i, j in zip(graph.target.tolist(), graph.source.tolist()) if i == node]
+    assert part.rows.tolist() == chosen and part.n == 14
+    assert entries(part) == [(h * 3 + i, h * 14 + j) for h in range(2) for i, j in edges]
+
+
+@pytest.mark.parametrize("rows", [None, [2, 3, 5, 13], [11, 0], range(14)])
 @pytest.mark.parametrize("heads", [1, 3])
-def test_products_of_a_graph_equal_those_of_the_dense_matrix(heads):
+def test_products_of_a_graph_equal_those_of_the_dense_matrix(heads, rows):
     graph = attention_graph(nearest_neighbours(random_features(14, 4), 3, CPU), heads, CPU)
-    rows, cols, values = graph.row.long(), graph.col.long(), torch.rand(len(graph.col), dtype=torch.float64)
-    dense, (a, b) = torch.zeros(14 * heads, 14 * heads, dtype=torch.float64), torch.randn(2, 14 * heads, 5, dtype=torch.float64)
-    dense[rows, cols] = values
-    torch.testing.assert_close(graph.product(values, a), dense @ a)
-    torch.testing.assert_close(graph.product(values[graph.transposed], a), dense.T @ a)
-    torch.testing.assert_close(graph.sampled_product(a, b), (a @ b.T)[rows, cols])
+    if rows is not None:
+        graph = graph.at_rows(torch.tensor(rows))
+    m, index = 14 if rows is None else len(rows), torch.tensor(entries(graph)).T
+    values, x, y = torch.rand(len(graph.col), dtype=torch.float64), *(torch.randn(heads * n, 5, dtype=torch.float64) for n in (14, m))
+    dense = torch.zeros(heads * m, heads * 14, dtype=torch.float64).index_put_(tuple(index), values)
+    torch.testing.assert_close(graph.product(values, x), dense @ x)
+    torch.testing.assert_close(graph.transposed_product(values, y), dense.T @ y)
+    torch.testing.assert_close(graph.row_sums(values), dense.sum(1))
+    torch.testing.assert_close(graph.column_sums(values), dense.sum(0))
+    torch.testing.assert_close(graph.sampled_product(y, x), (y @ x.T)[tuple(index)])
+    assert torch.equal(graph.at_target(y[:, 0]), y[index[0], 0]) and torch.equal(graph.at_source(x[:, 0]), x[index[1], 0])
 
 
 # ---------------------------------------------------------------- sampler
@@ -477,6 +498,8 @@ def test_a_batch_names_its_distinct_items():
     for batch in sampler(random_pairs(0, 20, 15, 5)["train"], 15).epoch():
         for items, once, at in ((batch.pos, batch.pos_items, batch.pos_at), (batch.neg, batch.neg_items, batch.neg_at)):
             assert once.tolist() == sorted(set(items.tolist())) and torch.equal(once[at], items)
+        assert batch.items.tolist() == sorted({*batch.pos.tolist(), *batch.neg.tolist()})
+        assert torch.equal(batch.items[batch.pos_rows], batch.pos_items) and torch.equal(batch.items[batch.neg_rows], batch.neg_items)
 
 
 @pytest.mark.parametrize("last", [0, 4, 9])

@@ -14,7 +14,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch_geometric.nn import GATConv
 
 from dataloader import Interactions, attention_graph, load_dataset, make_batches, normalised_adjacency
-from model import (Fusion, GraphAttention, LightGCN, MF, RecGOAT, Transport, bpr_loss, info_nce, l1_cost, make_model, sinkhorn_exp,
+from model import (Dropout, Fusion, GraphAttention, LightGCN, MF, RecGOAT, Transport, bpr_loss, info_nce, l1_cost, make_model, sinkhorn_exp,
                    sinkhorn_log, squared_cost, squared_norm)
 from parse import parse_args
 from world import Config
@@ -213,6 +213,32 @@ def test_attention_dropout_is_random_unbiased_and_off_in_eval_mode():
     assert not torch.equal(draws[0], draws[1])
     error = (draws.mean(0) - expected).abs() / (draws.std(0) / math.sqrt(3000) + 1e-12)
     assert error.max() < 5
+
+
+@pytest.mark.parametrize("rows", [[4], [7, 0, 11, 3]])
+def test_attention_at_some_rows_equals_those_of_all(rows):
+    layer, graph, x, _ = attention_case(4)
+    y, rows = x.detach().clone().requires_grad_(), torch.tensor(rows)
+    whole, part = layer(graph, x)[rows], layer(graph.at_rows(rows), y)
+    torch.testing.assert_close(part, whole)
+    probe = randn(*part.shape, seed=6)
+    (whole * probe).sum().backward()
+    expected = {name: p.grad.clone() for name, p in layer.named_parameters()}
+    layer.zero_grad()
+    (part * probe).sum().backward()
+    torch.testing.assert_close(y.grad, x.grad)
+    torch.testing.assert_close({name: p.grad for name, p in layer.named_parameters()}, expected)
+
+
+def test_attention_at_some_rows_gradcheck_with_dropout():
+    layer, graph, x, _ = attention_case(2, n=6, d=4, k=2, dropout=0.4)
+    graph = graph.at_rows(torch.tensor([5, 2]))
+
+    def forward(x):
+        torch.manual_seed(9)
+        return layer(graph, x)
+
+    assert torch.autograd.gradcheck(forward, (x,))
 
 
 def test_attention_is_stable_for_huge_scores():
@@ -491,6 +517,16 @@ def test_fuse_norm_by_hand(fuse_norm, layer, l2):
     np.testing.assert_allclose(out.detach().numpy(), normed((z_id + z["text"]).numpy(), layer, l2), rtol=1e-4, atol=1e-5)
 
 
+def test_dropout_scales_what_it_keeps_and_is_off_in_eval_mode():
+    torch.manual_seed(0)
+    x = torch.ones(300, 50, requires_grad=True)
+    out = Dropout(0.25)(x)
+    out.sum().backward()
+    assert out.unique().tolist() == [0.0, pytest.approx(4 / 3)] and out.mean().item() == pytest.approx(1, abs=0.02)
+    assert torch.equal(x.grad, out.detach())
+    assert Dropout(0.25).eval()(x) is x and Dropout(0.0)(x) is x
+
+
 def test_fusion_dropout_acts_in_training_only():
     z_id, z = views_of(["text"])
     fusion = Fusion(settings(fuse_drop=0.5), ["text"])
@@ -597,6 +633,33 @@ def test_paper_default_contrastive_term_is_the_sum_over_modality_pairs_alone(sma
     assert "user_item_nce" not in terms and "w1" not in terms and torch.equal(terms["contrastive"], terms["modality_nce"])
     silent, _ = make(small_dataset, contrastive_weight=0.0)
     assert set(silent.loss(batch)) == {"loss", "bpr", "norm"}
+
+
+@pytest.mark.parametrize("changes", [{}, {"item_branch_layers": 2, "feat_proj": 1}, {"fusion": "concat", "user_text_feat": "mean"},
+                                     {"transport": "residual", "modality_decay": 0.3, "modality_consistency_weight": 0.4}])
+def test_a_step_on_the_items_of_the_batch_equals_one_on_all_items(small_dataset, monkeypatch, changes):
+    results = []
+    for everything in (True, False):
+        model, batch = make(small_dataset, **STILL, **changes)
+        model.train().loss(batch)                                  # the step with a plan
+        assert torch.equal(model.wanted(batch), batch.items)       # the one after it takes no other items, unless told to
+        if everything:
+            monkeypatch.setattr(model, "wanted", lambda batch: None)
+        terms = model.loss(batch)
+        terms["loss"].backward()
+        results.append(({name: value.detach() for name, value in terms.items()}, {name: p.grad for name, p in model.named_parameters()}))
+    torch.testing.assert_close(*results, rtol=1e-4, atol=1e-6)
+
+
+def test_a_step_takes_all_items_when_a_plan_is_due_or_w1_is_asked_for(small_dataset):
+    model, batch = make(small_dataset, plan_every=2)
+    assert model.train().wanted(batch) is None and torch.equal(model.eval().wanted(batch), batch.items)
+    took = []
+    for _ in range(4):
+        took.append(model.train().wanted(batch) is None)
+        model.loss(batch)
+    assert took == [True, False, True, False]
+    assert all(make(small_dataset, w1_weight=0.1)[0].eval().wanted(batch) is None for _ in range(2))
 
 
 def test_repeated_items_count_once_in_the_modality_term(small_dataset):

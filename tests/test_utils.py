@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 import torch
 
-from utils import (Parser, UserError, atomic_write, content_hash, csr_product, csr_tensor, mean_of_powers, peak_memory_mb, propagate,
+from utils import (Parser, UserError, atomic_write, content_hash, csr_product, csr_tensor, keep_mask, mean_of_powers, peak_memory_mb, propagate,
                    ranking_metrics, run_tool, top_columns)
 
 
@@ -104,6 +104,20 @@ def test_top_columns_are_those_of_topk_whatever_the_groups(n, k):
     top = top_columns(scores, k)
     assert torch.equal(scores.gather(1, top), scores.topk(k, dim=1).values)
     assert all(len(set(row)) == k for row in top.tolist())
+
+
+@pytest.mark.parametrize("p", [0.0, 0.1, 0.5, 0.95])
+def test_keep_mask_drops_the_given_share_independently_and_follows_the_seed(p):
+    torch.manual_seed(3)
+    kept = keep_mask((1001, 203), p, torch.device("cpu"))
+    n, share = kept.numel(), kept.double().mean().item()
+    assert kept.shape == (1001, 203) and kept.dtype == torch.bool
+    assert abs(share - (1 - p)) <= 5 * math.sqrt(p * (1 - p) / n) + 2**-17
+    flat = kept.flatten().double() - share
+    for lag in (1, 2, 3, 4, 203):                                       # four numbers share a draw
+        assert abs((flat[lag:] * flat[:-lag]).mean()) <= 5 * max(share * (1 - share), 1e-12) / math.sqrt(n)
+    torch.manual_seed(3)
+    assert torch.equal(kept, keep_mask((1001, 203), p, torch.device("cpu")))
 
 
 def test_csr_tensor_holds_what_it_is_given():
