@@ -557,8 +557,8 @@ class AttentionGraph:
         crow = torch.cat([counts.new_zeros(1), counts.cumsum(0)])
         target = torch.arange(len(rows), device=rows.device).repeat_interleave(counts)
         source = self.source[torch.arange(len(target), device=rows.device) + (first - crow[:-1])[target]]
-        back_source, back = source.sort(stable=True)
-        back_crow = torch.searchsorted(back_source, torch.arange(self.n + 1, device=rows.device))
+        back = source.int().sort(stable=True).indices
+        back_crow = torch.cat([counts.new_zeros(1), torch.bincount(source, minlength=self.n).cumsum(0)])
         return with_heads(self.heads, self.n, crow, target, source, (back_crow, target[back], back), rows)
 
 

@@ -44,14 +44,14 @@ class _InfoNCE(torch.autograd.Function):
         loss = a.new_zeros(())
         for start in range(0, len(a), block):
             rows = slice(start, start + block)
-            scores = narrow_a[rows] @ narrow_b.T                        # [block, m]
+            scores = narrow_b @ narrow_a[rows].T                        # [m, block], faster to make than [block, m]
             # cosines are at most 1, so that exp cannot overflow unless the temperature is low
-            top = scores.amax(1, keepdim=True) if temperature < 1 / 60 else None
+            top = scores.amax(0) if temperature < 1 / 60 else None
             likelihood = (scores if top is None else scores.sub_(top)).exp2_()
-            total = likelihood.sum(1, keepdim=True, dtype=a.dtype)
+            total = likelihood.sum(0, dtype=a.dtype)
             loss += total.log().sum() + (0 if top is None else math.log(2) * top.sum())
-            grad_a[rows] = (likelihood @ narrow_b) / total
-            grad_b += likelihood.T @ (a[rows] / total).to(dtype)
+            torch.div(likelihood.T @ narrow_b, total[:, None], out=grad_a[rows])
+            grad_b += likelihood @ (a[rows] / total[:, None]).to(dtype)
         loss -= positive.sum()
         grad_a -= b.index_select(0, target)
         grad_b.index_add_(0, target, a, alpha=-1)
