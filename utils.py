@@ -137,16 +137,15 @@ class _Propagation(torch.autograd.Function):
         return None, mean_of_powers(ctx.matrix, grad, ctx.layers), None
 
 
-def mean_of_powers(matrix, dense, layers, cache=8 * 2**20):
+def mean_of_powers(matrix, dense, layers, width=32):
     """(x + A x + ... + A^L x) / (L + 1) for a sparse CSR A [n, n] and a dense x [n, d].
 
-    cache: bytes. On a CPU, columns go through all layers in blocks of about this size: the rows that the next layer
-    gathers are then still in the cache. At d = 800 this is three times as fast as layer by layer.
+    width: on a CPU, columns go through all layers in blocks of so many: the rows that the next layer gathers are then more
+    likely to be in the cache still. At d = 800 this takes half of the time or less.
     """
     crow, col, values = matrix.crow_indices(), matrix.col_indices(), matrix.values()
-    width = dense.shape[1]
-    if dense.device.type == "cpu":
-        width = max(cache // (len(dense) * dense.element_size()) // 16 * 16, 16)
+    if dense.device.type != "cpu":
+        width = dense.shape[1]
     out = torch.empty(dense.shape, dtype=dense.dtype, device=dense.device)
     for part, target in zip(dense.split(width, 1), out.split(width, 1)):
         layer = part.contiguous()
