@@ -9,6 +9,7 @@ import torch
 sys.path.append(str(Path(__file__).resolve().parents[1] / "benchmarks"))
 
 import bench
+import step
 import textbook
 from dataloader import Sampler, nearest_neighbours
 from model import make_model
@@ -40,6 +41,21 @@ def test_loss_and_gradients_are_those_of_the_textbook(ot_cost):
         assert (a is None) == (b is None)
         if a is not None:
             torch.testing.assert_close(a, b, rtol=1e-3, atol=1e-3 * float(b.abs().max()) + 1e-9)
+
+
+def test_the_step_benchmark_times_training_with_dropout_and_plans_and_compares_the_same_loss(monkeypatch, tmp_path):
+    monkeypatch.setattr(bench, "CACHE", tmp_path)
+    monkeypatch.setattr(step, "keep_freed_memory", lambda: None)
+    config = bench.baby_command(recdim=16, item_knn_k=5, bpr_batch=512, sinkhorn_iters=1000)
+    sides = [kind(bench.SHAPES["tiny"], config, "", CPU) for kind in (step.Ours, step.Textbook)]
+    losses = [side.loss() for side in sides]
+    assert losses[0] == pytest.approx(losses[1], rel=1e-5)
+    assert all(module.training for side in sides for module in side.model.modules())
+    ours = sides[0]
+    plans, refresh = [], type(ours.model.fusion.transports["text"]).refresh
+    monkeypatch.setattr(type(ours.model.fusion.transports["text"]), "refresh", lambda *parts: plans.append(1) or refresh(*parts))
+    ours.seconds()
+    assert len(plans) == len(ours.model.modalities)           # one of its steps takes new plans
 
 
 def test_bf16_changes_the_loss_by_little_and_the_gradient_direction_hardly():
