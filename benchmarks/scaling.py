@@ -6,7 +6,8 @@
 The batch is fixed (4,096), and so is what depends on it alone (InfoNCE); propagation, attention and the optimiser take
 part in every step with all users, items and edges. Neighbours are drawn at random: kNN building, and ranking every user
 over every item, are quadratic by definition and have benchmarks of their own (graphs.py, evaluate.py). The slope is that
-of a least-squares line through log time against log interactions: 1 is linear.
+of a least-squares line through log time against log interactions: 1 is linear, and what depends on the batch alone brings it
+below. So the slopes between neighbouring sizes are printed too: none should be far above 1.
 """
 
 import statistics
@@ -28,7 +29,7 @@ def shape_of(interactions):
 
 
 def measure(args, interactions, device):
-    """Seconds of training steps at a size: [repeats]."""
+    """Seconds a training step at a size: [repeats], each the mean over the steps from one new plan to the next."""
     config, shape = bench.baby_command(recdim=args.recdim), shape_of(interactions)
     rng = np.random.default_rng(0)
     dataset = bench.make_dataset(shape, config, device, neighbours=lambda matrix: rng.integers(len(matrix), size=(len(matrix), config.item_knn_k)))
@@ -36,9 +37,13 @@ def measure(args, interactions, device):
     model = make_model(config, dataset, device).train()
     optimizer = torch.optim.Adam((p for p in model.parameters() if p.requires_grad), lr=config.lr, fused=True)
     step = stepper(lambda batch: model.loss(batch)["loss"], optimizer, batches_of(dataset, config, device)[:50])
+
+    def steps():
+        for _ in range(config.plan_every):
+            step()
     bench.reset_peak_memory()
-    step()                                                              # with a new plan; the timed ones have none
-    seconds = [bench.clock(step, device) for _ in range(min(args.repeats, config.plan_every - 1))]
+    steps()
+    seconds = [bench.clock(steps, device) / config.plan_every for _ in range(args.repeats)]
     return seconds, bench.peak_memory(device)
 
 
@@ -76,11 +81,13 @@ def main():
         seconds.append(taken)
         peaks.append(peak)
         print(f"{size:>14,}{bench.spread(taken):>28}{peak:>8.0f}", flush=True)
-    slope = float(np.polyfit(np.log(args.sizes), np.log([statistics.median(times) for times in seconds]), 1)[0])
-    print(f"slope {slope:.3f}")
+    log_size, log_time = np.log(args.sizes), np.log([statistics.median(times) for times in seconds])
+    slope, steps = float(np.polyfit(log_size, log_time, 1)[0]), (np.diff(log_time) / np.diff(log_size)).tolist()
+    print(f"slope {slope:.3f}; between neighbours {' '.join(f'{step:.2f}' for step in steps)}")
     if args.plot:
         plot(args.plot, args.sizes, seconds, slope)
-    bench.write_json(args, "scaling", {"machine": vars(machine), "sizes": args.sizes, "seconds": seconds, "peak_memory_mb": peaks, "slope": slope})
+    bench.write_json(args, "scaling", {"machine": vars(machine), "sizes": args.sizes, "seconds": seconds, "peak_memory_mb": peaks, "slope": slope,
+                                      "slopes_between": steps})
     return 0
 
 
