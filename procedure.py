@@ -23,8 +23,8 @@ from tqdm import tqdm
 
 import projector
 from dataloader import Sampler, held_out, interactions_hash
-from utils import (CHECKPOINT_FORMAT, Diverged, TrainingError, UserError, atomic_write, peak_memory_mb, ranking_metrics, read_checkpoint,
-                   top_columns)
+from utils import (CHECKPOINT_FORMAT, Diverged, TrainingError, UserError, atomic_write, first_columns, peak_memory_mb, ranking_metrics,
+                   read_checkpoint)
 from world import provenance, write_json
 
 
@@ -106,12 +106,12 @@ def score_chunks(user, item, split, chunk=0):
 
 
 def rank_items(user, item, split, k, chunk=0):
-    """Best k items of every user of a HeldOut split. Yields (start, stop, [rows, k] item ids) chunk by chunk.
+    """Best k items of every user of a HeldOut split, of equal ones the lower first. Yields (start, stop, [rows, k] item ids) chunk by chunk.
 
     user, item, chunk: as score_chunks takes them. With fewer than k candidates, masked items fill the end.
     """
     for start, stop, scores in score_chunks(user, item, split, chunk):
-        yield start, stop, top_columns(scores, k, GROUP)
+        yield start, stop, first_columns(scores, k, GROUP)
 
 
 def ranks_of(scores, row, column, k):
@@ -152,9 +152,9 @@ def certain_misses(user, item, split, row, column, k, chunk=0, share=8):
     place = torch.full_like(item[:, 0], -1, dtype=torch.int64).index_copy_(0, liked, torch.arange(few, device=item.device))
     crow, masked = split.masked[0], place[split.masked[1]]
     kept = torch.cat([crow.new_zeros(1), (masked >= 0).cumsum(0)])
-    part_of_it = dataclasses.replace(split, masked=(kept[crow], masked[masked >= 0]))
+    short = dataclasses.replace(split, masked=(kept[crow], masked[masked >= 0]))
     margin = 4 * item.shape[1] * torch.finfo(item.dtype).eps * item.norm(dim=1).max() * user.norm(dim=1)
-    for start, stop, scores in score_chunks(user, item[liked], part_of_it, chunk):
+    for start, stop, scores in score_chunks(user, item[liked], short, chunk):
         part = bounds(row, start, stop)
         who = split.users[row[part]]
         bar = (user[who] * item[column[part]]).sum(1) + margin[who]

@@ -115,6 +115,18 @@ def keep_mask(shape, p, device):
     return (bits.view(torch.int16)[:n] >= round(p * 2**16) - 2**15).view(shape)
 
 
+def first_columns(scores, k, group=64):
+    """top_columns with equal scores in the order of their columns: the first k of a stable descending sort of each row.
+
+    A row is only sorted where two of its best k + 1 are equal.
+    """
+    top = top_columns(scores, min(k + 1, scores.shape[1]), group)
+    values = scores.gather(1, top)
+    tied = (values[:, 1:] == values[:, :-1]).any(1).nonzero()[:, 0]
+    top[tied] = scores[tied].sort(dim=1, descending=True, stable=True).indices[:, :top.shape[1]]
+    return top[:, :k]
+
+
 def csr_product(crow, col, values, dense):
     """Sparse CSR [n, m] times dense [m, d] -> [n, d], rows summed in the order of their entries. Knows no gradients.
 

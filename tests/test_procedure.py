@@ -175,6 +175,22 @@ def test_evaluate_of_a_large_catalogue_equals_the_ranked_lists_and_the_loop(chun
     assert 0.1 < expected["recall@5"] < 0.9
 
 
+@pytest.mark.parametrize("users, items, k", [(40, 70, 7), (30, 2100, 4)])
+def test_metrics_and_lists_agree_where_many_scores_are_equal(users, items, k):
+    torch.manual_seed(items)
+    user, item = torch.randint(3, (users, 2)).float(), torch.randint(3, (items, 2)).float()
+    _, _, train, held = large_case(1, users, items)
+    third = [(u, naive_top((user[u] @ item.T).tolist(), items_of(train, u), 3)[2]) for u in range(0, users, 2)]
+    held = np.unique(np.concatenate([held, third]), axis=0)
+    split = held_out(held, [train], CPU)
+    lists = torch.cat([top for _, _, top in rank_items(user, item, split, k)])
+    for u, ranked in zip(split.users.tolist(), lists.tolist(), strict=True):
+        assert ranked == naive_top((user[u] @ item.T).tolist(), items_of(train, u), k)
+    hits = sum(len(items_of(held, u) & set(ranked)) / len(items_of(held, u)) for u, ranked in zip(split.users.tolist(), lists.tolist()))
+    assert evaluate(user, item, [split], (k,))[0][f"recall@{k}"] == pytest.approx(hits / len(split.users), rel=1e-12)
+    assert hits > 1
+
+
 @pytest.mark.parametrize("scale", [0.0, 1e-20, 1e18])
 def test_no_relevant_item_is_a_certain_miss_among_equals_at_any_scale(scale):
     user, item, train, held = large_case()

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 import torch
 
-from utils import (Parser, UserError, atomic_write, content_hash, csr_product, csr_tensor, keep_mask, mean_of_powers, peak_memory_mb, propagate,
+from utils import (Parser, UserError, atomic_write, content_hash, csr_product, csr_tensor, first_columns, keep_mask, mean_of_powers, peak_memory_mb, propagate,
                    ranking_metrics, run_tool, top_columns)
 
 
@@ -104,6 +104,14 @@ def test_top_columns_are_those_of_topk_whatever_the_groups(n, k):
     top = top_columns(scores, k)
     assert torch.equal(scores.gather(1, top), scores.topk(k, dim=1).values)
     assert all(len(set(row)) == k for row in top.tolist())
+
+
+@pytest.mark.parametrize("n, k", [(704, 5), (300, 20), (64, 64), (1024, 1)])
+@pytest.mark.parametrize("levels", [1, 4, 10**6])
+def test_first_columns_are_those_of_a_stable_sort(n, k, levels):
+    torch.manual_seed(n)
+    scores = torch.randint(levels, (30, n)).float()
+    assert torch.equal(first_columns(scores, k), scores.sort(dim=1, descending=True, stable=True).indices[:, :k])
 
 
 @pytest.mark.parametrize("p", [0.0, 0.1, 0.5, 0.95])
