@@ -133,7 +133,6 @@ def csr_product(crow, col, values, dense):
     On a CPU this is a weighted embedding bag: its kernel takes a third of the time of torch's CSR product or less.
     """
     if dense.device.type == "cpu":
-        dense = dense.detach()                  # or the bag prepares for a gradient, which takes as long again
         return F.embedding_bag(col, dense, crow, mode="sum", per_sample_weights=values, include_last_offset=True)
     return csr_tensor(crow, col, values, (len(crow) - 1, len(dense))) @ dense
 

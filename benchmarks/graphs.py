@@ -42,7 +42,7 @@ def measure(args, dim, device, machine):
     bench.reset_peak_memory()
     seconds = {"ours": [bench.clock(ours, device)]}
     peak = bench.peak_memory(device)
-    if args.textbook or args.repeats > 1:               # else the first call, which may take most of an hour, is the only one
+    if args.textbook or args.repeats > 1:               # else the first call, which may take long, is the only one
         seconds = bench.interleave({"ours": ours, **({"textbook": textbook} if args.textbook else {})}, args.repeats, device, warm_up=0)
     layout = bench.interleave({"layout": lambda: attention_graph(found["ours"], args.heads, device)}, 1, device, warm_up=0)["layout"]
     floor = machine.floor(4 * args.rows * dim, args.rows ** 2 * dim)    # each pair once: half of 2 n^2 dim

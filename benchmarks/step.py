@@ -38,7 +38,7 @@ def phases(model, batch, config):
     leaf = {name: value[batch.items].requires_grad_() for name, value in {"id": z_id, **z}.items()}
     n_nodes, n_items = len(user) + len(z_id), len(z_id)
     grad_user, grad_item = torch.randn_like(user), torch.randn_like(z_id)
-    nnz, sizes = backbone.adjacency.values().numel(), [weight.numel() for weight in model.parameters() if weight.requires_grad]
+    nnz = backbone.adjacency.values().numel()
     needed, unique = len(batch.items), len(batch.pos_items)
     pairs = len(leaf) * (len(leaf) - 1) // 2
 
