@@ -41,17 +41,21 @@ class _InfoNCE(torch.autograd.Function):
         positive = (a * b.index_select(0, target)).sum(1)
         narrow_a, narrow_b = (a * math.log2(math.e)).to(dtype), b.to(dtype)    # exp2 is faster than exp
         grad_a, grad_b = torch.empty_like(a), torch.zeros_like(b)
-        loss = a.new_zeros(())
-        for start in range(0, len(a), block):
-            rows = slice(start, start + block)
-            scores = narrow_b @ narrow_a[rows].T                        # [m, block], faster to make than [block, m]
+        loss, memory = a.new_zeros(()), narrow_b.new_empty(len(b) * min(block, len(a)))      # one for all blocks: it stays in the cache
+        for part, narrow, grad in zip(a.split(block), narrow_a.split(block), grad_a.split(block)):
+            scores = memory[:len(b) * len(part)].view(len(b), len(part))       # [m, block], faster to make than [block, m]
+            torch.mm(narrow_b, narrow.T, out=scores)
             # cosines are at most 1, so that exp cannot overflow unless the temperature is low
             top = scores.amax(0) if temperature < 1 / 60 else None
             likelihood = (scores if top is None else scores.sub_(top)).exp2_()
             total = likelihood.sum(0, dtype=a.dtype)
             loss += total.log().sum() + (0 if top is None else math.log(2) * top.sum())
-            torch.div(likelihood.T @ narrow_b, total[:, None], out=grad_a[rows])
-            grad_b += likelihood @ (a[rows] / total[:, None]).to(dtype)
+            torch.div(likelihood.T @ narrow_b, total[:, None], out=grad)
+            weighted = part / total[:, None]
+            if dtype == a.dtype:
+                grad_b.addmm_(likelihood, weighted)
+            else:                                                              # sums in the wide type
+                grad_b += likelihood @ weighted.to(dtype)
         loss -= positive.sum()
         grad_a -= b.index_select(0, target)
         grad_b.index_add_(0, target, a, alpha=-1)
@@ -64,15 +68,20 @@ class _InfoNCE(torch.autograd.Function):
         return grad * grad_a, grad * grad_b, None, None, None, None
 
 
-def info_nce(a, b, temperature, target=None, block=256, dtype=None):
+def info_nce(a, b, temperature, target=None, block=480, dtype=None):
     """InfoNCE with cosine similarity (eq. 7): mean over rows of -log softmax(cos(a_r, b_*) / temperature)[target_r].
 
     a: [n, d]; b: [m, d], the candidates; target: [n] int64, the row of b that belongs to each row of a (default: r);
     dtype: that operands of matrix products are rounded to (default: none).
     """
+    return unit_info_nce(F.normalize(a, dim=1), F.normalize(b, dim=1), temperature, target, block, dtype)
+
+
+def unit_info_nce(a, b, temperature, target=None, block=480, dtype=None):
+    """info_nce of rows that have length 1 already."""
     if target is None:
         target = torch.arange(len(a), device=a.device)
-    return _InfoNCE.apply(F.normalize(a, dim=1), F.normalize(b, dim=1), target, temperature, block, dtype or a.dtype)
+    return _InfoNCE.apply(a, b, target, temperature, block, dtype or a.dtype)
 
 
 class _Product(torch.autograd.Function):
@@ -113,7 +122,7 @@ class Dropout(nn.Dropout):
         """x of any shape."""
         if not self.training or not self.p:
             return x
-        return x * keep_mask(x.shape, self.p, x.device) / (1 - self.p)
+        return x * keep_mask(x, self.p).div_(1 - self.p)
 
 
 # ---------------------------------------------------------------- ID models
@@ -158,8 +167,7 @@ class LightGCN(MF):
 
     def embeddings(self):
         """Propagated user vectors [U, d] and item vectors [I, d]."""
-        mean = propagate(self.adjacency, torch.cat([self.user, self.item]), self.layers)       # [U + I, d]
-        return mean.split([len(self.user), len(self.item)])
+        return propagate(self.adjacency, self.layers, self.user, self.item)
 
 
 # ---------------------------------------------------------------- multimodal baselines
@@ -256,8 +264,7 @@ class FREEDOM(LightGCN):
 
     def embeddings(self, adjacency=None):
         """User vectors [U, d] and item vectors [I, d] over the whole user-item graph, or another."""
-        mean = propagate(self.adjacency if adjacency is None else adjacency, torch.cat([self.user, self.item]), self.layers)
-        user, item = mean.split([len(self.user), len(self.item)])
+        user, item = propagate(self.adjacency if adjacency is None else adjacency, self.layers, self.user, self.item)
         content = self.item
         for _ in range(self.config.item_graph_layers):
             content = _SparseProduct.apply(*self.item_graph, content)
@@ -297,7 +304,7 @@ class _Attention(torch.autograd.Function):
         scores = F.leaky_relu_(scores, slope)
         weights = softmax_numerators(scores, s_dst, s_src, graph)
         total = graph.row_sums(weights)[:, None]
-        used = weights * keep_mask(weights.shape, dropout, weights.device) if dropout else weights
+        used = keep_mask(weights, dropout).mul_(weights) if dropout else weights
         out = graph.product(used, h) / (total * (1 - dropout))
         ctx.graph, ctx.slope, ctx.dropout = graph, slope, dropout
         ctx.save_for_backward(h, scores, weights, used, total, out)
@@ -343,8 +350,9 @@ class GraphAttention(nn.Module):
     def forward(self, graph, x):
         """graph: AttentionGraph of n nodes with the same number of heads; x: [n, d_in]."""
         h = product(x, self.weight.T, self.dtype)                       # [n, d]
+        by_head = torch.diag_embed(torch.stack([self.a_dst, self.a_src]).transpose(1, 2), dim1=0, dim2=3)              # [H, 2, d / H, H]
+        s_dst, s_src = (h @ by_head.permute(0, 2, 1, 3).reshape(h.shape[1], -1)).T.contiguous().view(2, self.heads, -1)      # [H, n] each
         h = h.view(len(x), self.heads, -1).transpose(0, 1).contiguous()                # [H, n, d / H]
-        s_dst, s_src = (h @ torch.stack([self.a_dst, self.a_src], 2)).unbind(2)                        # [H, n] each
         if graph.rows is not None:
             s_dst = s_dst.index_select(1, graph.rows)
         dropout = self.attn_dropout.p if self.attn_dropout.training else 0.0
@@ -699,7 +707,8 @@ class RecGOAT(nn.Module):
 
     def modality_pairs(self, views):
         """InfoNCE of every pair among views (id, text, image, audio), [n, d] each, a list (eq. 8)."""
-        return [info_nce(a, b, self.config.temperature, dtype=product_type(self.config))
+        views = [F.normalize(view, dim=1) for view in views]
+        return [unit_info_nce(a, b, self.config.temperature, dtype=product_type(self.config))
                 for i, a in enumerate(views) for b in views[i + 1:]]
 
     def diagnostics(self):

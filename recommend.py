@@ -183,7 +183,7 @@ def new_user_vectors(model, item, histories, dataset, config):
         return user
     degree = np.bincount(dataset.interactions.train[:, 1], minlength=histories.shape[1]) + 1       # the new user's edge counts too
     layers = backbone.layers                    # layer l of a user comes from layer l - 1 of its items
-    below = mean_of_powers(backbone.adjacency, torch.cat([backbone.user, backbone.item]), layers - 1)[len(backbone.user):]
+    _, below = mean_of_powers(backbone.adjacency, (backbone.user, backbone.item), layers - 1)
     user = to_tensor(sp.diags(count ** -0.5) @ histories @ sp.diags(degree ** -0.5), item) @ below * (layers / (layers + 1))
     if getattr(model, "user_graph", None) is None:
         return user

@@ -104,15 +104,15 @@ def top_columns(scores, k, group=64):
     return best.gather(1, at // group) * group + at % group
 
 
-def keep_mask(shape, p, device):
-    """Which numbers of a tensor dropout keeps: bool, each True with probability 1 - p, p rounded to a multiple of 2^-16.
+def keep_mask(x, p):
+    """Which numbers of x dropout keeps, as 1 or 0 of its shape and type: each 1 with probability 1 - p, rounded to a multiple of 2^-16.
 
     Sixteen random bits decide, so that four numbers share a draw of the generator; torch's own dropout takes one draw or more each,
     on a single thread of a CPU.
     """
-    n = math.prod(shape)
-    bits = torch.empty(-(-n // 4), dtype=torch.int64, device=device).random_(-2**63, None)
-    return (bits.view(torch.int16)[:n] >= round(p * 2**16) - 2**15).view(shape)
+    bits = torch.empty(-(-x.numel() // 4), dtype=torch.int64, device=x.device).random_(-2**63, None)
+    kept = torch.empty(x.shape, dtype=x.dtype, device=x.device)
+    return torch.ge(bits.view(torch.int16)[:x.numel()].view(x.shape), round(p * 2**16) - 2**15, out=kept)
 
 
 def first_columns(scores, k, group=64):
@@ -139,38 +139,40 @@ def csr_product(crow, col, values, dense):
 
 class _Propagation(torch.autograd.Function):
     @staticmethod
-    def forward(ctx, matrix, dense, layers):
+    def forward(ctx, matrix, layers, *parts):
         ctx.matrix, ctx.layers = matrix, layers
-        return mean_of_powers(matrix, dense, layers)
+        return mean_of_powers(matrix, parts, layers)
 
     @staticmethod
-    def backward(ctx, grad):
-        return None, mean_of_powers(ctx.matrix, grad, ctx.layers), None
+    def backward(ctx, *grads):
+        return None, None, *mean_of_powers(ctx.matrix, grads, ctx.layers)
 
 
-def mean_of_powers(matrix, dense, layers, width=32):
-    """(x + A x + ... + A^L x) / (L + 1) for a sparse CSR A [n, n] and a dense x [n, d].
+def mean_of_powers(matrix, parts, layers, width=32):
+    """(x + A x + ... + A^L x) / (L + 1) for a sparse CSR A [n, n] and a dense x [n, d], as x + A (x + A (x + ...)).
 
+    parts: x as matrices of some of its rows each, one after the other; the result is a tuple of such.
     width: on a CPU, columns go through all layers in blocks of so many: the rows that the next layer gathers are then more
     likely to be in the cache still. At d = 800 this takes half of the time or less.
     """
     crow, col, values = matrix.crow_indices(), matrix.col_indices(), matrix.values()
-    if dense.device.type != "cpu":
-        width = dense.shape[1]
-    out = torch.empty(dense.shape, dtype=dense.dtype, device=dense.device)
-    for part, target in zip(dense.split(width, 1), out.split(width, 1)):
-        layer = part.contiguous()
-        total = layer.clone()
+    out = tuple(torch.empty(part.shape, dtype=part.dtype, device=part.device) for part in parts)
+    d = parts[0].shape[1]
+    width = width if matrix.device.type == "cpu" else d
+    for start in range(0, d, width):
+        columns = slice(start, start + width)
+        x = torch.cat([part[:, columns] for part in parts]).div_(layers + 1)
+        total = x
         for _ in range(layers):
-            layer = csr_product(crow, col, values, layer)
-            total += layer
-        torch.div(total, layers + 1, out=target)
+            total = csr_product(crow, col, values, total).add_(x)
+        for part, block in zip(out, total.split([len(part) for part in parts])):
+            part[:, columns] = block
     return out
 
 
-def propagate(matrix, dense, layers):
+def propagate(matrix, layers, *parts):
     """mean_of_powers with a gradient, for a symmetric constant matrix: its transpose is itself, so backward is the same."""
-    return _Propagation.apply(matrix, dense, layers)
+    return _Propagation.apply(matrix, layers, *parts)
 
 
 def keep_freed_memory():

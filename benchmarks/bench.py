@@ -23,7 +23,7 @@ sys.path[:0] = [str(ROOT)]
 import numpy as np
 import torch
 
-from dataloader import Dataset, Interactions, attention_graph, cached_neighbours, normalised_adjacency, read_interactions
+from dataloader import Dataset, Interactions, attention_graph, cached_neighbours, column_major, normalised_adjacency, read_interactions
 from utils import peak_memory_mb, write_text
 from world import Config
 
@@ -103,7 +103,7 @@ def make_dataset(shape, config, device, data="", neighbours=None):
     for seed, (m, dim) in enumerate((("text", shape.text), ("image", shape.image)), 1):
         matrix = make_features(shape.items, dim, seed)
         graphs[m] = attention_graph(neighbours(matrix), config.attn_heads, device)
-        features[m] = torch.from_numpy(matrix).to(device)
+        features[m] = column_major(torch.from_numpy(matrix).to(device))
     return Dataset(interactions, adjacency, features, graphs, None, None, "benchmark", [])
 
 

@@ -136,6 +136,7 @@ class Textbook:
     def __init__(self, shape, config, data, device):
         config = dataclasses.replace(config, precision="fp32")
         self.device, dataset = device, bench.make_dataset(shape, config, device, data)
+        dataset.features.update({m: matrix.contiguous() for m, matrix in dataset.features.items()})        # rows, as they are read
         torch.manual_seed(0)
         self.model = make_model(config, dataset, device).train()
         self.batches = batches_of(dataset, config, device)

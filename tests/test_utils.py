@@ -73,11 +73,14 @@ def test_csr_product_equals_dense_with_empty_rows():
 
 @pytest.mark.parametrize("layers", [0, 1, 3])
 @pytest.mark.parametrize("width", [1, 16, 32, 2**20])
-def test_propagation_is_the_mean_of_the_powers_forward_and_backward(monkeypatch, layers, width):
+@pytest.mark.parametrize("sizes", [[12], [7, 5], [1, 0, 11]])
+def test_propagation_is_the_mean_of_the_powers_forward_and_backward(monkeypatch, layers, width, sizes):
     monkeypatch.setattr(mean_of_powers, "__defaults__", (width,))
     dense, x = random_symmetric(12, torch.float64), torch.randn(12, 35, dtype=torch.float64, requires_grad=True)
     weight = torch.randn(12, 35, dtype=torch.float64)
-    out, want = propagate(dense.to_sparse_csr(), x, layers), mean_of_dense_powers(dense, x, layers)
+    parts = propagate(dense.to_sparse_csr(), layers, *x.split(sizes))
+    assert [len(part) for part in parts] == sizes
+    out, want = torch.cat(parts), mean_of_dense_powers(dense, x, layers)
     torch.testing.assert_close(out, want)
     torch.testing.assert_close(*(torch.autograd.grad((value * weight).sum(), x)[0] for value in (out, want)))
 
@@ -85,12 +88,12 @@ def test_propagation_is_the_mean_of_the_powers_forward_and_backward(monkeypatch,
 def test_propagation_passes_gradcheck():
     matrix = random_symmetric(7, torch.float64).to_sparse_csr()
     x = torch.randn(7, 3, dtype=torch.float64, requires_grad=True)
-    assert torch.autograd.gradcheck(lambda x: propagate(matrix, x, 2), (x,))
+    assert torch.autograd.gradcheck(lambda *parts: propagate(matrix, 2, *parts), x.split([4, 3]))
 
 
 def test_propagation_takes_a_gradient_that_is_not_contiguous():
     dense, x = random_symmetric(6, torch.float32), torch.randn(6, 4, requires_grad=True)
-    propagate(dense.to_sparse_csr(), x, 1).T.contiguous().T.sum().backward()
+    propagate(dense.to_sparse_csr(), 1, x)[0].T.contiguous().T.sum().backward()
     torch.testing.assert_close(x.grad, mean_of_dense_powers(dense, torch.ones(6, 4), 1))
 
 
@@ -115,17 +118,20 @@ def test_first_columns_are_those_of_a_stable_sort(n, k, levels):
 
 
 @pytest.mark.parametrize("p", [0.0, 0.1, 0.5, 0.95])
-def test_keep_mask_drops_the_given_share_independently_and_follows_the_seed(p):
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64, torch.bfloat16])
+def test_keep_mask_drops_the_given_share_independently_and_follows_the_seed(p, dtype):
+    x = torch.randn(1001, 203, dtype=dtype)
     torch.manual_seed(3)
-    kept = keep_mask((1001, 203), p, torch.device("cpu"))
-    n, share = kept.numel(), kept.double().mean().item()
-    assert kept.shape == (1001, 203) and kept.dtype == torch.bool
+    kept = keep_mask(x, p)
+    assert kept.dtype == dtype and torch.equal(kept, (kept != 0).to(dtype))
+    n, share = x.numel(), kept.double().mean().item()
+    assert kept.shape == x.shape
     assert abs(share - (1 - p)) <= 5 * math.sqrt(p * (1 - p) / n) + 2**-17
     flat = kept.flatten().double() - share
     for lag in (1, 2, 3, 4, 203):                                       # four numbers share a draw
         assert abs((flat[lag:] * flat[:-lag]).mean()) <= 5 * max(share * (1 - share), 1e-12) / math.sqrt(n)
     torch.manual_seed(3)
-    assert torch.equal(kept, keep_mask((1001, 203), p, torch.device("cpu")))
+    assert torch.equal(kept, keep_mask(x, p))
 
 
 def test_csr_tensor_holds_what_it_is_given():
