@@ -624,39 +624,49 @@ def pair_keys(pairs, n_items):
 
 
 class Batch(typing.NamedTuple):
-    """Training triples, and the distinct items among them, ascending: pos = pos_items[pos_at] = items[pos_rows][pos_at], neg likewise."""
+    """Training triples, and the distinct users and items among them, ascending: users = each_user[user_at],
+    pos = each_item[pos_at], neg = each_item[neg_at]."""
     users: torch.Tensor         # [B] int64
     pos: torch.Tensor           # [B]
     neg: torch.Tensor           # [B]
-    pos_items: torch.Tensor     # [n] each positive item once
+    each_user: torch.Tensor     # [v]
+    user_at: torch.Tensor       # [B]
+    each_item: torch.Tensor     # [r], positive or negative
     pos_at: torch.Tensor        # [B]
-    neg_items: torch.Tensor     # [m] each negative item once
     neg_at: torch.Tensor        # [B]
-    items: torch.Tensor         # [r] each item once, positive or negative
-    pos_rows: torch.Tensor      # [n] where pos_items are among them
-    neg_rows: torch.Tensor      # [m]
+    pos_rows: torch.Tensor      # [n] which of each_item are positive, ascending
+    neg_rows: torch.Tensor      # [m] which are negative
 
 
-def make_batches(users, pos, neg, n_items, size):
+def make_batches(users, pos, neg, size):
     """[n] users, positives and negatives -> list of Batch of `size` triples; the last may be smaller.
 
-    The distinct items of all batches are found together, with one wait for the device instead of one a batch.
+    The distinct users and items of all batches are found together, so that a GPU is waited for at the beginning of an epoch alone.
     """
-    start = torch.arange(len(users), device=users.device) // size * n_items
-    (pos_keys, pos_at), (neg_keys, neg_at) = ((start + items).unique(return_inverse=True) for items in (pos, neg))    # batch after batch
-    keys = torch.cat([pos_keys, neg_keys]).unique()
-    counts = torch.stack([torch.bincount(part // n_items) for part in (pos_keys, neg_keys, keys)])
-    first = counts.cumsum(1) - counts                                                           # [3, batches]
-    pos_lengths, neg_lengths, lengths = counts.tolist()
-
-    def rows(part):
-        return torch.searchsorted(keys, part) - first[2, part // n_items]
-
-    columns = [*(column.split(size) for column in (users, pos, neg)),
-               (pos_keys % n_items).split(pos_lengths), (pos_at - first[0, start // n_items]).split(size),
-               (neg_keys % n_items).split(neg_lengths), (neg_at - first[1, start // n_items]).split(size),
-               (keys % n_items).split(lengths), rows(pos_keys).split(pos_lengths), rows(neg_keys).split(neg_lengths)]
+    n = len(users)
+    number = torch.arange(n, device=users.device) // size                     # of the batch
+    each_user, user_at, first_user, user_counts = distinct(users, number)
+    each_item, at, first_item, item_counts = distinct(torch.cat([pos, neg]), number.repeat(2))
+    pos_at, neg_at = at.split(n)
+    rows = [(first_item[number] + part).unique() for part in (pos_at, neg_at)]          # of each_item
+    batches = torch.arange(-(-n // size), device=users.device)
+    of = torch.repeat_interleave(batches, item_counts, output_size=len(each_item))      # the batch of each of them
+    row_counts = [torch.bincount(of[part], minlength=len(batches)) for part in rows]
+    user_counts, item_counts, *row_counts = torch.stack([user_counts, item_counts, *row_counts]).tolist()
+    columns = [*(column.split(size) for column in (users, pos, neg)), each_user.split(user_counts), user_at.split(size),
+               each_item.split(item_counts), pos_at.split(size), neg_at.split(size),
+               *((part - first_item[of[part]]).split(counts) for part, counts in zip(rows, row_counts))]
     return [Batch(*parts) for parts in zip(*columns)]
+
+
+def distinct(ids, number):
+    """The distinct ids [n] of each batch, ascending, batch after batch [m]; where each id is among those of its batch [n]; where
+    these begin [batches]; how many they are [batches]. number: [n], the batch of each id."""
+    span = ids.max() + 1
+    keys, at = (number * span + ids).unique(return_inverse=True)
+    counts = torch.bincount(keys // span)
+    first = counts.cumsum(0) - counts
+    return keys % span, at - first[number], first, counts
 
 
 class Sampler:
@@ -706,7 +716,7 @@ class Sampler:
         self.epoch_start = self.generator.get_state()
         order = torch.randperm(len(self.pairs), generator=self.generator, device=self.pairs.device)
         users, positives = self.pairs[order].T.contiguous()
-        yield from make_batches(users, positives, self.negatives(users), self.n_items, self.batch)[skip:]
+        yield from make_batches(users, positives, self.negatives(users), self.batch)[skip:]
 
 
 @dataclasses.dataclass(frozen=True)

@@ -16,7 +16,7 @@ from torch import nn
 from torch.nn import functional as F
 
 from dataloader import bipartite_adjacency
-from utils import csr_product, keep_mask, propagate
+from utils import csr_product, keep_mask, propagate, propagate_rows
 from world import MODALITIES
 
 
@@ -27,9 +27,17 @@ def bpr_loss(user, positive, negative):
     return F.softplus((user * (negative - positive)).sum(1)).mean()
 
 
-def squared_norm(*vectors):
-    """Mean over the batch of the summed squared norms of [B, d] vectors (LightGCN's regulariser, without its 1/2)."""
-    return sum(v.square().sum() for v in vectors) / len(vectors[0])
+def squared_norm(*taken):
+    """Mean over the batch of the summed squared norms of the vectors of each triple (LightGCN's regulariser, without its 1/2).
+
+    taken: pairs (vectors [n, d], which of them each triple takes [B]).
+    """
+    return sum(vectors.square().sum(1).index_select(0, at).sum() for vectors, at in taken) / len(taken[0][1])
+
+
+def triple_bpr(user, item, batch):
+    """BPR of a batch of triples. user: [v, d], vectors of batch.each_user; item: [r, d], of batch.each_item."""
+    return bpr_loss(user.index_select(0, batch.user_at), item.index_select(0, batch.pos_at), item.index_select(0, batch.neg_at))
 
 
 class _InfoNCE(torch.autograd.Function):
@@ -146,17 +154,20 @@ class MF(nn.Module):
         """User vectors [U, d] and item vectors [I, d]."""
         return self.user, self.item
 
+    def of_batch(self, batch):
+        """Vectors of batch.each_user [v, d] and batch.each_item [r, d], and the same of layer 0: (user, item, user, item)."""
+        user, item = self.user.index_select(0, batch.each_user), self.item.index_select(0, batch.each_item)
+        return user, item, user, item
+
     def loss(self, batch):
         """BPR and the weighted norm of the layer-0 embeddings of the batch."""
-        user, item = self.embeddings()
-        bpr = bpr_loss(user.index_select(0, batch.users), item.index_select(0, batch.pos), item.index_select(0, batch.neg))
-        norm = self.layer0_norm(batch)
+        user, item, *layer0 = self.of_batch(batch)
+        bpr, norm = triple_bpr(user, item, batch), self.norm(batch, *layer0)
         return {"loss": bpr + self.decay * norm, "bpr": bpr, "norm": norm}
 
-    def layer0_norm(self, batch):
-        """Mean squared norm of the layer-0 embeddings of a batch of triples."""
-        return squared_norm(self.user.index_select(0, batch.users), self.item.index_select(0, batch.pos),
-                            self.item.index_select(0, batch.neg))
+    def norm(self, batch, user, item):
+        """Mean squared norm of the triples' layer-0 embeddings, those of batch.each_user [v, d] and batch.each_item [r, d]."""
+        return squared_norm((user, batch.user_at), (item, batch.pos_at), (item, batch.neg_at))
 
     def diagnostics(self):
         """Mean norm of the user and item embeddings."""
@@ -174,6 +185,10 @@ class LightGCN(MF):
     def embeddings(self):
         """Propagated user vectors [U, d] and item vectors [I, d]."""
         return propagate(self.adjacency, self.layers, self.user, self.item)
+
+    def of_batch(self, batch):
+        """Propagated vectors of batch.each_user [v, d] and batch.each_item [r, d], and the same of layer 0: (user, item, user, item)."""
+        return propagate_rows(self.adjacency, self.layers, (batch.each_user, batch.each_item), self.user, self.item)
 
 
 # ---------------------------------------------------------------- multimodal baselines
@@ -200,10 +215,15 @@ class VBPR(MF):
         item = torch.cat([self.item, content[:, :-1], content[:, -1:] + self.bias], 1)
         return torch.cat([self.user, self.theta, torch.ones_like(self.theta[:, :1])], 1), item
 
-    def layer0_norm(self, batch):
-        """Mean squared norm of the embeddings and biases of a batch of triples, and the squared norm of E and b."""
-        bias = squared_norm(self.theta.index_select(0, batch.users), self.bias.index_select(0, batch.pos), self.bias.index_select(0, batch.neg))
-        return super().layer0_norm(batch) + bias + self.content.weight.square().sum()
+    def of_batch(self, batch):
+        """Vectors of batch.each_user [v, 2 d + 1] and batch.each_item [r, 2 d + 1], and their gamma [v, d] and [r, d]."""
+        user, item = self.embeddings()
+        return user.index_select(0, batch.each_user), item.index_select(0, batch.each_item), *super().of_batch(batch)[2:]
+
+    def norm(self, batch, user, item):
+        """Mean squared norm of the triples' embeddings and biases, and the squared norm of E and b."""
+        more = squared_norm((self.theta, batch.users), (self.bias, batch.pos), (self.bias, batch.neg))
+        return super().norm(batch, user, item) + more + self.content.weight.square().sum()
 
 
 def unit_mean_length(features):
@@ -268,34 +288,39 @@ class FREEDOM(LightGCN):
         kept = times.topk(max(int(len(times) * (1 - self.config.edge_dropout)), 1), largest=False).indices.sort().values
         return bipartite_adjacency(self.pairs[kept.numpy()], len(self.user), len(self.item), self.user.device)
 
-    def embeddings(self, adjacency=None):
-        """User vectors [U, d] and item vectors [I, d] over the whole user-item graph, or another."""
-        user, item = propagate(self.adjacency if adjacency is None else adjacency, self.layers, self.user, self.item)
-        content = self.item
+    def content(self):
+        """ID vectors of all items over the frozen item graph [I, d]."""
+        item = self.item
         for _ in range(self.config.item_graph_layers):
-            content = _SparseProduct.apply(*self.item_graph, content)
-        return user, item + content
+            item = _SparseProduct.apply(*self.item_graph, item)
+        return item
+
+    def embeddings(self):
+        """User vectors [U, d] and item vectors [I, d] over the whole user-item graph."""
+        user, item = super().embeddings()
+        return user, item + self.content()
+
+    def of_batch(self, batch):
+        """As LightGCN's, over this epoch's graph in training, and with the item graph."""
+        adjacency = self.adjacency
+        if self.training:
+            adjacency, self.age = self.thinned_adjacency(), self.age + 1
+        user, item, *layer0 = propagate_rows(adjacency, self.layers, (batch.each_user, batch.each_item), self.user, self.item)
+        return user, item + self.content().index_select(0, batch.each_item), *layer0
 
     def loss(self, batch):
         """BPR, BPR on each modality's projected features, and the weighted norm of the layer-0 embeddings of the batch."""
-        adjacency = None
-        if self.training:
-            adjacency, self.age = self.thinned_adjacency(), self.age + 1
-        user, item = self.embeddings(adjacency)
-        users = user.index_select(0, batch.users)
-        terms = {"bpr": bpr_loss(users, item.index_select(0, batch.pos), item.index_select(0, batch.neg)), "norm": self.layer0_norm(batch)}
+        user, item, *layer0 = self.of_batch(batch)
+        terms = {"bpr": triple_bpr(user, item, batch), "norm": self.norm(batch, *layer0)}
         total = terms["bpr"] + self.decay * terms["norm"]
         if self.config.feature_bpr_weight:
-            terms["feature_bpr"] = sum(self.feature_bpr(users, m, batch) for m in self.projected)
+            terms["feature_bpr"] = sum(self.feature_bpr(user, m, batch) for m in self.projected)
             total = total + self.config.feature_bpr_weight * terms["feature_bpr"]
         return {"loss": total, **terms}
 
-    def feature_bpr(self, users, m, batch):
-        """BPR of users [B, d] with the projected features of modality m; each item of the batch is projected once."""
-        project, features = self.project[m], getattr(self, f"{m}_features")
-        positive = project(features.index_select(0, batch.pos_items)).index_select(0, batch.pos_at)
-        negative = project(features.index_select(0, batch.neg_items)).index_select(0, batch.neg_at)
-        return bpr_loss(users, positive, negative)
+    def feature_bpr(self, user, m, batch):
+        """BPR of users [v, d] with the projected features of modality m; each item of the batch is projected once."""
+        return triple_bpr(user, self.project[m](getattr(self, f"{m}_features").index_select(0, batch.each_item)), batch)
 
 
 # ---------------------------------------------------------------- graph attention
@@ -636,77 +661,95 @@ class RecGOAT(nn.Module):
             self.user_branch = Branch(config, dataset.user_features.shape[1], config.user_branch_layers)
         self.fusion = Fusion(config, self.modalities)
 
-    def represent(self, rows=None):
-        """User vectors [U, d], item ID vectors [I, d], item modality vectors {m: [I, d]} before alignment (eq. 3-6).
-
-        rows: [r] int64, items whose modality vectors are wanted, each once: {m: [r, d]}.
-        """
+    def represent(self):
+        """User vectors [U, d], item ID vectors [I, d], item modality vectors {m: [I, d]} before alignment (eq. 3-6)."""
         user, z_id = self.backbone.embeddings()
-        z = {m: self.branches[m](self.graphs[m], getattr(self, f"{m}_features"), rows) for m in self.modalities}
-        if self.user_graph is not None:
-            eta = self.config.eta
-            user = (1 - eta) * user + eta * self.user_branch(self.user_graph, self.user_features)
-        return user, z_id, z
+        return self.with_user_graph(user), z_id, {m: self.branch(m) for m in self.modalities}
+
+    def branch(self, m, rows=None):
+        """Vectors of one modality: of all items [I, d], or of rows [r] int64, each once: [r, d]."""
+        return self.branches[m](self.graphs[m], getattr(self, f"{m}_features"), rows)
+
+    def with_user_graph(self, user, rows=None):
+        """User vectors mixed with those of the user-user graph (eq. 6), if there is one. user: [U, d], or [v, d] of rows, each once."""
+        if self.user_graph is None:
+            return user
+        eta = self.config.eta
+        return (1 - eta) * user + eta * self.user_branch(self.user_graph, self.user_features, rows)
 
     def embeddings(self):
         """User vectors [U, d] and unified item vectors [I, d] (eq. 14)."""
         user, z_id, z = self.represent()
         return user, self.fusion(z_id, z)
 
-    def wanted(self, batch):
-        """Items whose modality vectors a training step takes: [r], those of the batch; or None, all: for a new plan and for W1.
+    def takes_all(self, batch):
+        """Whether a training step makes the vectors of all items and users: for a new plan, and for W1.
 
         On a GPU too, where the host would have to wait for the number of edges that lead to the batch.
         """
         config = self.config
-        needs_all = (self.training and self.fusion.due()) or (config.w1_weight and config.fusion == "oat")
-        return None if needs_all or batch.items.device.type == "cuda" else batch.items
+        return bool((self.training and self.fusion.due()) or (config.w1_weight and config.fusion == "oat") or batch.users.device.type == "cuda")
+
+    def of_batch(self, batch):
+        """What a training step takes: vectors of batch.each_user [v, d] and batch.each_item [r, d], {m: [r, d]}, layer 0 of both, W1.
+
+        Counts a training step, and takes new plans if they are due. W1 is summed over modalities; None unless it is asked for.
+        """
+        config = self.config
+        if not self.takes_all(batch):
+            user, z_id, *layer0 = self.backbone.of_batch(batch)
+            z = {m: self.branch(m, batch.each_item) for m in self.modalities}
+            if self.training:
+                self.fusion.advance(z_id, z)
+            return self.with_user_graph(user, batch.each_user), z_id, z, layer0, None
+        user, z_id, z = self.represent()
+        if self.training:
+            self.fusion.advance(z_id.detach(), {m: v.detach() for m, v in z.items()})
+        w1 = None
+        if config.w1_weight and config.fusion == "oat":
+            w1 = sum(self.fusion.transports[m].w1(z[m], z_id) for m in self.modalities)
+        users, items = batch.each_user, batch.each_item
+        layer0 = self.backbone.user.index_select(0, users), self.backbone.item.index_select(0, items)
+        return user.index_select(0, users), z_id.index_select(0, items), {m: v.index_select(0, items) for m, v in z.items()}, layer0, w1
 
     def loss(self, batch):
         """The total and its terms. Only the items of the batch are transported and fused."""
-        config, rows = self.config, self.wanted(batch)
-        user, z_id, z = self.represent(rows)
-        if self.training:
-            self.fusion.advance(z_id.detach(), {m: v.detach() for m, v in z.items()})
-        of_batch = {m: v.index_select(0, batch.items) if rows is None else v for m, v in z.items()}       # [r, d] each
-        id_of_batch = z_id.index_select(0, batch.items)
-        item, users = self.fusion(id_of_batch, of_batch), user.index_select(0, batch.users)
-        positives, negatives = item.index_select(0, batch.pos_rows), item.index_select(0, batch.neg_rows)
-        bpr = bpr_loss(users, positives.index_select(0, batch.pos_at), negatives.index_select(0, batch.neg_at))
-        norm = self.backbone.layer0_norm(batch)
-        terms = {"bpr": bpr, "norm": norm}
-        total = bpr + config.decay * norm
+        config = self.config
+        user, z_id, z, layer0, w1 = self.of_batch(batch)
+        item = self.fusion(z_id, z)
+        terms = {"bpr": triple_bpr(user, item, batch), "norm": self.backbone.norm(batch, *layer0)}
+        total = terms["bpr"] + config.decay * terms["norm"]
         if config.modality_decay:
-            at = batch.pos_rows[batch.pos_at], batch.neg_rows[batch.neg_at]
-            terms["modality_norm"] = sum(squared_norm(*(v.index_select(0, rows) for rows in at)) for v in of_batch.values())
+            terms["modality_norm"] = sum(squared_norm((v, batch.pos_at), (v, batch.neg_at)) for v in z.values())
             total = total + config.modality_decay * terms["modality_norm"]
         if config.contrastive_weight:
-            contrastive = self.contrastive(users, positives, [id_of_batch, *of_batch.values()], batch)
+            contrastive = self.contrastive(user, item, [z_id, *z.values()], batch)
             terms.update(contrastive)
             total = total + config.contrastive_weight * contrastive["contrastive"]
-        if config.w1_weight and config.fusion == "oat":
-            terms["w1"] = sum(self.fusion.transports[m].w1(z[m], z_id) for m in self.modalities)
-            total = total + config.w1_weight * terms["w1"]
+        if w1 is not None:
+            terms["w1"] = w1
+            total = total + config.w1_weight * w1
         return {"loss": total, **terms}
 
-    def contrastive(self, users, positives, views, batch):
+    def contrastive(self, user, item, views, batch):
         """w * (InfoNCE over the modality pairs, eq. 7-8) + (1 - w) * InfoNCE(user, positive item). Terms as a dict.
 
-        users: [B, d]; positives: [n, d], fused vectors of batch.pos_items; views: ID vectors and modality vectors of batch.items, [r, d] each.
+        user: [v, d], vectors of batch.each_user; of batch.each_item: item, fused vectors, and views, ID and modality vectors, [r, d] each.
         """
         config, w = self.config, self.config.modality_consistency_weight
         terms, total = {}, 0.0
         if w:
-            once = [batch.pos_rows, batch.neg_rows] if config.contrastive_dedup else [batch.pos_rows[batch.pos_at], batch.neg_rows[batch.neg_at]]
+            once = [batch.pos_rows, batch.neg_rows] if config.contrastive_dedup else [batch.pos_at, batch.neg_at]
             pairs = [loss for rows in once[:2 if config.contrastive_items == "pos_neg" else 1]
                      for loss in self.modality_pairs([view.index_select(0, rows) for view in views])]
             terms["modality_nce"] = sum(pairs) / (len(pairs) if config.contrastive_reduction == "mean" else 1)
             # the released code minimises the mean over pairs of (1 - InfoNCE); the constant 1 does not matter
             total = total + (w if config.contrastive_sign == "attract" else -w) * terms["modality_nce"]
         if w < 1:
-            candidates, target = positives, batch.pos_at
-            if not config.contrastive_dedup:
-                candidates, target = positives.index_select(0, batch.pos_at), None
+            rows, target = batch.pos_at, None
+            if config.contrastive_dedup:
+                rows, target = batch.pos_rows, torch.searchsorted(batch.pos_rows, batch.pos_at)
+            users, candidates = user.index_select(0, batch.user_at), item.index_select(0, rows)
             terms["user_item_nce"] = info_nce(users, candidates, config.temperature, target, dtype=product_type(config))
             total = total + (1 - w) * terms["user_item_nce"]
         return {"contrastive": total, **terms}

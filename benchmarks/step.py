@@ -32,22 +32,22 @@ def phases(model, batch, config):
     Bytes count what has to be read and written at least once, with a gathered row of a sparse product counted at every
     edge; operations count multiplications and additions.
     """
-    backbone, d, rows = model.backbone, config.recdim, model.wanted(batch)
+    backbone, d, rows = model.backbone, config.recdim, None if model.takes_all(batch) else batch.each_item
     with torch.no_grad():
         user, z_id, z = model.represent()
-    leaf = {name: value[batch.items].requires_grad_() for name, value in {"id": z_id, **z}.items()}
+    leaf = {name: value[batch.each_item].requires_grad_() for name, value in {"id": z_id, **z}.items()}
     n_nodes, n_items = len(user) + len(z_id), len(z_id)
-    grad_user, grad_item = torch.randn_like(user), torch.randn_like(z_id)
+    grad_item, grads = torch.randn_like(z_id), [torch.randn_like(part) for part in backbone.of_batch(batch)]
     nnz = backbone.adjacency.values().numel()
-    needed, unique = len(batch.items), len(batch.pos_items)
+    needed, unique = len(batch.each_item), len(batch.pos_rows)
     pairs = len(leaf) * (len(leaf) - 1) // 2
 
     def light_gcn():
-        torch.autograd.backward(backbone.embeddings(), (grad_user, grad_item))
+        torch.autograd.backward(backbone.of_batch(batch), grads)
 
     def attention(m):
         def call():
-            out = model.branches[m](model.graphs[m], getattr(model, f"{m}_features"), rows)
+            out = model.branch(m, rows)
             out.backward(grad_item[:len(out)])
         return call
 

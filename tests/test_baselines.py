@@ -58,13 +58,13 @@ def test_vbpr_loss_is_bpr_plus_weighted_norm_of_all_that_is_learnt(make):
     rows = [[parts["user"][u], parts["theta"][u], parts["item"][p], parts["item"][n], parts["bias"][p], parts["bias"][n]]
             for u, p, n in zip(*TRIPLES.tolist())]
     norm = sum(float(vector.square().sum()) for row in rows for vector in row) / 3 + float(parts["content.weight"].square().sum())
-    terms = {name: value.item() for name, value in model.loss(*make_batches(*TRIPLES, 30, 3)).items()}
+    terms = {name: value.item() for name, value in model.loss(*make_batches(*TRIPLES, 3)).items()}
     assert terms == pytest.approx({"loss": bpr(user, item) + 0.3 * norm, "bpr": bpr(user, item), "norm": norm}, rel=1e-5)
 
 
 def test_vbpr_trains_everything(make):
     model, _ = make("vbpr")
-    model.loss(*make_batches(*TRIPLES, 30, 3))["loss"].backward()
+    model.loss(*make_batches(*TRIPLES, 3))["loss"].backward()
     assert all(parameter.grad.abs().sum() > 0 for parameter in model.parameters())
 
 
@@ -110,7 +110,7 @@ def test_freedom_loss_is_the_weighted_sum_of_its_terms(make):
     user, item = (vectors.detach() for vectors in model.embeddings())
     features = sum(bpr(user, model.project[m](matrix).detach()) for m, matrix in dataset.features.items())
     norm = sum((torch.stack([model.user[u], model.item[p], model.item[n]]) ** 2).sum().item() for u, p, n in zip(*TRIPLES.tolist())) / 3
-    terms = {name: value.item() for name, value in model.loss(*make_batches(*TRIPLES, 30, 3)).items()}
+    terms = {name: value.item() for name, value in model.loss(*make_batches(*TRIPLES, 3)).items()}
     expected = {"bpr": bpr(user, item), "norm": norm, "feature_bpr": features}
     assert terms == pytest.approx({"loss": expected["bpr"] + 0.2 * norm + 0.5 * features, **expected}, rel=1e-5)
 
@@ -154,7 +154,7 @@ def test_edges_of_popular_ends_are_dropped_more_often():
 
 def test_thinning_changes_with_the_epoch_in_training_and_never_while_scoring(make):
     model, dataset = make("freedom")
-    batch, = make_batches(*TRIPLES, 30, 3)
+    batch, = make_batches(*TRIPLES, 3)
     whole = [vectors.detach().clone() for vectors in model.eval().embeddings()]
     model.train()
     graphs = []

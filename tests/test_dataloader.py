@@ -494,12 +494,14 @@ def test_an_epoch_yields_every_training_pair_once_and_no_positive_as_a_negative(
     assert len(set(orders)) == 5
 
 
-def test_a_batch_names_its_distinct_items():
+def test_a_batch_names_its_distinct_users_and_items():
     for batch in sampler(random_pairs(0, 20, 15, 5)["train"], 15).epoch():
-        for items, once, at in ((batch.pos, batch.pos_items, batch.pos_at), (batch.neg, batch.neg_items, batch.neg_at)):
-            assert once.tolist() == sorted(set(items.tolist())) and torch.equal(once[at], items)
-        assert batch.items.tolist() == sorted({*batch.pos.tolist(), *batch.neg.tolist()})
-        assert torch.equal(batch.items[batch.pos_rows], batch.pos_items) and torch.equal(batch.items[batch.neg_rows], batch.neg_items)
+        assert batch.each_user.tolist() == sorted(set(batch.users.tolist()))
+        assert batch.each_item.tolist() == sorted({*batch.pos.tolist(), *batch.neg.tolist()})
+        for ids, once, at in ((batch.users, batch.each_user, batch.user_at), (batch.pos, batch.each_item, batch.pos_at), (batch.neg, batch.each_item, batch.neg_at)):
+            assert torch.equal(once[at], ids)
+        assert batch.each_item[batch.pos_rows].tolist() == sorted(set(batch.pos.tolist()))
+        assert batch.each_item[batch.neg_rows].tolist() == sorted(set(batch.neg.tolist()))
 
 
 @pytest.mark.parametrize("last", [0, 4, 9])

@@ -45,9 +45,9 @@ def test_bpr_loss_is_finite_for_huge_margins():
 
 
 def test_squared_norm_equals_a_loop():
-    vectors = [randn(6, 3, seed=s) for s in range(3)]
-    rows = [sum(float(x) ** 2 for v in vectors for x in v[r]) for r in range(6)]
-    assert squared_norm(*vectors).item() == pytest.approx(sum(rows) / 6, rel=1e-12)
+    vectors, at = [randn(n, 3, seed=n) for n in (4, 9)], torch.tensor([[0, 3, 3, 1, 0, 2], [8, 8, 0, 1, 2, 5]])
+    rows = [sum(float(x) ** 2 for v, where in zip(vectors, at) for x in v[where[r]]) for r in range(6)]
+    assert squared_norm(*zip(vectors, at)).item() == pytest.approx(sum(rows) / 6, rel=1e-12)
 
 
 def naive_info_nce(a, b, temperature, target):
@@ -145,7 +145,7 @@ def test_id_model_loss_is_bpr_plus_weighted_layer0_norm(kind):
     bpr = sum(math.log(1 + math.exp(-x)) for x in margin) / 3
     norm = sum(float((torch.stack([model.user[u], model.item[p], model.item[n]]) ** 2).sum().detach())
                for u, p, n in zip(users, pos, neg)) / 3
-    terms = {name: value.item() for name, value in model.loss(*make_batches(*ids, 7, 3)).items()}
+    terms = {name: value.item() for name, value in model.loss(*make_batches(*ids, 3)).items()}
     assert terms == pytest.approx({"loss": bpr + 0.3 * norm, "bpr": bpr, "norm": norm}, rel=1e-5)
 
 
@@ -557,7 +557,7 @@ def make(folder, modalities=("text", "image"), seed=0, **changes):
 
 def batch_of(users, pos, neg):
     """One Batch of these triples."""
-    return make_batches(*map(torch.tensor, (users, pos, neg)), 30, len(users))[0]
+    return make_batches(*map(torch.tensor, (users, pos, neg)), len(users))[0]
 
 
 STILL = {"attn_dropout": 0.0, "fuse_drop": 0.0}
@@ -642,9 +642,9 @@ def test_a_step_on_the_items_of_the_batch_equals_one_on_all_items(small_dataset,
     for everything in (True, False):
         model, batch = make(small_dataset, **STILL, **changes)
         model.train().loss(batch)                                  # the step with a plan
-        assert torch.equal(model.wanted(batch), batch.items)       # the one after it takes no other items, unless told to
+        assert not model.takes_all(batch)                          # the one after it takes no other items, unless told to
         if everything:
-            monkeypatch.setattr(model, "wanted", lambda batch: None)
+            monkeypatch.setattr(model, "takes_all", lambda batch: True)
         terms = model.loss(batch)
         terms["loss"].backward()
         results.append(({name: value.detach() for name, value in terms.items()}, {name: p.grad for name, p in model.named_parameters()}))
@@ -653,13 +653,13 @@ def test_a_step_on_the_items_of_the_batch_equals_one_on_all_items(small_dataset,
 
 def test_a_step_takes_all_items_when_a_plan_is_due_or_w1_is_asked_for(small_dataset):
     model, batch = make(small_dataset, plan_every=2)
-    assert model.train().wanted(batch) is None and torch.equal(model.eval().wanted(batch), batch.items)
+    assert model.train().takes_all(batch) and not model.eval().takes_all(batch)
     took = []
     for _ in range(4):
-        took.append(model.train().wanted(batch) is None)
+        took.append(model.train().takes_all(batch))
         model.loss(batch)
     assert took == [True, False, True, False]
-    assert all(make(small_dataset, w1_weight=0.1)[0].eval().wanted(batch) is None for _ in range(2))
+    assert make(small_dataset, w1_weight=0.1)[0].eval().takes_all(batch)
 
 
 def test_repeated_items_count_once_in_the_modality_term(small_dataset):

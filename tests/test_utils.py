@@ -6,8 +6,8 @@ import numpy as np
 import pytest
 import torch
 
-from utils import (Parser, UserError, atomic_write, content_hash, csr_product, csr_tensor, first_columns, keep_mask, mean_of_powers, peak_memory_mb, propagate,
-                   ranking_metrics, run_tool, top_columns)
+from utils import (Parser, UserError, atomic_write, content_hash, csr_product, csr_tensor, first_columns, keep_mask, mean_of_powers, peak_memory_mb,
+                   propagate, propagate_rows, ranking_metrics, run_tool, top_columns)
 
 
 def naive_metrics(hits, n_relevant, k):
@@ -75,7 +75,7 @@ def test_csr_product_equals_dense_with_empty_rows():
 @pytest.mark.parametrize("width", [1, 16, 32, 2**20])
 @pytest.mark.parametrize("sizes", [[12], [7, 5], [1, 0, 11]])
 def test_propagation_is_the_mean_of_the_powers_forward_and_backward(monkeypatch, layers, width, sizes):
-    monkeypatch.setattr(mean_of_powers, "__defaults__", (width,))
+    monkeypatch.setattr(mean_of_powers, "__defaults__", (None, width))
     dense, x = random_symmetric(12, torch.float64), torch.randn(12, 35, dtype=torch.float64, requires_grad=True)
     weight = torch.randn(12, 35, dtype=torch.float64)
     parts = propagate(dense.to_sparse_csr(), layers, *x.split(sizes))
@@ -83,6 +83,25 @@ def test_propagation_is_the_mean_of_the_powers_forward_and_backward(monkeypatch,
     out, want = torch.cat(parts), mean_of_dense_powers(dense, x, layers)
     torch.testing.assert_close(out, want)
     torch.testing.assert_close(*(torch.autograd.grad((value * weight).sum(), x)[0] for value in (out, want)))
+
+
+@pytest.mark.parametrize("layers", [0, 2])
+@pytest.mark.parametrize("rows", [([0, 3, 6], [4, 1, 1]), ([5, 5, 5], []), (range(7), range(5))])
+def test_some_rows_of_the_propagation_are_those_of_all(layers, rows):
+    matrix, x = random_symmetric(12, torch.float64).to_sparse_csr(), torch.randn(12, 35, dtype=torch.float64, requires_grad=True)
+    rows = [torch.tensor(list(at), dtype=torch.int64) for at in rows]
+    weights = [torch.randn(len(at), 35, dtype=torch.float64) for at in rows * 2]
+
+    def whole():
+        parts = x.split([7, 5])
+        return [part[at] for part, at in zip((*propagate(matrix, layers, *parts), *parts), rows * 2)]
+
+    def some():
+        return list(propagate_rows(matrix, layers, rows, *x.split([7, 5])))
+
+    torch.testing.assert_close(some(), whole())
+    for used in (4, 1):                                             # outputs that a loss may leave out
+        torch.testing.assert_close(*(torch.autograd.grad(sum((w * part).sum() for w, part in zip(weights[:used], make())), x)[0] for make in (some, whole)))
 
 
 def test_propagation_passes_gradcheck():
