@@ -671,7 +671,7 @@ class RecGOAT(nn.Module):
         return self.branches[m](self.graphs[m], getattr(self, f"{m}_features"), rows)
 
     def with_user_graph(self, user, rows=None):
-        """User vectors mixed with those of the user-user graph (eq. 6), if there is one. user: [U, d], or [v, d] of rows, each once."""
+        """User vectors mixed with those of the user-user graph (sec. 3.4), if there is one. user: [U, d], or [v, d] of rows, each once."""
         if self.user_graph is None:
             return user
         eta = self.config.eta

@@ -1,13 +1,14 @@
-"""How the cost of a training step grows with the data: 100,000 to 6.4 million interactions, users and items in proportion.
+"""How the cost of training grows with the data: 100,000 to 6.4 million interactions, users and items in proportion.
 
     python benchmarks/scaling.py
     python benchmarks/scaling.py --plot docs/scaling.png      # needs matplotlib
 
-The batch is fixed (4,096), and so is what depends on it alone (InfoNCE); propagation, attention and the optimiser take
-part in every step with all users, items and edges. Neighbours are drawn at random: kNN building, and ranking every user
-over every item, are quadratic by definition and have benchmarks of their own (graphs.py, evaluate.py). The slope is that
-of a least-squares line through log time against log interactions: 1 is linear, and what depends on the batch alone brings it
-below. So the slopes between neighbouring sizes are printed too: none should be far above 1.
+Two things are timed. The whole graph: the vectors of all users and items and their gradients, which is propagation, projection
+and attention over every edge. A training step: with a fixed batch (4,096), so that what depends on the batch alone (InfoNCE, and
+attention, which goes to the items of the batch in nine steps of ten) does not grow. Neighbours are drawn at random: kNN building,
+and ranking every user over every item, are quadratic by definition and have benchmarks of their own (graphs.py, evaluate.py). The
+slope is that of a least-squares line through log time against log interactions: 1 is linear. The slopes between neighbouring
+sizes are printed too: none should be far above 1.
 """
 
 import statistics
@@ -29,7 +30,10 @@ def shape_of(interactions):
 
 
 def measure(args, interactions, device):
-    """Seconds a training step at a size: [repeats], each the mean over the steps from one new plan to the next."""
+    """Seconds at a size, {"whole graph": [repeats], "step": [repeats]}, and peak memory in MB.
+
+    A step is the mean over those from one new plan to the next.
+    """
     config, shape = bench.baby_command(recdim=args.recdim), shape_of(interactions)
     rng = np.random.default_rng(0)
     dataset = bench.make_dataset(shape, config, device, neighbours=lambda matrix: rng.integers(len(matrix), size=(len(matrix), config.item_knn_k)))
@@ -41,14 +45,26 @@ def measure(args, interactions, device):
     def steps():
         for _ in range(config.plan_every):
             step()
+
+    def whole_graph():
+        user, z_id, z = model.represent()
+        outputs = [user, z_id, *z.values()]
+        torch.autograd.backward(outputs, [torch.ones_like(output) for output in outputs])
+        model.zero_grad()
     bench.reset_peak_memory()
-    steps()
-    seconds = [bench.clock(steps, device) / config.plan_every for _ in range(args.repeats)]
+    seconds = bench.interleave({"whole graph": whole_graph, "step": steps}, args.repeats, device)
+    seconds["step"] = [taken / config.plan_every for taken in seconds["step"]]
     return seconds, bench.peak_memory(device)
 
 
-def plot(path, sizes, seconds, slope):
-    """Time against interactions on a log-log plot, as PNG."""
+def slopes(sizes, seconds):
+    """Slope of the least-squares line through log time against log size, and the slopes between neighbours. seconds: [sizes][repeats]."""
+    log_size, log_time = np.log(sizes), np.log([statistics.median(times) for times in seconds])
+    return float(np.polyfit(log_size, log_time, 1)[0]), (np.diff(log_time) / np.diff(log_size)).tolist()
+
+
+def plot(path, sizes, seconds):
+    """Time against interactions on a log-log plot, as PNG. seconds: {what: [sizes][repeats]}."""
     try:
         import matplotlib
     except ImportError:
@@ -56,17 +72,18 @@ def plot(path, sizes, seconds, slope):
     matplotlib.use("Agg")
     from matplotlib import pyplot
     figure, axes = pyplot.subplots(figsize=(5.5, 3.6), layout="constrained")
-    middle = [statistics.median(times) for times in seconds]
-    axes.loglog(sizes, middle, "o-", label=f"measured, slope {slope:.2f}")
+    for name, times in seconds.items():
+        middle = [statistics.median(taken) for taken in times]
+        axes.loglog(sizes, middle, "o-", label=f"{name}, slope {slopes(sizes, times)[0]:.2f}")
     axes.loglog(sizes, [middle[-1] * size / sizes[-1] for size in sizes], ":", color="grey", label="linear")
-    axes.set(xlabel="training interactions", ylabel="seconds a training step")
+    axes.set(xlabel="training interactions", ylabel="seconds")
     axes.legend()
     figure.savefig(path, dpi=150)
 
 
 def main():
     """Measure and print. Returns the exit code."""
-    parser = bench.make_parser("Seconds of a training step against interactions, and the slope on a log-log scale.", shape="")
+    parser = bench.make_parser("Time of a training step and of a pass over the whole graph against interactions, and the slopes on a log-log scale.", shape="")
     parser.add_argument("--recdim", type=int, default=64, help="embedding size")
     parser.add_argument("--sizes", type=int, nargs="+", default=[100_000 * 2**k for k in range(7)], help="training interactions")
     parser.add_argument("--plot", default="", help="PNG file for the plot")
@@ -74,20 +91,21 @@ def main():
     device = bench.start(args)
     machine = bench.measure_machine(device)
     keep_freed_memory()
-    print(f"scaling, recdim {args.recdim}: {bench.machine_line(device, machine)}\n{'interactions':>14}{'seconds a step':>28}{'MB':>8}", flush=True)
-    seconds, peaks = [], []
+    print(f"scaling, recdim {args.recdim}: {bench.machine_line(device, machine)}\n"
+          f"{'interactions':>14}{'whole graph':>28}{'a step':>28}{'MB':>8}", flush=True)
+    seconds, peaks = {"whole graph": [], "step": []}, []
     for size in args.sizes:
         taken, peak = measure(args, size, device)
-        seconds.append(taken)
         peaks.append(peak)
-        print(f"{size:>14,}{bench.spread(taken):>28}{peak:>8.0f}", flush=True)
-    log_size, log_time = np.log(args.sizes), np.log([statistics.median(times) for times in seconds])
-    slope, steps = float(np.polyfit(log_size, log_time, 1)[0]), (np.diff(log_time) / np.diff(log_size)).tolist()
-    print(f"slope {slope:.3f}; between neighbours {' '.join(f'{step:.2f}' for step in steps)}")
+        for name, times in taken.items():
+            seconds[name].append(times)
+        print(f"{size:>14,}{bench.spread(taken['whole graph']):>28}{bench.spread(taken['step']):>28}{peak:>8.0f}", flush=True)
+    figures = {name: dict(zip(("slope", "between"), slopes(args.sizes, times)), seconds=times) for name, times in seconds.items()}
+    for name, found in figures.items():
+        print(f"{name}: slope {found['slope']:.3f}; between neighbours {' '.join(f'{slope:.2f}' for slope in found['between'])}")
     if args.plot:
-        plot(args.plot, args.sizes, seconds, slope)
-    bench.write_json(args, "scaling", {"machine": vars(machine), "sizes": args.sizes, "seconds": seconds, "peak_memory_mb": peaks, "slope": slope,
-                                      "slopes_between": steps})
+        plot(args.plot, args.sizes, seconds)
+    bench.write_json(args, "scaling", {"machine": vars(machine), "sizes": args.sizes, "figures": figures, "peak_memory_mb": peaks})
     return 0
 
 
