@@ -425,11 +425,17 @@ class _L1Cost(torch.autograd.Function):
     @staticmethod
     def forward(ctx, x, y):
         ctx.save_for_backward(x, y)
-        cost = x.new_zeros(x.shape[1], y.shape[1])
-        block = 64 if x.device.type == "cpu" else len(x)                # few enough rows for the cache
-        for a, b in zip(x.split(block), y.split(block)):
-            cost += torch.cdist(a.T.contiguous(), b.T.contiguous(), p=1)
-        return cost / len(x)
+        if x.device.type != "cpu":
+            return torch.cdist(x.T.contiguous(), y.T.contiguous(), p=1) / len(x)
+        (n, p), q, block = x.shape, y.shape[1], 128
+        width = max(2**20 // (block * q), 1)                            # so many differences at a time stay in the cache
+        cost, memory = x.new_zeros(p, q), x.new_empty(min(block, n) * min(width, p) * q)
+        for columns, part in zip(x.split(width, 1), cost.split(width)):
+            for a, b in zip(columns.split(block), y.split(block)):
+                difference = memory[:a.numel() * q].view(*a.shape, q)
+                torch.sub(a[:, :, None], b[:, None], out=difference)
+                part += difference.abs_().sum(0)
+        return cost / n
 
     @staticmethod
     def backward(ctx, grad):

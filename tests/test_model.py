@@ -261,6 +261,11 @@ def test_cost_equals_the_broadcast_formula_and_passes_gradcheck(cost, elementwis
         torch.testing.assert_close(mine, theirs, rtol=1e-10, atol=1e-11)
 
 
+def test_l1_cost_of_more_rows_and_columns_than_a_block_holds():
+    x, y = randn(300, 50, seed=1), randn(300, 200, seed=2)              # 128 rows of 40 columns at a time
+    torch.testing.assert_close(l1_cost(x, y), (x[:, :, None] - y[:, None, :]).abs().mean(0), rtol=1e-12, atol=1e-12)
+
+
 @pytest.mark.parametrize("cost", [l1_cost, squared_cost])
 def test_cost_never_makes_a_cube(cost):
     n, d, sizes = 2000, 400, []
