@@ -222,7 +222,7 @@ class VBPR(MF):
 
     def norm(self, batch, user, item):
         """Mean squared norm of the triples' embeddings and biases, and the squared norm of E and b."""
-        more = squared_norm((self.theta, batch.users), (self.bias, batch.pos), (self.bias, batch.neg))
+        more = squared_norm((self.theta.index_select(0, batch.each_user), batch.user_at), (self.bias, batch.pos), (self.bias, batch.neg))
         return super().norm(batch, user, item) + more + self.content.weight.square().sum()
 
 
@@ -381,8 +381,8 @@ class GraphAttention(nn.Module):
     def forward(self, graph, x):
         """graph: AttentionGraph of n nodes with the same number of heads; x: [n, d_in]."""
         h = product(x, self.weight.T, self.dtype)                       # [n, d]
-        by_head = torch.diag_embed(torch.stack([self.a_dst, self.a_src]).transpose(1, 2), dim1=0, dim2=3)              # [H, 2, d / H, H]
-        s_dst, s_src = (h @ by_head.permute(0, 2, 1, 3).reshape(h.shape[1], -1)).T.contiguous().view(2, self.heads, -1)      # [H, n] each
+        vectors = torch.block_diag(*torch.stack([self.a_dst, self.a_src], 2))           # [d, 2 H]: one product for all heads
+        s_dst, s_src = (h @ vectors).view(len(x), self.heads, 2).permute(2, 1, 0).contiguous()           # [H, n] each
         h = h.view(len(x), self.heads, -1).transpose(0, 1).contiguous()                # [H, n, d / H]
         if graph.rows is not None:
             s_dst = s_dst.index_select(1, graph.rows)
