@@ -645,7 +645,7 @@ def make_batches(users, pos, neg, size):
     """
     n = len(users)
     number = torch.arange(n, device=users.device) // size                     # of the batch
-    each_user, user_at, first_user, user_counts = distinct(users, number)
+    each_user, user_at, _, user_counts = distinct(users, number)
     each_item, at, first_item, item_counts = distinct(torch.cat([pos, neg]), number.repeat(2))
     pos_at, neg_at = at.split(n)
     rows = [(first_item[number] + part).unique() for part in (pos_at, neg_at)]          # of each_item

@@ -10,7 +10,7 @@ import pytest
 import torch
 
 import dataloader
-from dataloader import (Sampler, attention_graph, cached_neighbours, dataset_folder, held_out, inter_path, load_dataset,
+from dataloader import (Sampler, attention_graph, cached_neighbours, column_major, dataset_folder, held_out, inter_path, load_dataset,
                         load_features, mean_user_features, nearest_neighbours, normalised_adjacency, open_features,
                         read_interactions, read_neighbours)
 from helpers import SPLITS, random_pairs, write_inter, write_txt
@@ -492,6 +492,13 @@ def test_an_epoch_yields_every_training_pair_once_and_no_positive_as_a_negative(
         assert all(0 <= item < 15 for item in neg)
         orders.append(tuple(zip(users, pos)))
     assert len(set(orders)) == 5
+
+
+@pytest.mark.parametrize("n, dim", [(1, 3), (16, 1), (1030, 5)])
+def test_column_major_features_are_the_same_in_another_order(n, dim):
+    features = torch.from_numpy(random_features(n, dim))
+    columns = column_major(features)
+    assert torch.equal(columns, features) and columns.stride() == (1, -(-n // 16) * 16)
 
 
 def test_a_batch_names_its_distinct_users_and_items():
