@@ -688,13 +688,14 @@ class RecGOAT(nn.Module):
         user, z_id, z = self.represent()
         return user, self.fusion(z_id, z)
 
-    def takes_all(self, batch):
+    def takes_all(self):
         """Whether a training step makes the vectors of all items and users: for a new plan, and for W1.
 
         On a GPU too, where the host would have to wait for the number of edges that lead to the batch.
         """
         config = self.config
-        return bool((self.training and self.fusion.due()) or (config.w1_weight and config.fusion == "oat") or batch.users.device.type == "cuda")
+        asked = (self.training and self.fusion.due()) or (config.w1_weight and config.fusion == "oat")
+        return bool(asked or self.backbone.user.device.type == "cuda")
 
     def of_batch(self, batch):
         """What a training step takes: vectors of batch.each_user [v, d] and batch.each_item [r, d], {m: [r, d]}, layer 0 of both, W1.
@@ -702,7 +703,7 @@ class RecGOAT(nn.Module):
         Counts a training step, and takes new plans if they are due. W1 is summed over modalities; None unless it is asked for.
         """
         config = self.config
-        if not self.takes_all(batch):
+        if not self.takes_all():
             user, z_id, *layer0 = self.backbone.of_batch(batch)
             z = {m: self.branch(m, batch.each_item) for m in self.modalities}
             if self.training:

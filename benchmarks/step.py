@@ -32,7 +32,7 @@ def phases(model, batch, config):
     Bytes count what has to be read and written at least once, with a gathered row of a sparse product counted at every
     edge; operations count multiplications and additions.
     """
-    backbone, d, rows = model.backbone, config.recdim, None if model.takes_all(batch) else batch.each_item
+    backbone, d, rows = model.backbone, config.recdim, None if model.takes_all() else batch.each_item
     with torch.no_grad():
         user, z_id, z = model.represent()
     leaf = {name: value[batch.each_item].requires_grad_() for name, value in {"id": z_id, **z}.items()}

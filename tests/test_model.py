@@ -647,9 +647,9 @@ def test_a_step_on_the_items_of_the_batch_equals_one_on_all_items(small_dataset,
     for everything in (True, False):
         model, batch = make(small_dataset, **STILL, **changes)
         model.train().loss(batch)                                  # the step with a plan
-        assert not model.takes_all(batch)                          # the one after it takes no other items, unless told to
+        assert not model.takes_all()                          # the one after it takes no other items, unless told to
         if everything:
-            monkeypatch.setattr(model, "takes_all", lambda batch: True)
+            monkeypatch.setattr(model, "takes_all", lambda: True)
         terms = model.loss(batch)
         terms["loss"].backward()
         results.append(({name: value.detach() for name, value in terms.items()}, {name: p.grad for name, p in model.named_parameters()}))
@@ -658,13 +658,13 @@ def test_a_step_on_the_items_of_the_batch_equals_one_on_all_items(small_dataset,
 
 def test_a_step_takes_all_items_when_a_plan_is_due_or_w1_is_asked_for(small_dataset):
     model, batch = make(small_dataset, plan_every=2)
-    assert model.train().takes_all(batch) and not model.eval().takes_all(batch)
+    assert model.train().takes_all() and not model.eval().takes_all()
     took = []
     for _ in range(4):
-        took.append(model.train().takes_all(batch))
+        took.append(model.train().takes_all())
         model.loss(batch)
     assert took == [True, False, True, False]
-    assert make(small_dataset, w1_weight=0.1)[0].eval().takes_all(batch)
+    assert make(small_dataset, w1_weight=0.1)[0].eval().takes_all()
 
 
 def test_repeated_items_count_once_in_the_modality_term(small_dataset):
