@@ -24,7 +24,9 @@ import scipy.sparse as sp
 import torch
 from tqdm import tqdm
 
-from utils import UserError, atomic_write, content_hash, csr_product, csr_tensor, top_columns
+from utils import UserError, atomic_write, content_hash
+from layers.topk import top_columns
+from layers.sparse import csr_product, csr_tensor
 from world import CONTENT_MODELS, MODALITIES
 
 SPLITS = ("train", "valid", "test")

@@ -16,7 +16,8 @@ from torch import nn
 from torch.nn import functional as F
 
 from dataloader import bipartite_adjacency
-from utils import csr_product, keep_mask, propagate, propagate_rows
+from layers.dropout import keep_mask
+from layers.sparse import csr_product, propagate, propagate_rows
 from world import MODALITIES
 
 

@@ -23,8 +23,8 @@ from tqdm import tqdm
 
 import projector
 from dataloader import Sampler, held_out, interactions_hash
-from utils import (CHECKPOINT_FORMAT, Diverged, TrainingError, UserError, atomic_write, first_columns, peak_memory_mb, ranking_metrics,
-                   read_checkpoint)
+from utils import CHECKPOINT_FORMAT, Diverged, TrainingError, UserError, atomic_write, peak_memory_mb, ranking_metrics, read_checkpoint
+from layers.topk import first_columns
 from world import provenance, write_json
 
 

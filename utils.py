@@ -9,7 +9,6 @@ import contextlib
 import ctypes
 import fcntl
 import hashlib
-import math
 import os
 import resource
 import sys
@@ -20,7 +19,6 @@ from pathlib import Path
 
 import numpy as np
 import torch
-from torch.nn import functional as F
 
 
 class UserError(Exception):
@@ -87,116 +85,6 @@ def ranking_metrics(hits, n_relevant, ks):
     return metrics
 
 
-def top_columns(scores, k, group=64):
-    """Indices of the k largest of each row [rows, k], best first; the same as topk, sooner.
-
-    scores: [rows, n]. The k best of a row lie in the k groups of columns with the largest maxima, so only these are
-    searched. Where n is no multiple of group, or too small for this to pay, it is topk.
-    """
-    rows, n = scores.shape
-    if n % group or 2 * k * group >= n:
-        return scores.topk(k, dim=1).indices
-    groups = scores.view(rows, -1, group)
-    best = groups.amax(2).topk(k, dim=1, sorted=False).indices                                # [rows, k]
-    flat = best + groups.shape[1] * torch.arange(rows, device=scores.device)[:, None]
-    candidates = groups.flatten(0, 1).index_select(0, flat.flatten()).view(rows, -1)          # [rows, k * group]
-    at = candidates.topk(k, dim=1).indices
-    return best.gather(1, at // group) * group + at % group
-
-
-def keep_mask(x, p):
-    """Which numbers of x dropout keeps, as 1 or 0 of its shape and type: each 1 with probability 1 - p, rounded to a multiple of 2^-16.
-
-    Sixteen random bits decide, so that four numbers share a draw of the generator; torch's own dropout takes one draw or more each,
-    on a single thread of a CPU.
-    """
-    bits = torch.empty(-(-x.numel() // 4), dtype=torch.int64, device=x.device).random_(-2**63, None)
-    kept = torch.empty(x.shape, dtype=x.dtype, device=x.device)
-    return torch.ge(bits.view(torch.int16)[:x.numel()].view(x.shape), round(p * 2**16) - 2**15, out=kept)
-
-
-def first_columns(scores, k, group=64):
-    """top_columns with equal scores in the order of their columns: the first k of a stable descending sort of each row.
-
-    A row is only sorted where two of its best k + 1 are equal.
-    """
-    top = top_columns(scores, min(k + 1, scores.shape[1]), group)
-    values = scores.gather(1, top)
-    tied = (values[:, 1:] == values[:, :-1]).any(1).nonzero()[:, 0]
-    top[tied] = scores[tied].sort(dim=1, descending=True, stable=True).indices[:, :top.shape[1]]
-    return top[:, :k]
-
-
-def csr_product(crow, col, values, dense):
-    """Sparse CSR [n, m] times dense [m, d] -> [n, d], rows summed in the order of their entries. Knows no gradients.
-
-    On a CPU this is a weighted embedding bag: its kernel takes a third of the time of torch's CSR product or less.
-    """
-    if dense.device.type == "cpu":
-        return F.embedding_bag(col, dense, crow, mode="sum", per_sample_weights=values, include_last_offset=True)
-    return csr_tensor(crow, col, values, (len(crow) - 1, len(dense))) @ dense
-
-
-class _Propagation(torch.autograd.Function):
-    @staticmethod
-    def forward(ctx, matrix, layers, rows, *parts):
-        ctx.matrix, ctx.layers, ctx.rows, ctx.sizes = matrix, layers, rows, [len(part) for part in parts]
-        means = mean_of_powers(matrix, parts, layers, rows)
-        return means if rows is None else (*means, *(part.index_select(0, at) for part, at in zip(parts, rows)))
-
-    @staticmethod
-    def backward(ctx, *grads):
-        if ctx.rows is None:
-            return None, None, None, *mean_of_powers(ctx.matrix, grads, ctx.layers)
-        x = grads[0].new_zeros(sum(ctx.sizes), grads[0].shape[1])
-        for part, at, grad in zip(x.split(ctx.sizes), ctx.rows, grads):
-            part.index_add_(0, at, grad)
-        out, = mean_of_powers(ctx.matrix, (x,), ctx.layers)
-        out = out.split(ctx.sizes)
-        for part, at, grad in zip(out, ctx.rows, grads[len(ctx.rows):]):
-            part.index_add_(0, at, grad)
-        return None, None, None, *out
-
-
-def mean_of_powers(matrix, parts, layers, rows=None, width=32):
-    """(x + A x + ... + A^L x) / (L + 1) for a sparse CSR A [n, n] and a dense x [n, d], as x + A (x + A (x + ...)).
-
-    parts: x as matrices of some of its rows each, one after the other; the result is a tuple of such.
-    rows: for each part, which of its rows are wanted; None: all.
-    width: on a CPU, columns go through all layers in blocks of so many: the rows that the next layer gathers are then more
-    likely to be in the cache still. At d = 800 this takes half of the time or less.
-    """
-    crow, col, values = matrix.crow_indices(), matrix.col_indices(), matrix.values()
-    sizes, d = [len(part) for part in parts], parts[0].shape[1]
-    out = tuple(parts[0].new_empty(n, d) for n in (sizes if rows is None else map(len, rows)))
-    width = width if matrix.device.type == "cpu" else d
-    for start in range(0, d, width):
-        columns = slice(start, start + width)
-        x = torch.cat([part[:, columns] for part in parts]).div_(layers + 1)
-        total = x
-        for _ in range(layers):
-            total = csr_product(crow, col, values, total).add_(x)
-        found = total.split(sizes)
-        if rows is not None:
-            found = [part.index_select(0, at) for part, at in zip(found, rows)]
-        for target, part in zip(out, found):
-            target[:, columns] = part
-    return out
-
-
-def propagate(matrix, layers, *parts):
-    """mean_of_powers with a gradient, for a symmetric constant matrix: its transpose is itself, so backward is the same."""
-    return _Propagation.apply(matrix, layers, None, *parts)
-
-
-def propagate_rows(matrix, layers, rows, *parts):
-    """Some rows of propagate's result, and the same rows of x: (mean of each part..., x of each part...), [len(rows[i]), d].
-
-    What a training step takes: no gradient of all rows is made on the way to A. rows: [r] int64 for each part.
-    """
-    return _Propagation.apply(matrix, layers, rows, *parts)
-
-
 def keep_freed_memory():
     """Let the C library keep memory that torch frees for torch's next tensors, instead of returning it to the system.
 
@@ -207,13 +95,6 @@ def keep_freed_memory():
         mallopt = ctypes.CDLL("libc.so.6").mallopt
         mallopt(-4, 0)          # M_MMAP_MAX: large blocks from the heap too
         mallopt(-1, -1)         # M_TRIM_THRESHOLD: the heap never shrinks
-
-
-def csr_tensor(crow, col, values, size):
-    """A torch CSR matrix from arrays that are known to be well formed, without the checks and beta warnings."""
-    with warnings.catch_warnings():
-        warnings.filterwarnings("ignore", message="Sparse")
-        return torch.sparse_csr_tensor(crow, col, values, size, check_invariants=False)
 
 
 @contextlib.contextmanager

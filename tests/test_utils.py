@@ -6,8 +6,10 @@ import numpy as np
 import pytest
 import torch
 
-from utils import (Parser, UserError, atomic_write, content_hash, csr_product, csr_tensor, first_columns, keep_mask, mean_of_powers, peak_memory_mb,
-                   propagate, propagate_rows, ranking_metrics, run_tool, top_columns)
+from utils import Parser, UserError, atomic_write, content_hash, peak_memory_mb, ranking_metrics, run_tool
+from layers.dropout import keep_mask
+from layers.topk import first_columns, top_columns
+from layers.sparse import csr_product, csr_tensor, mean_of_powers, propagate, propagate_rows
 
 
 def naive_metrics(hits, n_relevant, k):
