@@ -9,7 +9,8 @@ import re
 
 from pathlib import Path
 
-from utils import Parser, UserError, read_checkpoint
+from utils import Parser, UserError
+from training.checkpoint import read_checkpoint
 from world import GROUPS, RECIPES, Config, changed_settings, read_settings, settings_of
 
 EPILOG = """examples:

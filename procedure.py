@@ -23,7 +23,9 @@ from tqdm import tqdm
 
 import projector
 from dataloader import Sampler, held_out, interactions_hash
-from utils import CHECKPOINT_FORMAT, Diverged, TrainingError, UserError, atomic_write, peak_memory_mb, ranking_metrics, read_checkpoint
+from utils import Diverged, TrainingError, UserError, atomic_write, peak_memory_mb
+from training.metrics import ranking_metrics
+from training.checkpoint import CHECKPOINT_FORMAT, read_checkpoint
 from layers.topk import first_columns
 from world import provenance, write_json
 

@@ -19,7 +19,8 @@ from benchmarks.faults import differences, errors, finish, launch, outcome, run_
 from helpers import stop_after
 from main import main
 from model import MF
-from utils import lock_file, newest_checkpoint
+from utils import lock_file
+from training.checkpoint import newest_checkpoint
 
 MAIN = Path(__file__).resolve().parents[1] / "main.py"
 MODELS = {"lgn": {"model": "lgn"}, "freedom": {"model": "freedom"},

@@ -6,7 +6,8 @@ import numpy as np
 import pytest
 import torch
 
-from utils import Parser, UserError, atomic_write, content_hash, peak_memory_mb, ranking_metrics, run_tool
+from utils import Parser, UserError, atomic_write, content_hash, peak_memory_mb, run_tool
+from training.metrics import ranking_metrics
 from layers.dropout import keep_mask
 from layers.topk import first_columns, top_columns
 from layers.sparse import csr_product, csr_tensor, mean_of_powers, propagate, propagate_rows

@@ -16,7 +16,8 @@ from hypothesis import HealthCheck, given, settings, strategies as st
 
 from broken import npy
 from dataloader import fits, load_features, open_features, read_cached, read_inter, read_neighbours, read_txt
-from utils import CHECKPOINT_KEYS, UserError, content_hash, read_checkpoint
+from utils import UserError, content_hash
+from training.checkpoint import CHECKPOINT_KEYS, read_checkpoint
 from world import Config, read_settings
 
 N, K = 30, 6
