@@ -16,7 +16,8 @@ from dataloader import load_dataset
 from model import make_model
 from parse import parse_args
 from procedure import Stop, fit, score_checkpoint, start_run
-from utils import TrainingError, UserError, keep_freed_memory, lock_file
+from utils import TrainingError, UserError, lock_file
+from world import keep_freed_memory
 from training.checkpoint import newest_checkpoint, read_checkpoint
 from world import choose_device, make_run_folder, seed_everything, write_config
 

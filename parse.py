@@ -9,7 +9,8 @@ import re
 
 from pathlib import Path
 
-from utils import Parser, UserError
+from utils import UserError
+from cli import Parser
 from training.checkpoint import read_checkpoint
 from world import GROUPS, RECIPES, Config, changed_settings, read_settings, settings_of
 

@@ -23,7 +23,8 @@ from tqdm import tqdm
 
 import projector
 from dataloader import Sampler, held_out, interactions_hash
-from utils import Diverged, TrainingError, UserError, atomic_write, peak_memory_mb
+from utils import Diverged, TrainingError, UserError, atomic_write
+from world import peak_memory_mb
 from training.metrics import ranking_metrics
 from training.checkpoint import CHECKPOINT_FORMAT, read_checkpoint
 from layers.topk import first_columns

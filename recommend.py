@@ -41,7 +41,8 @@ from dataloader import (HeldOut, dataset_folder, load_dataset, load_features, na
 from model import make_model
 from parse import make_config
 from procedure import rank_items
-from utils import Parser, UserError, atomic_write, run_tool
+from utils import UserError, atomic_write
+from cli import Parser, run_tool
 from training.checkpoint import read_checkpoint
 from layers.sparse import csr_tensor, mean_of_powers
 from world import Config, choose_device, settings_of

@@ -29,7 +29,8 @@ from tqdm import tqdm
 from procedure import row_numbers
 from report_output import Figure, Heading, Number, Table, Text, draw_bars, draw_lines, draw_triangle, markdown, write_report
 from report_runs import check_group, find_folders, label, make_groups, metrics_of, read_run, split_groups
-from utils import Parser, UserError, run_tool
+from utils import UserError
+from cli import Parser, run_tool
 from training.metrics import ranking_metrics
 from world import Config, provenance
 

@@ -4,19 +4,14 @@
     ranking_metrics(hits, torch.tensor([2]), (3,))        # {'recall@3': tensor([1.]), ...}
 """
 
-import argparse
 import contextlib
-import ctypes
 import fcntl
 import hashlib
 import os
-import resource
-import sys
 import tempfile
 from pathlib import Path
 
 import numpy as np
-import torch
 
 
 class UserError(Exception):
@@ -29,41 +24,6 @@ class TrainingError(Exception):
 
 class Diverged(TrainingError):
     """A loss, gradient or weight of training is not finite: these settings lead nowhere, others may."""
-
-
-class Parser(argparse.ArgumentParser):
-    """An ArgumentParser that raises UserError instead of printing its usage and leaving."""
-
-    def error(self, message):
-        raise UserError(f"{message} ({self.prog} --help lists the flags)")
-
-
-def run_tool(command, parser, argv=None):
-    """Parse argv and call command(args), for the tools that are command lines of their own. Returns the exit code.
-
-    0; 2 on bad input (UserError), 1 on a disk or a network that fails (OSError), each with one line on stderr; 130
-    when interrupted.
-    """
-    try:
-        command(parser.parse_args(argv))
-    except (UserError, OSError) as error:
-        print("error:", " ".join(str(error).split()), file=sys.stderr)
-        return 2 if isinstance(error, UserError) else 1
-    except KeyboardInterrupt:
-        return 130
-    return 0
-
-
-def keep_freed_memory():
-    """Let the C library keep memory that torch frees for torch's next tensors, instead of returning it to the system.
-
-    Otherwise every large intermediate of a training step costs a page fault for each of its pages, which takes longer
-    than most operations on it. Does nothing where the C library is not glibc.
-    """
-    with contextlib.suppress(AttributeError, OSError):
-        mallopt = ctypes.CDLL("libc.so.6").mallopt
-        mallopt(-4, 0)          # M_MMAP_MAX: large blocks from the heap too
-        mallopt(-1, -1)         # M_TRIM_THRESHOLD: the heap never shrinks
 
 
 @contextlib.contextmanager
@@ -115,11 +75,3 @@ def content_hash(*parts):
         else:
             digest.update(f"{part!r};".encode())
     return digest.hexdigest()
-
-
-def peak_memory_mb(device):
-    """Peak memory of this process in MB (10^6 bytes): resident memory, or allocated GPU memory on a CUDA device."""
-    if device.type == "cuda":
-        return torch.cuda.max_memory_allocated(device) / 1e6
-    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-    return peak / 1e6 if sys.platform == "darwin" else peak * 1024 / 1e6

@@ -4,6 +4,10 @@ The command line (parse.py) is made from the fields of `Config`. Defaults follow
 `RECIPES["released"]` holds the settings in which the authors' released code departs from it.
 """
 
+import sys
+import resource
+import ctypes
+import contextlib
 import dataclasses
 import json
 import platform
@@ -335,3 +339,23 @@ def provenance():
     changed = git("status", "--porcelain", "--untracked-files=no")
     return {"python": platform.python_version(), "torch": torch.__version__, "numpy": np.__version__,
             "platform": platform.platform(), "git_commit": git("rev-parse", "HEAD"), "git_dirty": bool(changed)}
+
+
+def keep_freed_memory():
+    """Let the C library keep memory that torch frees for torch's next tensors, instead of returning it to the system.
+
+    Otherwise every large intermediate of a training step costs a page fault for each of its pages, which takes longer
+    than most operations on it. Does nothing where the C library is not glibc.
+    """
+    with contextlib.suppress(AttributeError, OSError):
+        mallopt = ctypes.CDLL("libc.so.6").mallopt
+        mallopt(-4, 0)          # M_MMAP_MAX: large blocks from the heap too
+        mallopt(-1, -1)         # M_TRIM_THRESHOLD: the heap never shrinks
+
+
+def peak_memory_mb(device):
+    """Peak memory of this process in MB (10^6 bytes): resident memory, or allocated GPU memory on a CUDA device."""
+    if device.type == "cuda":
+        return torch.cuda.max_memory_allocated(device) / 1e6
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    return peak / 1e6 if sys.platform == "darwin" else peak * 1024 / 1e6

@@ -24,7 +24,8 @@ import numpy as np
 import torch
 
 from dataloader import Dataset, Interactions, attention_graph, cached_neighbours, column_major, normalised_adjacency, read_interactions
-from utils import peak_memory_mb, write_text
+from utils import write_text
+from world import peak_memory_mb
 from world import Config
 
 

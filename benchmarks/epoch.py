@@ -14,7 +14,7 @@ import bench
 from dataloader import nearest_neighbours
 from model import make_model
 from procedure import Progress, float32_products, score, splits_of, start_run, train_epoch
-from utils import keep_freed_memory
+from world import keep_freed_memory
 
 
 class FirstSteps:

@@ -15,7 +15,7 @@ import torch
 
 import bench
 from dataloader import attention_graph, nearest_neighbours
-from utils import keep_freed_memory
+from world import keep_freed_memory
 
 
 def full_matrix(features, k, device):

@@ -20,7 +20,7 @@ import torch
 import bench
 from step import batches_of, stepper
 from model import make_model
-from utils import keep_freed_memory
+from world import keep_freed_memory
 
 
 def shape_of(interactions):

@@ -21,7 +21,7 @@ import textbook
 from dataloader import Sampler
 from model import make_model
 from procedure import float32_products
-from utils import keep_freed_memory
+from world import keep_freed_memory
 
 REFRESH = "cost and Sinkhorn"
 

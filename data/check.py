@@ -35,7 +35,8 @@ import torch
 from tqdm import tqdm
 
 from dataloader import SPLITS, dataset_folder, inter_path, join_splits, open_features, read_inter, read_txt
-from utils import Parser, UserError, run_tool
+from utils import UserError
+from cli import Parser, run_tool
 
 FEATURES = ("text", "image", "audio", "user_text")
 NEIGHBOURS = 10

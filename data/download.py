@@ -35,7 +35,8 @@ from urllib.parse import urlsplit
 import numpy as np
 from tqdm import tqdm
 
-from utils import Parser, UserError, run_tool, write_text
+from utils import UserError, write_text
+from cli import Parser, run_tool
 
 BLOCK = 1 << 16                    # bytes read at a time
 RECORD = 10 + 4 * 4096             # bytes a record of image_features_*.b: asin, 4096 float32

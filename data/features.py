@@ -23,7 +23,8 @@ from tqdm import tqdm
 
 from data.encoders import POOLING, image_encoder, text_encoder
 from data.texts import catalogue_size, dataset_path, parse_object, read_texts, train_histories
-from utils import Parser, UserError, atomic_write, content_hash, lock_file, run_tool, write_text
+from utils import UserError, atomic_write, content_hash, lock_file, write_text
+from cli import Parser, run_tool
 
 RECORD = "features.json"
 BLOCK = 4096             # rows that are handled at a time outside the model

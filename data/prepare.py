@@ -28,7 +28,8 @@ import pandas as pd
 
 from data.raw import COLUMNS, IMAGE, TEXTS, image_records, item_records, reading, row_ids, tables
 from dataloader import SPLITS, inter_path, open_features, read_inter, read_interactions, read_txt
-from utils import Parser, UserError, atomic_write, lock_file, run_tool, write_text
+from utils import UserError, atomic_write, lock_file, write_text
+from cli import Parser, run_tool
 
 TRAIN, VALID, TEST = range(3)
 MARK = "prepare.json"

@@ -29,7 +29,8 @@ from pathlib import Path
 
 import numpy as np
 
-from utils import Parser, UserError, atomic_write, run_tool, write_text
+from utils import UserError, atomic_write, write_text
+from cli import Parser, run_tool
 
 FACTORS = 16                  # dimensions of the latent space
 TEXT_FACTORS = slice(0, 12)   # what the text tells of them

@@ -6,7 +6,9 @@ import numpy as np
 import pytest
 import torch
 
-from utils import Parser, UserError, atomic_write, content_hash, peak_memory_mb, run_tool
+from utils import UserError, atomic_write, content_hash
+from world import peak_memory_mb
+from cli import Parser, run_tool
 from training.metrics import ranking_metrics
 from layers.dropout import keep_mask
 from layers.topk import first_columns, top_columns
