@@ -22,7 +22,8 @@ from tensorboardX.proto.event_pb2 import Event, SessionLog
 from tqdm import tqdm
 
 import projector
-from dataloader import Sampler, held_out, interactions_hash
+from dataloader import Sampler, held_out
+from data.formats import interactions_hash
 from utils import Diverged, TrainingError, UserError, atomic_write
 from world import peak_memory_mb
 from training.metrics import ranking_metrics

@@ -8,7 +8,7 @@ called at its end. TensorBoard wants projector_config.pbtxt in the run folder, b
 
 import numpy as np
 
-from dataloader import dataset_folder, names_of, read_titles
+from data.formats import dataset_folder, names_of, read_titles
 from utils import atomic_write, write_text
 
 MOST_USERS = 10_000      # users are left out beyond: the browser holds all vectors, and items are what one looks at

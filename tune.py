@@ -24,7 +24,7 @@ from pathlib import Path
 import numpy as np
 from tqdm import tqdm
 
-from dataloader import dataset_folder, feature_paths, interactions_hash
+from data.formats import dataset_folder, feature_paths, interactions_hash
 from main import guarded, load, resume, set_up
 from model import make_model
 from parse import make_parser as main_parser

@@ -23,7 +23,8 @@ sys.path[:0] = [str(ROOT)]
 import numpy as np
 import torch
 
-from dataloader import Dataset, Interactions, attention_graph, cached_neighbours, column_major, normalised_adjacency, read_interactions
+from dataloader import Dataset, attention_graph, cached_neighbours, column_major, normalised_adjacency
+from data.formats import Interactions, read_interactions
 from utils import write_text
 from world import peak_memory_mb
 from world import Config

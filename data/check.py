@@ -34,7 +34,7 @@ import scipy.sparse as sp
 import torch
 from tqdm import tqdm
 
-from dataloader import SPLITS, dataset_folder, inter_path, join_splits, open_features, read_inter, read_txt
+from data.formats import SPLITS, dataset_folder, inter_path, join_splits, open_features, read_inter, read_txt
 from utils import UserError
 from cli import Parser, run_tool
 

@@ -27,7 +27,7 @@ import numpy as np
 import pandas as pd
 
 from data.raw import COLUMNS, IMAGE, TEXTS, image_records, item_records, reading, row_ids, tables
-from dataloader import SPLITS, inter_path, open_features, read_inter, read_interactions, read_txt
+from data.formats import SPLITS, inter_path, open_features, read_inter, read_interactions, read_txt
 from utils import UserError, atomic_write, lock_file, write_text
 from cli import Parser, run_tool
 

@@ -7,7 +7,7 @@ import json
 import re
 from pathlib import Path
 
-from dataloader import inter_path, read_ids, read_inter, read_interactions, read_txt
+from data.formats import inter_path, read_ids, read_inter, read_interactions, read_txt
 from utils import UserError
 
 MAX_LINE = 2**20                                        # bytes of one JSON line

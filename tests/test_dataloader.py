@@ -10,9 +10,8 @@ import pytest
 import torch
 
 import dataloader
-from dataloader import (Sampler, attention_graph, cached_neighbours, column_major, dataset_folder, held_out, inter_path, load_dataset,
-                        load_features, mean_user_features, nearest_neighbours, normalised_adjacency, open_features,
-                        read_interactions, read_neighbours)
+from dataloader import Sampler, attention_graph, cached_neighbours, column_major, held_out, load_dataset, mean_user_features, nearest_neighbours, normalised_adjacency, read_neighbours
+from data.formats import dataset_folder, inter_path, load_features, open_features, read_interactions
 from helpers import SPLITS, random_pairs, write_inter, write_txt
 from utils import UserError
 from world import Config

@@ -15,7 +15,7 @@ import pandas as pd
 import pytest
 
 from data import prepare, raw
-from dataloader import SPLITS, read_interactions
+from data.formats import SPLITS, read_interactions
 from utils import lock_file
 
 

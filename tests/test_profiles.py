@@ -19,7 +19,7 @@ import tiny_models
 from data import features, profiles
 from data.texts import train_histories
 from data.web import Transient
-from dataloader import read_interactions
+from data.formats import read_interactions
 from helpers import write_inter, write_txt
 from test_features_tool import count_batches, random_texts, write_jsonl
 from tiny_models import reply, serve

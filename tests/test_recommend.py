@@ -13,7 +13,8 @@ import torch
 
 import main
 import recommend
-from dataloader import attention_graph, read_interactions
+from dataloader import attention_graph
+from data.formats import read_interactions
 from model import GraphAttention
 
 ROOT = Path(__file__).resolve().parents[1]
