@@ -9,40 +9,21 @@ Every reader checks what it reads; what it cannot use ends in a UserError that n
 """
 
 import dataclasses
-import io
-import math
 import typing
-import warnings
-import zipfile
-from pathlib import Path
 
 import numpy as np
 import scipy.sparse as sp
 import torch
-from tqdm import tqdm
 
-from utils import UserError, atomic_write, content_hash
-from layers.topk import top_columns
-from layers.sparse import csr_product, csr_tensor
+from utils import UserError, content_hash
 from world import CONTENT_MODELS
 from data.formats import Interactions, dataset_folder, feature_paths, interactions_hash, load_features, open_features, read_interactions
+from layers.attention import AttentionGraph, attention_graph
+from layers.kernels import column_major
+from data.graphs import graph_shares, knn_table, mean_neighbour_graph, normalised_adjacency
 
 
 # ---------------------------------------------------------------- features
-
-
-def column_major(features):
-    """The same [n, dim] with its columns one after another in memory, each at a multiple of 64 bytes; a tensor of a GPU as it is.
-
-    Products with it and with its transpose are a sixth faster than with rows, at the few columns of a weight.
-    """
-    n, dim = features.shape
-    if features.device.type != "cpu":
-        return features
-    columns = features.new_empty(dim, -(-n // 16) * 16)[:, :n]
-    for part, rows in zip(columns.split(1024, 1), features.split(1024)):
-        part.copy_(rows.T)
-    return columns.T
 
 
 def mean_user_features(train, item_features, n_users):
@@ -51,290 +32,6 @@ def mean_user_features(train, item_features, n_users):
     count = np.bincount(user, minlength=n_users)
     weight = (1 / np.maximum(count, 1)).astype(np.float32)[user]
     return sp.csr_matrix((weight, (user, item)), (n_users, len(item_features))) @ item_features
-
-
-# ---------------------------------------------------------------- graphs
-
-def normalised_adjacency(interactions, edge_weight, device):
-    """User-item graph of the TRAIN split, symmetrically normalised (eq. 4-5): sparse CSR [U + I, U + I] float32.
-
-    The coefficient of u and i is r_ui / sqrt(deg u deg i), with r_ui = 1 or the rating, deg the number of edges.
-    """
-    weight = 1.0
-    if edge_weight == "rating":
-        if interactions.train_rating is None:
-            raise UserError(f"{interactions.source}: has no ratings for --edge_weight rating; use a .inter table with a "
-                            "rating column (--data_format inter) or --edge_weight one")
-        weight = interactions.train_rating.astype(np.float64)
-    return bipartite_adjacency(interactions.train, interactions.n_users, interactions.n_items, device, weight)
-
-
-def bipartite_adjacency(pairs, n_users, n_items, device, weight=1.0):
-    """Normalised graph of these (user, item) pairs [n, 2] alone: sparse CSR [U + I, U + I] of weight / sqrt(deg u deg i)."""
-    user, item = pairs.T
-    n = n_users + n_items
-    degree_u, degree_i = np.bincount(user, minlength=n_users), np.bincount(item, minlength=n_items)
-    weight = (weight / np.sqrt(degree_u[user] * degree_i[item])).astype(np.float32)
-    rows, cols = np.concatenate([user, item + n_users]), np.concatenate([item + n_users, user])
-    return to_csr_tensor(sp.csr_matrix((np.concatenate([weight, weight]), (rows, cols)), (n, n)), device)
-
-
-def to_csr_tensor(matrix, device):
-    """scipy CSR -> torch CSR on device, its columns in order."""
-    matrix.sort_indices()
-    return csr_tensor(torch.from_numpy(matrix.indptr.astype(np.int32)), torch.from_numpy(matrix.indices.astype(np.int32)),
-                      torch.from_numpy(matrix.data), matrix.shape).to(device)
-
-
-def mean_neighbour_graph(neighbours, shares, device):
-    """FREEDOM's frozen item graph: sum over modalities of share * the mean over an item's neighbours, and its transpose.
-
-    neighbours: {m: [I, k] int64}; shares: {m: weight}. An item's own id among its neighbours stands for none. Edges are
-    directed; each row's degree is the number of its neighbours, so D^-1/2 S D^-1/2 of the paper divides by it.
-    Returns two sparse CSR [I, I] float32.
-    """
-    total = 0
-    for m, table in neighbours.items():
-        n, k = table.shape
-        rows, cols = np.repeat(np.arange(n), k), table.ravel()
-        others = rows != cols
-        degree = np.bincount(rows[others], minlength=n)
-        weight = shares[m] / degree[rows[others]]
-        total = total + sp.csr_matrix((weight, (rows[others], cols[others])), (n, n))
-    return to_csr_tensor(total.astype(np.float32), device), to_csr_tensor(total.T.tocsr().astype(np.float32), device)
-
-
-def nearest_neighbours(features, k, device, block=4096):
-    """The k most similar other rows of each row by cosine similarity (eq. 2), exactly.
-
-    features: [n, dim] float32 array. Returns [n, k] int64, best first; a row of zeros has no direction and gets itself.
-    Similarities are made [block, block] at a time, each once: that of rows i and j is also that of j and i.
-    """
-    x = torch.from_numpy(features).to(device)
-    empty = ~x.any(dim=1)
-    value = torch.full((len(x), k), -torch.inf, device=device)
-    index = torch.arange(len(x), device=device)[:, None].repeat(1, k)
-    starts = range(0, len(x), block)
-    with tqdm(total=len(starts) * (len(starts) + 1) // 2, desc="kNN graph", unit="block", leave=False, delay=2) as bar:
-        for first in starts:
-            left = directions(x[first:first + block])
-            for second in range(first, len(x), block):
-                right = left if second == first else directions(x[second:second + block])
-                similarity = left @ right.T
-                similarity[empty[first:first + block]] = -torch.inf
-                similarity[:, empty[second:second + block]] = -torch.inf
-                if second == first:
-                    similarity.fill_diagonal_(-torch.inf)
-                else:
-                    keep_nearest(value, index, second, first, similarity.T.contiguous())
-                keep_nearest(value, index, first, second, similarity)
-                bar.update()
-    return index.cpu().numpy()
-
-
-def directions(x):
-    """Rows of x [n, dim] scaled to length 1, rows of zeros left; no norm over- or underflows."""
-    x = x / x.abs().amax(1, keepdim=True).clamp_min(torch.finfo(x.dtype).tiny)
-    return torch.nn.functional.normalize(x, dim=1)
-
-
-def keep_nearest(value, index, row, column, similarity):
-    """Merge a block of similarities [r, c], of rows from `row` on to columns from `column` on, into the best k so far.
-
-    value, index: [n, k], best first; changed in place. What is -inf is never a neighbour.
-    """
-    rows, k = slice(row, row + len(similarity)), value.shape[1]
-    top = top_columns(similarity, min(k, similarity.shape[1]))
-    found, at = similarity.gather(1, top), top + column
-    at = torch.where(torch.isneginf(found), torch.arange(row, row + len(found), device=at.device)[:, None], at)
-    value[rows], order = torch.cat([value[rows], found], 1).topk(k, dim=1)
-    index[rows] = torch.cat([index[rows], at], 1).gather(1, order)
-
-
-def read_archive(path, name):
-    """One array of a .npz, refusing pickles, and headers that promise another size than the archive holds.
-
-    Raises ValueError or OSError, or whatever else a damaged archive makes zipfile and NumPy raise.
-    """
-    with warnings.catch_warnings(action="ignore"), zipfile.ZipFile(path) as archive:
-        entry = archive.getinfo(f"{name}.npy")
-        size = entry.file_size
-        with archive.open(entry) as member:
-            version = np.lib.format.read_magic(member)
-            read_header = {(1, 0): np.lib.format.read_array_header_1_0, (2, 0): np.lib.format.read_array_header_2_0}[version]
-            shape, _, dtype = read_header(member)
-            if dtype.hasobject or member.tell() + math.prod(shape) * dtype.itemsize != size:
-                raise ValueError("its header does not fit its size")
-        if size > 10**8 and size > 100 * entry.compress_size:
-            raise ValueError("it unpacks to far more than it holds")
-        with archive.open(entry) as member:
-            return np.lib.format.read_array(member, allow_pickle=False)
-
-
-def read_cached(path):
-    """The neighbours in a cache file, or None if it is damaged in any way."""
-    try:
-        neighbours, checksum = read_archive(path, "nbr"), str(read_archive(path, "sha256"))
-    except Exception:  # whatever a broken archive raises, the answer is to build it again
-        return None
-    return neighbours if checksum == content_hash(neighbours) else None
-
-
-def fits(neighbours, n, k):
-    """Whether an array can be k neighbours of each of n rows."""
-    return neighbours.shape == (n, k) and neighbours.dtype == np.int32 and neighbours.min() >= 0 and neighbours.max() < n
-
-
-def cached_neighbours(features, k, cache_dir, rebuild, device):
-    """nearest_neighbours through a cache file named by the content of the features and k. Returns ([n, k], notes)."""
-    key = content_hash(features, k, "cosine top-k, self excluded, v2")[:32]
-    path = Path(cache_dir) / f"knn_{key}.npz"
-    notes = []
-    if not rebuild and path.exists():
-        neighbours = read_cached(path)
-        if neighbours is not None and fits(neighbours, len(features), k):
-            return neighbours, notes
-        notes.append(f"note: {path} is damaged; building it again")
-    neighbours = nearest_neighbours(features, k, device).astype(np.int32)
-    buffer = io.BytesIO()
-    np.savez(buffer, nbr=neighbours, sha256=content_hash(neighbours))
-    try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        with atomic_write(path) as file:
-            file.write(buffer.getbuffer())
-    except OSError as error:
-        notes.append(f"note: kNN graph not cached: {path.parent}: {error.strerror}; --cache_dir names another folder")
-    return neighbours, notes
-
-
-def read_neighbours(path, n, k):
-    """Neighbours from a .npz with nbr [n, >= k] integers, best first; a row's own id is skipped. Returns ([n, <= k], notes).
-
-    Where a row has fewer than k others, the rest of it is its own id. Raises UserError for anything else.
-    """
-    try:
-        neighbours = read_archive(path, "nbr")
-    except OSError as error:
-        raise UserError(f"{path}: cannot be read ({error.strerror or error}); name a .npz with nbr [{n}, k]") from None
-    except Exception:  # a broken archive raises one of many
-        raise UserError(f"{path}: is not a .npz archive with an array nbr [{n}, k]") from None
-    if neighbours.ndim != 2 or len(neighbours) != n or neighbours.dtype.kind not in "iu":
-        raise UserError(f"{path}: nbr is {neighbours.dtype} {neighbours.shape}; it must be integers [{n}, k], one row an id")
-    outside = (neighbours < 0) | (neighbours >= n)
-    if outside.any():
-        row = outside.any(axis=1).argmax()
-        raise UserError(f"{path}, row {row}: names neighbour {neighbours[row][outside[row]][0]}; ids go from 0 to {n - 1}")
-    own = neighbours == np.arange(n)[:, None]
-    order = np.argsort(own, axis=1, kind="stable")[:, :k]          # the others first, in their order
-    chosen = np.take_along_axis(neighbours, order, axis=1).astype(np.int64)
-    others = int((~own).sum(axis=1).min())
-    notes = [f"note: {path} holds {others} neighbours of some rows; fewer than k = {k} are used there"] if others < k else []
-    return chosen, notes
-
-
-@dataclasses.dataclass(frozen=True)
-class AttentionGraph:
-    """Edges from n source nodes to m target nodes, laid out so that attention with H heads is one sparse product.
-
-    Head h, target i is row h * m + i and head h, source j column h * n + j of a block-diagonal CSR pattern, so features [H, n, c]
-    viewed as [H * n, c] are multiplied by it as they lie in memory, head after head: what one head gathers stays in the
-    cache. The graph of a loader has all nodes on both sides and is symmetric; at_rows takes some of the targets.
-    """
-    heads: int
-    n: int
-    crow: torch.Tensor        # [H * m + 1] int32
-    col: torch.Tensor         # [H * E] int32
-    target: torch.Tensor      # [E] int64, the row of each edge within a head
-    source: torch.Tensor      # [E] int64, its column within a head
-    back_crow: torch.Tensor   # the transposed pattern: [H * n + 1] int32
-    back_col: torch.Tensor    # [H * E] int32
-    back: torch.Tensor        # [E] int64, which edge each entry of the transposed pattern is
-    rows: torch.Tensor | None = None      # [m] int64, the nodes that the targets are; None: all of them
-
-    def matrix(self, values):
-        """The block-diagonal matrix [H m, H n] with these values [H * E] as a sparse tensor."""
-        return csr_tensor(self.crow, self.col, values, (len(self.crow) - 1, self.heads * self.n))
-
-    def product(self, values, dense):
-        """The matrix with these values [H * E] times dense [H * n, c]: [H * m, c]."""
-        return csr_product(self.crow, self.col, values, dense)
-
-    def transposed_product(self, values, dense):
-        """The transposed matrix times dense [H * m, c]: [H * n, c]."""
-        return csr_product(self.back_crow, self.back_col, each_head(values, self.back, self.heads), dense)
-
-    def row_sums(self, values):
-        """Sum of the values [H * E] of each target: [H * m]."""
-        return self.matrix(values) @ values.new_ones(self.heads * self.n)
-
-    def column_sums(self, values):
-        """Sum of the values [H * E] of each source: [H * n]."""
-        if values.device.type == "cpu":
-            sums = values.new_zeros(self.heads, self.n)
-            return sums.scatter_add_(1, self.source.expand(self.heads, -1), values.view(self.heads, -1)).flatten()
-        size = (self.heads * self.n, len(self.crow) - 1)        # a GPU adds in whatever order, so the result would not be the same twice
-        return csr_tensor(self.back_crow, self.back_col, each_head(values, self.back, self.heads), size) @ values.new_ones(size[1])
-
-    def sampled_product(self, a, b):
-        """a[i] . b[j] at every entry (i, j) of the pattern: [H * m, c] and [H * n, c] -> [H * E]."""
-        result = self.matrix(a.new_zeros(len(self.col)))
-        return torch.sparse.sampled_addmm(result, a, b.T, beta=0.0, out=result).values()
-
-    def at_target(self, x):
-        """x [H * m] at the row of every entry: [H * E]."""
-        return each_head(x, self.target, self.heads)
-
-    def at_source(self, x):
-        """x [H * n] at the column of every entry: [H * E]."""
-        return each_head(x, self.source, self.heads)
-
-    def at_rows(self, rows):
-        """The same edges to some targets only: rows [m] int64, each once, of a graph with all of them."""
-        first = self.crow[rows].long()
-        counts = self.crow[rows + 1].long() - first
-        crow = torch.cat([counts.new_zeros(1), counts.cumsum(0)])
-        target = torch.repeat_interleave(counts)
-        edges = (first - crow[:-1]).index_select(0, target) + torch.arange(len(target), device=rows.device)
-        source = self.source.index_select(0, edges)
-        back = source.int().sort(stable=True).indices
-        back_crow = torch.cat([counts.new_zeros(1), torch.bincount(source, minlength=self.n).cumsum(0)])
-        return with_heads(self.heads, self.n, crow, target, source, (back_crow, target.index_select(0, back), back), rows)
-
-
-def each_head(x, index, heads):
-    """x [H * n] viewed as [H, n], the entries at index [E] of each: [H * E]. gather uses all threads, index_select one."""
-    return x.reshape(heads, -1).gather(1, index.expand(heads, -1)).flatten()
-
-
-def attention_graph(neighbours, heads, device):
-    """[n, k] neighbours -> AttentionGraph: edges both ways, each once, and one self loop a node."""
-    n, k = neighbours.shape
-    rows = np.repeat(np.arange(n), k)
-    directed = sp.csr_matrix((np.ones(n * k, np.float32), (rows, neighbours.ravel())), (n, n))
-    one_head = (directed + directed.T + sp.eye(n, format="csr", dtype=np.float32)).tocsr()
-    one_head.sort_indices()
-    back = sp.csr_matrix((np.arange(one_head.nnz), one_head.indices, one_head.indptr), (n, n)).T.tocsr()
-    back.sort_indices()
-    target = np.repeat(np.arange(n), np.diff(one_head.indptr))
-    return with_heads(heads, n, *(torch.from_numpy(part).long().to(device) for part in (one_head.indptr, target, one_head.indices, back.data)))
-
-
-def with_heads(heads, n, crow, target, source, back, rows=None):
-    """The pattern of one head -> AttentionGraph. crow [m + 1], target [E] and source [E], all int64.
-
-    back: [E] int64 for a symmetric pattern, else (crow, column, edge) of the transposed one; rows: as of AttentionGraph.
-    """
-    head = torch.arange(heads, dtype=torch.int32, device=source.device)[:, None]
-
-    def repeat(crow, column, width):
-        ends = crow[1:].int() + len(column) * head
-        return torch.cat([ends.new_zeros(1), ends.flatten()]), (column.int() + width * head).flatten()
-
-    pattern = repeat(crow, source, n)
-    if isinstance(back, tuple):
-        back_crow, back_column, back = back
-        return AttentionGraph(heads, n, *pattern, target, source, *repeat(back_crow, back_column, len(crow) - 1), back, rows)
-    return AttentionGraph(heads, n, *pattern, target, source, *pattern, back, rows)
 
 
 # ---------------------------------------------------------------- batches
@@ -537,13 +234,6 @@ def load_dataset(config, device):
     return Dataset(interactions, adjacency, features, graphs, user_features, user_graph, fingerprint, notes, item_graph)
 
 
-def graph_shares(modalities, image):
-    """{modality: weight}: `image` for the image graph if there are others, the rest in equal parts for those."""
-    if "image" not in modalities or len(modalities) == 1:
-        return {m: 1 / len(modalities) for m in modalities}
-    return {m: image if m == "image" else (1 - image) / (len(modalities) - 1) for m in modalities}
-
-
 def user_text_features(config, interactions, features, user_array):
     """[U, d_t] float32: the file named by --user_text_feat, or the mean text feature of the user's TRAIN items."""
     if user_array is not None:
@@ -551,13 +241,3 @@ def user_text_features(config, interactions, features, user_array):
     if "text" not in features:
         raise UserError("--user_text_feat mean needs item text features: add --text_feat")
     return mean_user_features(interactions.train, features["text"], interactions.n_users)
-
-
-def knn_table(features, path, k, config, device):
-    """Neighbours [n, k] from the file at `path`, or found through the cache. Returns (table, notes)."""
-    if path:
-        return read_neighbours(path, len(features), k)
-    if k >= len(features):
-        raise UserError(f"{k} neighbours asked for among {len(features)} rows; lower --item_knn_k or --user_knn_k below {len(features)}")
-    cache_dir = config.cache_dir or Path(config.data_root) / ".cache"
-    return cached_neighbours(features, k, cache_dir, config.force_build_item_knn, device)

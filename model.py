@@ -15,7 +15,7 @@ import torch
 from torch import nn
 from torch.nn import functional as F
 
-from dataloader import bipartite_adjacency
+from layers.sparse import bipartite_adjacency
 from layers.dropout import keep_mask
 from layers.sparse import csr_product, propagate, propagate_rows
 from world import MODALITIES

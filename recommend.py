@@ -36,7 +36,8 @@ import numpy as np
 import scipy.sparse as sp
 import torch
 
-from dataloader import HeldOut, load_dataset, with_heads
+from dataloader import HeldOut, load_dataset
+from layers.attention import with_heads
 from data.formats import dataset_folder, load_features, names_of, open_features, read_lines, read_titles
 from model import make_model
 from parse import make_config

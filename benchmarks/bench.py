@@ -23,7 +23,10 @@ sys.path[:0] = [str(ROOT)]
 import numpy as np
 import torch
 
-from dataloader import Dataset, attention_graph, cached_neighbours, column_major, normalised_adjacency
+from dataloader import Dataset
+from data.graphs import cached_neighbours, normalised_adjacency
+from layers.kernels import column_major
+from layers.attention import attention_graph
 from data.formats import Interactions, read_interactions
 from utils import write_text
 from world import peak_memory_mb

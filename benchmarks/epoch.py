@@ -11,7 +11,7 @@ import itertools
 import sys
 
 import bench
-from dataloader import nearest_neighbours
+from data.graphs import nearest_neighbours
 from model import make_model
 from procedure import Progress, float32_products, score, splits_of, start_run, train_epoch
 from world import keep_freed_memory

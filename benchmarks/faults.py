@@ -33,7 +33,7 @@ os.environ.setdefault("PYTHONWARNINGS", "ignore:resource_tracker")   # it misses
 import torch
 
 from data.synthetic import make_dataset, write_dataset
-from dataloader import read_cached
+from data.graphs import read_cached
 
 SERVER = multiprocessing.get_context("forkserver")
 SERVER.set_forkserver_preload(["main"])

@@ -14,7 +14,8 @@ import numpy as np
 import torch
 
 import bench
-from dataloader import attention_graph, nearest_neighbours
+from data.graphs import nearest_neighbours
+from layers.attention import attention_graph
 from world import keep_freed_memory
 
 

@@ -1,5 +1,7 @@
 """Sparse products and LightGCN's propagation."""
 
+import scipy.sparse as sp
+import numpy as np
 import warnings
 import torch
 from torch.nn import functional as F
@@ -80,3 +82,20 @@ def csr_tensor(crow, col, values, size):
     with warnings.catch_warnings():
         warnings.filterwarnings("ignore", message="Sparse")
         return torch.sparse_csr_tensor(crow, col, values, size, check_invariants=False)
+
+
+def bipartite_adjacency(pairs, n_users, n_items, device, weight=1.0):
+    """Normalised graph of these (user, item) pairs [n, 2] alone: sparse CSR [U + I, U + I] of weight / sqrt(deg u deg i)."""
+    user, item = pairs.T
+    n = n_users + n_items
+    degree_u, degree_i = np.bincount(user, minlength=n_users), np.bincount(item, minlength=n_items)
+    weight = (weight / np.sqrt(degree_u[user] * degree_i[item])).astype(np.float32)
+    rows, cols = np.concatenate([user, item + n_users]), np.concatenate([item + n_users, user])
+    return to_csr_tensor(sp.csr_matrix((np.concatenate([weight, weight]), (rows, cols)), (n, n)), device)
+
+
+def to_csr_tensor(matrix, device):
+    """scipy CSR -> torch CSR on device, its columns in order."""
+    matrix.sort_indices()
+    return csr_tensor(torch.from_numpy(matrix.indptr.astype(np.int32)), torch.from_numpy(matrix.indices.astype(np.int32)),
+                      torch.from_numpy(matrix.data), matrix.shape).to(device)

@@ -8,7 +8,8 @@ import numpy as np
 import pytest
 import torch
 
-from dataloader import graph_shares, load_dataset, make_batches, mean_neighbour_graph
+from dataloader import load_dataset, make_batches
+from data.graphs import graph_shares, mean_neighbour_graph
 from data.formats import Interactions
 from model import FREEDOM, VBPR
 from world import Config

@@ -11,7 +11,8 @@ sys.path.append(str(Path(__file__).resolve().parents[1] / "benchmarks"))
 import bench
 import step
 import textbook
-from dataloader import Sampler, nearest_neighbours
+from dataloader import Sampler
+from data.graphs import nearest_neighbours
 from model import make_model
 from procedure import evaluate, splits_of
 

@@ -9,7 +9,7 @@ import pytest
 import scipy.sparse as sp
 
 from data import check, synthetic
-from dataloader import nearest_neighbours
+from data.graphs import nearest_neighbours
 from helpers import random_pairs, write_inter, write_txt
 
 ROOT = Path(__file__).resolve().parents[1]

@@ -10,7 +10,10 @@ import pytest
 import torch
 
 import dataloader
-from dataloader import Sampler, attention_graph, cached_neighbours, column_major, held_out, load_dataset, mean_user_features, nearest_neighbours, normalised_adjacency, read_neighbours
+from dataloader import Sampler, held_out, load_dataset, mean_user_features
+from data.graphs import cached_neighbours, nearest_neighbours, normalised_adjacency, read_neighbours
+from layers.kernels import column_major
+from layers.attention import attention_graph
 from data.formats import dataset_folder, inter_path, load_features, open_features, read_interactions
 from helpers import SPLITS, random_pairs, write_inter, write_txt
 from utils import UserError

@@ -13,7 +13,9 @@ from torch.nn import functional as F
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch_geometric.nn import GATConv
 
-from dataloader import attention_graph, load_dataset, make_batches, normalised_adjacency
+from dataloader import load_dataset, make_batches
+from data.graphs import normalised_adjacency
+from layers.attention import attention_graph
 from data.formats import Interactions
 from model import (Dropout, Fusion, GraphAttention, LightGCN, MF, RecGOAT, Transport, bpr_loss, info_nce, l1_cost, make_model, sinkhorn_exp,
                    sinkhorn_log, squared_cost, squared_norm)

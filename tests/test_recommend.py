@@ -13,7 +13,7 @@ import torch
 
 import main
 import recommend
-from dataloader import attention_graph
+from layers.attention import attention_graph
 from data.formats import read_interactions
 from model import GraphAttention
 

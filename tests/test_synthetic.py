@@ -9,7 +9,8 @@ import pytest
 import torch
 
 from data import synthetic
-from dataloader import load_dataset, nearest_neighbours
+from dataloader import load_dataset
+from data.graphs import nearest_neighbours
 from data.formats import read_interactions
 from utils import UserError
 from world import Config

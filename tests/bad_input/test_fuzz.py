@@ -15,7 +15,7 @@ import torch
 from hypothesis import HealthCheck, given, settings, strategies as st
 
 from broken import npy
-from dataloader import fits, read_cached, read_neighbours
+from data.graphs import fits, read_cached, read_neighbours
 from data.formats import load_features, open_features, read_inter, read_txt
 from utils import UserError, content_hash
 from training.checkpoint import CHECKPOINT_KEYS, read_checkpoint
