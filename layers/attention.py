@@ -1,10 +1,14 @@
 """Graph attention."""
 
+from torch import nn
+from torch.nn import functional as F
 import dataclasses
 import numpy as np
 import scipy.sparse as sp
 import torch
 from layers.sparse import csr_product, csr_tensor
+from layers.dropout import Dropout
+from layers.kernels import _Attention, product, product_type
 
 
 @dataclasses.dataclass(frozen=True)
@@ -110,3 +114,56 @@ def with_heads(heads, n, crow, target, source, back, rows=None):
         back_crow, back_column, back = back
         return AttentionGraph(heads, n, *pattern, target, source, *repeat(back_crow, back_column, len(crow) - 1), back, rows)
     return AttentionGraph(heads, n, *pattern, target, source, *pattern, back, rows)
+
+
+class GraphAttention(nn.Module):
+    """One multi-head graph attention layer (Velickovic 2018, eq. 3) before its non-linearity.
+
+    out_i = concat over h of sum_j alpha_ij^h W^h x_j + b, with alpha_ij^h the softmax over the neighbours j of i of
+    LeakyReLU(a_dst^h . W^h x_i + a_src^h . W^h x_j), slope 0.2; neighbours include i. [n, d_in] -> [m, d], the targets of the graph.
+    """
+
+    def __init__(self, d_in, d, heads, attn_dropout=0.0, slope=0.2, dtype=None):
+        super().__init__()
+        self.heads, self.slope, self.attn_dropout, self.dtype = heads, slope, Dropout(attn_dropout), dtype
+        self.weight = nn.Parameter(torch.empty(d, d_in))
+        self.a_src = nn.Parameter(torch.empty(heads, d // heads))
+        self.a_dst = nn.Parameter(torch.empty(heads, d // heads))
+        self.bias = nn.Parameter(torch.zeros(d))
+        for parameter in (self.weight, self.a_src, self.a_dst):
+            nn.init.xavier_uniform_(parameter)
+
+    def forward(self, graph, x):
+        """graph: AttentionGraph of n nodes with the same number of heads; x: [n, d_in]."""
+        h = product(x, self.weight.T, self.dtype)                       # [n, d]
+        vectors = torch.block_diag(*torch.stack([self.a_dst, self.a_src], 2))           # [d, 2 H]: one product for all heads
+        s_dst, s_src = (h @ vectors).view(len(x), self.heads, 2).permute(2, 1, 0).contiguous()           # [H, n] each
+        h = h.view(len(x), self.heads, -1).transpose(0, 1).contiguous()                # [H, n, d / H]
+        if graph.rows is not None:
+            s_dst = s_dst.index_select(1, graph.rows)
+        dropout = self.attn_dropout.p if self.attn_dropout.training else 0.0
+        out = _Attention.apply(h.flatten(0, 1), s_dst.flatten(), s_src.flatten(), graph, self.slope, dropout)
+        return out.view(self.heads, -1, h.shape[2]).transpose(0, 1).flatten(1) + self.bias
+
+
+class Branch(nn.Module):
+    """Graph attention layers over one modality's features, LeakyReLU(0.2) after each (eq. 3): [n, d_m] -> [n, d]."""
+
+    def __init__(self, config, d_in, layers):
+        super().__init__()
+        d, self.dtype = config.recdim, product_type(config)
+        self.project = nn.Linear(d_in, d) if config.feat_proj else nn.Identity()
+        sizes = [d if config.feat_proj else d_in] + [d] * (layers - 1)
+        self.layers = nn.ModuleList(GraphAttention(size, d, config.attn_heads, config.attn_dropout, dtype=self.dtype)
+                                    for size in sizes)
+        self.before, self.after = Dropout(config.feat_dropout), Dropout(config.branch_dropout)
+
+    def forward(self, graph, x, rows=None):
+        """graph: AttentionGraph over the rows of x [n, d_m]; rows: [r] int64, the nodes that are wanted, each once; None: all."""
+        if isinstance(self.project, nn.Linear):       # its operands are rounded too
+            x = product(x, self.project.weight.T, self.dtype) + self.project.bias
+        for layer in self.layers:
+            if rows is not None and layer is self.layers[-1]:
+                graph = graph.at_rows(rows)
+            x = self.after(F.leaky_relu(layer(graph, self.before(x)), 0.2))
+        return x

@@ -1,5 +1,6 @@
 """Dropout masks."""
 
+from torch import nn
 import torch
 
 
@@ -12,3 +13,13 @@ def keep_mask(x, p):
     bits = torch.empty(-(-x.numel() // 4), dtype=torch.int64, device=x.device).random_(-2**63, None)
     kept = torch.empty(x.shape, dtype=x.dtype, device=x.device)
     return torch.ge(bits.view(torch.int16)[:x.numel()].view(x.shape), round(p * 2**16) - 2**15, out=kept)
+
+
+class Dropout(nn.Dropout):
+    """torch's Dropout with the random numbers of utils.keep_mask."""
+
+    def forward(self, x):
+        """x of any shape."""
+        if not self.training or not self.p:
+            return x
+        return x * keep_mask(x, self.p).div_(1 - self.p)

@@ -17,8 +17,11 @@ from dataloader import load_dataset, make_batches
 from data.graphs import normalised_adjacency
 from layers.attention import attention_graph
 from data.formats import Interactions
-from model import (Dropout, Fusion, GraphAttention, LightGCN, MF, RecGOAT, Transport, bpr_loss, info_nce, l1_cost, make_model, sinkhorn_exp,
-                   sinkhorn_log, squared_cost, squared_norm)
+from model import Fusion, LightGCN, MF, RecGOAT, Transport, make_model
+from layers.transport import l1_cost, sinkhorn_exp, sinkhorn_log, squared_cost
+from layers.attention import GraphAttention
+from layers.losses import bpr_loss, info_nce, squared_norm
+from layers.dropout import Dropout
 from parse import parse_args
 from world import Config
 

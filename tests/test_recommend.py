@@ -15,7 +15,7 @@ import main
 import recommend
 from layers.attention import attention_graph
 from data.formats import read_interactions
-from model import GraphAttention
+from layers.attention import GraphAttention
 
 ROOT = Path(__file__).resolve().parents[1]
 N_USERS, N_ITEMS = 40, 30                  # of the fixture small_dataset
