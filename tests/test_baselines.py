@@ -11,7 +11,8 @@ import torch
 from dataloader import load_dataset, make_batches
 from data.graphs import graph_shares, mean_neighbour_graph
 from data.formats import Interactions
-from model import FREEDOM, VBPR
+from models.freedom import FREEDOM
+from models.vbpr import VBPR
 from world import Config
 
 CPU = torch.device("cpu")

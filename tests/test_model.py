@@ -17,7 +17,9 @@ from dataloader import load_dataset, make_batches
 from data.graphs import normalised_adjacency
 from layers.attention import attention_graph
 from data.formats import Interactions
-from model import Fusion, LightGCN, MF, RecGOAT, Transport, make_model
+from model import Fusion, RecGOAT, Transport, make_model
+from models.lightgcn import LightGCN
+from models.mf import MF
 from layers.transport import l1_cost, sinkhorn_exp, sinkhorn_log, squared_cost
 from layers.attention import GraphAttention
 from layers.losses import bpr_loss, info_nce, squared_norm

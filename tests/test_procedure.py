@@ -13,7 +13,8 @@ import torch
 import procedure
 from dataloader import Sampler, held_out, load_dataset
 from helpers import random_pairs, write_inter, write_txt
-from model import MF, make_model
+from model import make_model
+from models.mf import MF
 from procedure import Progress, evaluate, fit, rank_items, ranks_of, score, splits_of, start_run, train_epoch
 from utils import UserError
 from world import Config, make_run_folder, seed_everything

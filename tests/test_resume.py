@@ -18,7 +18,7 @@ import procedure
 from benchmarks.faults import differences, errors, finish, launch, outcome, run_folders, stop_and_resume, wait_for
 from helpers import stop_after
 from main import main
-from model import MF
+from models.mf import MF
 from utils import lock_file
 from training.checkpoint import newest_checkpoint
 
