@@ -15,7 +15,9 @@ import torch
 from dataloader import load_dataset
 from model import make_model
 from parse import parse_args
-from procedure import Stop, fit, score_checkpoint, start_run
+from procedure import fit, score_checkpoint
+from training.stop import Stop
+from training.run import start_run
 from utils import TrainingError, UserError, lock_file
 from world import keep_freed_memory
 from training.checkpoint import newest_checkpoint, read_checkpoint

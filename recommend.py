@@ -41,7 +41,7 @@ from layers.attention import with_heads
 from data.formats import dataset_folder, load_features, names_of, open_features, read_lines, read_titles
 from model import make_model
 from parse import make_config
-from procedure import rank_items
+from training.ranking import rank_items
 from utils import UserError, atomic_write
 from cli import Parser, run_tool
 from training.checkpoint import read_checkpoint

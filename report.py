@@ -26,7 +26,7 @@ import torch
 from scipy import stats
 from tqdm import tqdm
 
-from procedure import row_numbers
+from training.ranking import row_numbers
 from report_output import Figure, Heading, Number, Table, Text, draw_bars, draw_lines, draw_triangle, markdown, write_report
 from report_runs import check_group, find_folders, label, make_groups, metrics_of, read_run, split_groups
 from utils import UserError

@@ -29,7 +29,9 @@ from main import guarded, load, resume, set_up
 from model import make_model
 from parse import make_parser as main_parser
 from parse import parse_args
-from procedure import Stop, fit, format_metrics, start_run
+from procedure import fit, format_metrics
+from training.stop import Stop
+from training.run import start_run
 from utils import Diverged, TrainingError, UserError, lock_file, write_text
 from cli import Parser
 from world import RECIPES, Config, make_run_folder, provenance, seed_everything, settings_of

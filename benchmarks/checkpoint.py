@@ -17,7 +17,7 @@ from pathlib import Path
 sys.path[:0] = [str(Path(__file__).resolve().parents[1])]
 
 from main import main as run_command_line
-from procedure import Run
+from training.run import Run
 from world import MODALITIES
 
 

@@ -13,7 +13,8 @@ import sys
 import bench
 from data.graphs import nearest_neighbours
 from model import make_model
-from procedure import Progress, float32_products, score, splits_of, start_run, train_epoch
+from procedure import float32_products, score, splits_of, train_epoch
+from training.run import Progress, start_run
 from world import keep_freed_memory
 
 

@@ -18,7 +18,8 @@ from tqdm import tqdm
 import bench
 import textbook
 from model import make_model
-from procedure import evaluate, splits_of
+from procedure import splits_of
+from training.ranking import evaluate
 from step import Ours, stepper
 
 

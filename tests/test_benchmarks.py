@@ -14,7 +14,8 @@ import textbook
 from dataloader import Sampler
 from data.graphs import nearest_neighbours
 from model import make_model
-from procedure import evaluate, splits_of
+from procedure import splits_of
+from training.ranking import evaluate
 
 CPU = torch.device("cpu")
 

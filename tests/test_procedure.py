@@ -15,7 +15,9 @@ from dataloader import Sampler, held_out, load_dataset
 from helpers import random_pairs, write_inter, write_txt
 from model import make_model
 from models.mf import MF
-from procedure import Progress, evaluate, fit, rank_items, ranks_of, score, splits_of, start_run, train_epoch
+from procedure import fit, score, splits_of, train_epoch
+from training.run import Progress, start_run
+from training.ranking import evaluate, rank_items, ranks_of
 from utils import UserError
 from world import Config, make_run_folder, seed_everything
 
