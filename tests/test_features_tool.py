@@ -23,7 +23,6 @@ from PIL import Image
 import tiny_models
 from data import encoders, features
 from helpers import random_pairs, write_txt
-from utils import UserError
 
 ROOT = Path(__file__).resolve().parents[1]
 N = 30
