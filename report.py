@@ -27,8 +27,9 @@ from scipy import stats
 from tqdm import tqdm
 
 from training.ranking import row_numbers
-from report_output import Figure, Heading, Number, Table, Text, draw_bars, draw_lines, draw_triangle, markdown, write_report
-from report_runs import check_group, find_folders, label, make_groups, metrics_of, read_run, split_groups
+from reporting.render import Figure, Heading, Number, Table, Text, markdown, write_report
+from reporting.figures import draw_bars, draw_lines, draw_triangle
+from reporting.runs import check_group, find_folders, label, make_groups, metrics_of, read_run, split_groups
 from utils import UserError
 from cli import Parser, run_tool
 from training.metrics import ranking_metrics

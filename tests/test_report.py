@@ -18,7 +18,7 @@ import report
 import report_output
 import report_runs
 from main import main as train
-from report_output import Number, Table
+from reporting.render import Number, Table
 from world import Config
 
 METRICS = ("recall@5", "recall@10", "ndcg@5", "ndcg@10")
