@@ -11,7 +11,7 @@ import numpy as np
 import torch
 from tqdm import tqdm
 
-import projector
+from training import projector
 from dataloader import held_out
 from data.formats import interactions_hash
 from utils import Diverged, TrainingError, UserError, atomic_write

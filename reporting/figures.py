@@ -8,6 +8,7 @@ from utils import UserError
 
 # Okabe and Ito's colours, which people with any colour vision tell apart, without the yellow that is too pale for lines.
 COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000")
+MARKERS, DASHES = "osD^vPX", ("-", "--", ":", "-.")
 
 
 def canvas(panels, height=3.4, columns=2):

@@ -16,8 +16,6 @@ from pathlib import Path
 from utils import UserError, atomic_write
 from reporting.figures import picture
 
-MARKERS, DASHES = "osD^vPX", ("-", "--", ":", "-.")
-
 
 # ---------------------------------------------------------------- blocks
 

@@ -13,7 +13,7 @@ from utils import UserError
 from reporting.rankings import ITEM_BINS, history_bins, user_means
 
 
-PUBLISHED = Path(__file__).parent / "docs" / "published.csv"
+PUBLISHED = Path(__file__).parents[1] / "docs" / "published.csv"
 SPLITS = {"valid": "validation", "test": "TEST"}
 MOST_ROWS = 12              # beyond which bars, learning curves and breakdowns tell nothing
 

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 import torch
 
-import dataloader
+from data import graphs
 from dataloader import Sampler, held_out, load_dataset, mean_user_features
 from data.graphs import cached_neighbours, nearest_neighbours, normalised_adjacency, read_neighbours
 from layers.kernels import column_major
@@ -341,7 +341,7 @@ def test_second_call_reads_the_cache(tmp_path, monkeypatch):
     first, notes = cached_neighbours(features, 3, tmp_path / "deep" / "cache", 0, CPU)
     assert notes == []
     np.testing.assert_array_equal(first, naive_neighbours(features, 3))
-    monkeypatch.setattr(dataloader, "nearest_neighbours", no_building)
+    monkeypatch.setattr(graphs, "nearest_neighbours", no_building)
     again, notes = cached_neighbours(features.copy(), 3, tmp_path / "deep" / "cache", 0, CPU)
     assert notes == []
     np.testing.assert_array_equal(again, first)

@@ -11,6 +11,7 @@ import pytest
 import torch
 
 import procedure
+from training import projector, ranking
 from dataloader import Sampler, held_out, load_dataset
 from helpers import random_pairs, write_inter, write_txt
 from model import make_model
@@ -117,8 +118,8 @@ def test_splits_with_the_same_masks_share_a_ranking_and_others_do_not(monkeypatc
     valid = np.array([(0, 5), (1, 2), (2, 9), (4, 10)])
     splits = [held_out(valid, [train], CPU), held_out(test, [train], CPU), held_out(test, [train, valid], CPU)]
     alone = [evaluate(user, item, [split], (3,))[0] for split in splits]
-    together, original = [], procedure.relevant_ranks
-    monkeypatch.setattr(procedure, "relevant_ranks", lambda user, item, alike, *rest: together.append(alike) or original(user, item, alike, *rest))
+    together, original = [], ranking.relevant_ranks
+    monkeypatch.setattr(ranking, "relevant_ranks", lambda user, item, alike, *rest: together.append(alike) or original(user, item, alike, *rest))
     assert evaluate(user, item, [splits[0], splits[2], splits[1]], (3,)) == [alone[0], alone[2], alone[1]]
     assert together == [[splits[0], splits[1]], [splits[2]]]
 
@@ -140,7 +141,7 @@ def naive_ranks(scores, row, column, k):
 @pytest.mark.parametrize("kind", ["distinct", "ties", "constant"])
 def test_ranks_of_equals_counting_with_ties_in_the_order_of_columns(kind, k):
     torch.manual_seed(k)
-    n = 3 * procedure.GROUP
+    n = 3 * ranking.GROUP
     scores = {"distinct": torch.randn(7, n), "ties": torch.randint(12, (7, n)).float(), "constant": torch.zeros(7, n)}[kind]
     scores[:, -5:] = -torch.inf
     row, column = torch.arange(7).repeat_interleave(40), torch.randint(n - 5, (280,))
@@ -148,9 +149,9 @@ def test_ranks_of_equals_counting_with_ties_in_the_order_of_columns(kind, k):
 
 
 def test_a_score_that_is_nan_is_never_among_the_first_nor_is_what_lies_behind_many():
-    scores = torch.arange(2.0 * procedure.GROUP)[None].repeat(2, 1)
+    scores = torch.arange(2.0 * ranking.GROUP)[None].repeat(2, 1)
     scores[0, 3], scores[1, ::2] = torch.nan, torch.nan
-    assert ranks_of(scores, torch.tensor([0, 1]), torch.tensor([3, 2 * procedure.GROUP - 1]), 9).tolist() == [9, 9]
+    assert ranks_of(scores, torch.tensor([0, 1]), torch.tensor([3, 2 * ranking.GROUP - 1]), 9).tolist() == [9, 9]
 
 
 def large_case(seed=0, users=90, items=2100):
@@ -168,8 +169,8 @@ def large_case(seed=0, users=90, items=2100):
 def test_evaluate_of_a_large_catalogue_equals_the_ranked_lists_and_the_loop(chunk):
     user, item, train, held = large_case()
     split = held_out(held, [train], CPU)
-    row = procedure.row_numbers(split.relevant[0], 0, len(split.users))
-    missed = procedure.certain_misses(user, item, split, row, split.relevant[1], 5, chunk)
+    row = ranking.row_numbers(split.relevant[0], 0, len(split.users))
+    missed = ranking.certain_misses(user, item, split, row, split.relevant[1], 5, chunk)
     assert 0.5 < missed.float().mean() < 1                                        # most are settled early, and none wrongly
     lists = torch.cat([top for _, _, top in rank_items(user, item, split, 5, chunk)])
     assert not (lists[row] == split.relevant[1][:, None]).any(1)[missed].any()
@@ -198,9 +199,9 @@ def test_metrics_and_lists_agree_where_many_scores_are_equal(users, items, k):
 def test_no_relevant_item_is_a_certain_miss_among_equals_at_any_scale(scale):
     user, item, train, held = large_case()
     split = held_out(held, [train], CPU)
-    row = procedure.row_numbers(split.relevant[0], 0, len(split.users))
+    row = ranking.row_numbers(split.relevant[0], 0, len(split.users))
     same = scale * item[:1].repeat(len(item), 1)
-    assert not procedure.certain_misses(scale * user, same, split, row, split.relevant[1], 5).any()
+    assert not ranking.certain_misses(scale * user, same, split, row, split.relevant[1], 5).any()
 
 
 def test_items_that_a_model_cannot_tell_apart_are_ranked_by_number_not_at_the_top():
@@ -354,12 +355,12 @@ def test_test_split_alone_never_changes_what_is_selected(small_dataset):
 
 
 def test_test_split_is_scored_exactly_once_at_the_end(small_dataset, monkeypatch):
-    seen, original = [], procedure.mean_metrics
+    seen, original = [], ranking.mean_metrics
 
     def spy(ranks, split, *rest):
         seen.append(split.relevant[1].tolist())
         return original(ranks, split, *rest)
-    monkeypatch.setattr(procedure, "mean_metrics", spy)
+    monkeypatch.setattr(ranking, "mean_metrics", spy)
     run(small_dataset, epochs=3)
     pairs = random_pairs(0, 40, 30, 6)
     valid, test = pairs["valid"][:, 1].tolist(), pairs["test"][:, 1].tolist()
@@ -403,11 +404,11 @@ def test_tensorboard_does_not_change_training(small_dataset):
 
 def scripted(monkeypatch, values):
     """Let the n-th scoring of validation yield ndcg@3 = values[n], the scoring of test 0.123."""
-    values, original = iter(values), procedure.mean_metrics
+    values, original = iter(values), ranking.mean_metrics
 
     def fake(*arguments):
         return {**original(*arguments), "ndcg@3": next(values, 0.123)}
-    monkeypatch.setattr(procedure, "mean_metrics", fake)
+    monkeypatch.setattr(ranking, "mean_metrics", fake)
 
 
 def test_patience_stops_and_the_best_epoch_is_restored(small_dataset, monkeypatch):
@@ -595,7 +596,7 @@ def test_tensorboard_finds_the_projector_files(small_dataset):
 
 
 def test_many_users_stay_out_of_the_projector(small_dataset, monkeypatch):
-    monkeypatch.setattr(procedure.projector, "MOST_USERS", 39)
+    monkeypatch.setattr(projector, "MOST_USERS", 39)
     out, _, _ = run(small_dataset, epochs=1, tensorboard=1, projector=1)
     assert {path.name for path in (out / "projector").iterdir()} == {"item.tsv", "item_vectors.tsv"}
     assert "user" not in (out / "projector_config.pbtxt").read_text()

@@ -15,8 +15,7 @@ import pytest
 from scipy import stats
 
 import report
-import report_output
-import report_runs
+from reporting import figures, rankings, render, runs as report_runs, tables
 from main import main as train
 from reporting.render import Number, Table
 from world import Config
@@ -117,7 +116,7 @@ def test_one_row_bears_no_mark_and_one_seed_no_deviation(tmp_path, capsys):
 
 
 def test_equal_means_share_the_mark():
-    assert report.marked([1.0, 3.0, 3.0, 2.0]) == ["", "best", "best", "second"] and report.marked([1.0]) == [""]
+    assert tables.marked([1.0, 3.0, 3.0, 2.0]) == ["", "best", "best", "second"] and tables.marked([1.0]) == [""]
 
 
 def t_test_by_hand(ours, other):
@@ -142,8 +141,8 @@ def test_p_values_against_their_definitions():
     rng = np.random.default_rng(0)
     for n in (3, 5, 8):
         ours, other = rng.random(n) + 0.3, rng.random(n)
-        assert report.paired_tests(ours, other) == pytest.approx((t_test_by_hand(ours, other), wilcoxon_by_hand(ours, other)), rel=1e-6)
-    assert np.isnan(report.paired_tests([1.0], [2.0])).all() and report.paired_tests([1.0, 2.0], [1.0, 2.0]) == (1, 1)
+        assert tables.paired_tests(ours, other) == pytest.approx((t_test_by_hand(ours, other), wilcoxon_by_hand(ours, other)), rel=1e-6)
+    assert np.isnan(tables.paired_tests([1.0], [2.0])).all() and tables.paired_tests([1.0, 2.0], [1.0, 2.0]) == (1, 1)
 
 
 def test_ours_against_the_best_other_row(tmp_path, capsys):
@@ -309,7 +308,7 @@ def per_user(arrays, metric):
 def test_values_of_users_and_their_means(tmp_path):
     folder, arrays = write_ranked_run(tmp_path, 3)
     run = report_runs.read_run(folder)
-    ranking = report.read_ranking(run)
+    ranking = rankings.read_ranking(run)
     for metric in METRICS:
         np.testing.assert_allclose(ranking.values[metric], per_user(arrays, metric), atol=1e-12)
         assert ranking.values[metric].mean() == pytest.approx(run.result["test"][metric], abs=1e-12)
@@ -371,7 +370,7 @@ def test_breakdown_by_popularity(tmp_path):
 
 
 def test_users_of_one_history_length_are_one_bin():
-    bins, names = report.history_bins(np.array([4, 4, 4, 4]))
+    bins, names = rankings.history_bins(np.array([4, 4, 4, 4]))
     assert bins.tolist() == [0, 0, 0, 0] and names == ["4"]
 
 
@@ -407,7 +406,7 @@ def test_published_figures_stand_beside(tmp_path):
 
 
 def test_published_file_is_whole():
-    rows = report.read_published()
+    rows = tables.read_published()
     assert len(rows) == len({tuple(row.values()) for row in rows}) == 145 and {row["dataset"] for row in rows} == {"Baby", "Sports", "Electronics"}
     assert all(0 < float(row["value"]) < (0.2 if "@" in row["metric"] else 5) for row in rows)
 
@@ -418,13 +417,13 @@ AWKWARD = Table("A & B_1", "awkward", ["method", "x"], [["50% <b>|{x}\\", Number
 
 
 def test_markdown_shows_names_literally():
-    lines = report_output.markdown_table(AWKWARD).splitlines()
+    lines = render.markdown_table(AWKWARD).splitlines()
     assert r"50% \<b>\|{x}\\" in lines[4] and "**0.5000 ± 0.2500**" in lines[4] and "–" in lines[5]
     assert len({len(line) for line in lines[2:6]}) == 1
 
 
 def test_latex_escapes():
-    text = report_output.latex_table(AWKWARD)
+    text = render.latex_table(AWKWARD)
     assert r"\caption{A \& B\_1. 5 $\pm$ 1 -- no}" in text and r"\begin{tabular}{lr}" in text
     assert r"50\% \textless{}b\textgreater{}|\{x\}\textbackslash{} & \textbf{0.5000 $\pm$ 0.2500} \\" in text
     assert r"\textasciitilde{}\textasciicircum{}\#\$ & -- \\" in text
@@ -434,7 +433,7 @@ def test_latex_escapes():
 def test_csv_keeps_full_precision():
     value = 0.1 + 0.2
     table = Table("t", "t", ["a", "b", "c"], [["x,y", Number(value, 1 / 3), 7], ['"', Number(float("nan")), 8]])
-    assert list(csv.reader(io.StringIO(report_output.csv_table(table)))) == [
+    assert list(csv.reader(io.StringIO(render.csv_table(table)))) == [
         ["a", "b", "b sd", "c"], ["x,y", repr(value), repr(1 / 3), "7"], ['"', "", "", "8"]]
 
 
@@ -499,8 +498,8 @@ def test_curve(tmp_path):
     assert [row["method"] for row in read_table(root, "baby_results")] == [
         "LightGCN", *(f"{name}, item_knn_k {k}" for name in ("Other", "RecGOAT") for k in (5, 10, 40))]
     check_figure(tmp_path / "out" / "baby_by_item_knn_k")
-    section, = report.split_groups(report.make_groups([report_runs.read_run(folder) for folder in report_runs.find_folders([root])], ["item_knn_k"]))
-    axis = report.setting_curve(section, "item_knn_k", "baby").image.axes[0]
+    section, = report_runs.split_groups(report_runs.make_groups([report_runs.read_run(folder) for folder in report_runs.find_folders([root])], ["item_knn_k"]))
+    axis = tables.setting_curve(section, "item_knn_k", "baby").image.axes[0]
     lines = {line.get_label(): line.get_xydata() for line in axis.lines}
     np.testing.assert_allclose(lines["RecGOAT"], [(k, 0.115 + k / 1000) for k in (5, 10, 40)])
     np.testing.assert_allclose(lines["LightGCN"][:, 1], [0.12, 0.12])
@@ -511,15 +510,15 @@ def test_curve(tmp_path):
 @pytest.mark.parametrize("weights, scale", [((0.001, 0.01, 0.1), "log"), ((0.0, 0.01, 0.1), "linear"), ((0.1, 0.2, 0.3), "linear")])
 def test_scale_of_a_curve(weights, scale):
     line = {"RecGOAT": (weights, *np.ones((3, 3)))}
-    assert report_output.draw_lines({"recall@5": line}, "contrastive_weight").axes[0].get_xscale() == scale
+    assert figures.draw_lines({"recall@5": line}, "contrastive_weight").axes[0].get_xscale() == scale
 
 
 def test_names_that_matplotlib_would_take_for_something_else():
     name, line = r"_$\frac$ a_b", ([1, 2], *np.ones((3, 2)))
-    image = report_output.draw_lines({"recall@5": {name: line, "other": line}}, "epoch")
-    assert report_output.picture(image, "png") and len(image.legends[0].get_texts()) == 2
-    image = report_output.draw_bars({"recall@5": [(name, 0.5, 0.1), ("other", 0.6, None)]})
-    assert report_output.picture(image, "png") and len(image.axes[0].patches) == 2
+    image = figures.draw_lines({"recall@5": {name: line, "other": line}}, "epoch")
+    assert figures.picture(image, "png") and len(image.legends[0].get_texts()) == 2
+    image = figures.draw_bars({"recall@5": [(name, 0.5, 0.1), ("other", 0.6, None)]})
+    assert figures.picture(image, "png") and len(image.axes[0].patches) == 2
 
 
 def test_curve_of_a_setting_in_words(tmp_path):
@@ -540,7 +539,7 @@ def test_triangle(tmp_path, pairs):
 
 
 def test_corners_of_the_triangle():
-    x, y = report_output.ternary([0, 1, 0], [0, 0, 1])
+    x, y = figures.ternary([0, 1, 0], [0, 0, 1])
     points = np.stack([x, y], axis=1)
     assert [np.linalg.norm(points[a] - points[b]) for a, b in ((0, 1), (0, 2), (1, 2))] == pytest.approx([1, 1, 1])
 
@@ -550,7 +549,7 @@ def test_learning_curve_is_over_the_epochs_of_all_seeds(tmp_path):
         write_run(tmp_path, seed, 0.1 * seed)
     (tmp_path / "run_1" / "metrics.jsonl").write_text('{"epoch": 2, "valid": {"ndcg@5": 0.6}}\n{"epoch": 9, "valid": {"ndcg@5": 0.7}}\n')
     runs = [report_runs.read_run(tmp_path / name) for name in ("run_0", "run_1")]
-    epochs, mean, least, most = report.curve_of(report_runs.Group(runs), "ndcg@5")
+    epochs, mean, least, most = tables.curve_of(report_runs.Group(runs), "ndcg@5")
     assert epochs == [2] and mean == pytest.approx([0.4]) and least == pytest.approx([0.2]) and most == pytest.approx([0.6])
 
 

@@ -14,7 +14,8 @@ import numpy as np
 import pytest
 import torch
 
-import procedure
+from training.run import Run
+from training.stop import Stop
 from benchmarks.faults import differences, errors, finish, launch, outcome, run_folders, stop_and_resume, wait_for
 from helpers import stop_after
 from main import main
@@ -110,7 +111,7 @@ def test_a_second_signal_leaves_at_once(small_dataset, tmp_path):
     process = os.fork()
     if not process:
         signal.alarm(60)
-        with procedure.Stop() as stop:
+        with Stop() as stop:
             os.kill(os.getpid(), signal.SIGTERM)
             assert stop() and stop.exit_code == 143
             os.kill(os.getpid(), signal.SIGTERM)
@@ -155,7 +156,7 @@ class Killed(BaseException):
 @pytest.mark.parametrize("time_of_it", [1, 2])
 def test_killed_between_the_log_and_a_checkpoint(small_dataset, tmp_path, monkeypatch, whole, before, time_of_it):
     settings = {**MODELS["lgn"], "eval_every": 1, "lr": 0.1}
-    original, seen = procedure.Run.save, []
+    original, seen = Run.save, []
 
     def save(self, name):
         seen.append(name)
@@ -163,7 +164,7 @@ def test_killed_between_the_log_and_a_checkpoint(small_dataset, tmp_path, monkey
             raise Killed
         original(self, name)
     with monkeypatch.context() as patch, pytest.raises(Killed):
-        patch.setattr(procedure.Run, "save", save)
+        patch.setattr(Run, "save", save)
         main(command(small_dataset, tmp_path / "runs", **settings))
     folder = only(tmp_path / "runs")
     (folder / ".last.pt.abc.tmp").write_bytes(b"half")

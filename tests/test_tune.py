@@ -17,6 +17,7 @@ import pytest
 import torch
 
 import procedure
+from training import ranking
 import tune
 from helpers import random_pairs, stop_after, write_txt
 from main import main as train
@@ -132,8 +133,8 @@ def test_the_best_command_line_is_the_best_trial(small_dataset, flags):
 
 
 def test_the_test_split_is_never_scored_and_has_no_part(small_dataset, monkeypatch):
-    seen, original = [], procedure.mean_metrics
-    monkeypatch.setattr(procedure, "mean_metrics", lambda ranks, split, ks: seen.append(split.relevant[1].tolist()) or original(ranks, split, ks))
+    seen, original = [], ranking.mean_metrics
+    monkeypatch.setattr(ranking, "mean_metrics", lambda ranks, split, ks: seen.append(split.relevant[1].tolist()) or original(ranks, split, ks))
     assert tune.main(search(small_dataset, 2)) == 0
     pairs = random_pairs(0, 40, 30, 6)
     assert seen and all(relevant == pairs["valid"][:, 1].tolist() != pairs["test"][:, 1].tolist() for relevant in seen)
