@@ -2,6 +2,7 @@
 
 import argparse
 import sys
+
 from utils import UserError
 
 

@@ -15,13 +15,20 @@ import numpy as np
 import scipy.sparse as sp
 import torch
 
-from utils import UserError, content_hash
-from world import CONTENT_MODELS
-from data.formats import Interactions, dataset_folder, feature_paths, interactions_hash, load_features, open_features, read_interactions
+from data.formats import (
+    Interactions,
+    dataset_folder,
+    feature_paths,
+    interactions_hash,
+    load_features,
+    open_features,
+    read_interactions,
+)
+from data.graphs import graph_shares, knn_table, mean_neighbour_graph, normalised_adjacency
 from layers.attention import AttentionGraph, attention_graph
 from layers.kernels import column_major
-from data.graphs import graph_shares, knn_table, mean_neighbour_graph, normalised_adjacency
-
+from utils import UserError, content_hash
+from world import CONTENT_MODELS
 
 # ---------------------------------------------------------------- features
 
@@ -36,6 +43,7 @@ def mean_user_features(train, item_features, n_users):
 
 # ---------------------------------------------------------------- batches
 
+
 def pair_keys(pairs, n_items):
     """[n, 2] pairs -> sorted [n] int64 keys user * I + item."""
     return torch.sort(pairs[:, 0] * n_items + pairs[:, 1]).values
@@ -44,16 +52,17 @@ def pair_keys(pairs, n_items):
 class Batch(typing.NamedTuple):
     """Training triples, and the distinct users and items among them, ascending: users = each_user[user_at],
     pos = each_item[pos_at], neg = each_item[neg_at]."""
-    users: torch.Tensor         # [B] int64
-    pos: torch.Tensor           # [B]
-    neg: torch.Tensor           # [B]
-    each_user: torch.Tensor     # [v]
-    user_at: torch.Tensor       # [B]
-    each_item: torch.Tensor     # [r], positive or negative
-    pos_at: torch.Tensor        # [B]
-    neg_at: torch.Tensor        # [B]
-    pos_rows: torch.Tensor      # [n] which of each_item are positive, ascending
-    neg_rows: torch.Tensor      # [m] which are negative
+
+    users: torch.Tensor  # [B] int64
+    pos: torch.Tensor  # [B]
+    neg: torch.Tensor  # [B]
+    each_user: torch.Tensor  # [v]
+    user_at: torch.Tensor  # [B]
+    each_item: torch.Tensor  # [r], positive or negative
+    pos_at: torch.Tensor  # [B]
+    neg_at: torch.Tensor  # [B]
+    pos_rows: torch.Tensor  # [n] which of each_item are positive, ascending
+    neg_rows: torch.Tensor  # [m] which are negative
 
 
 def make_batches(users, pos, neg, size):
@@ -62,18 +71,26 @@ def make_batches(users, pos, neg, size):
     The distinct users and items of all batches are found together, so that a GPU is waited for at the beginning of an epoch alone.
     """
     n = len(users)
-    number = torch.arange(n, device=users.device) // size                     # of the batch
+    number = torch.arange(n, device=users.device) // size  # of the batch
     each_user, user_at, _, user_counts = distinct(users, number)
     each_item, at, first_item, item_counts = distinct(torch.cat([pos, neg]), number.repeat(2))
     pos_at, neg_at = at.split(n)
-    rows = [(first_item[number] + part).unique() for part in (pos_at, neg_at)]          # of each_item
+    rows = [(first_item[number] + part).unique() for part in (pos_at, neg_at)]  # of each_item
     batches = torch.arange(-(-n // size), device=users.device)
-    of = torch.repeat_interleave(batches, item_counts, output_size=len(each_item))      # the batch of each of them
+    of = torch.repeat_interleave(
+        batches, item_counts, output_size=len(each_item)
+    )  # the batch of each of them
     row_counts = [torch.bincount(of[part], minlength=len(batches)) for part in rows]
     user_counts, item_counts, *row_counts = torch.stack([user_counts, item_counts, *row_counts]).tolist()
-    columns = [*(column.split(size) for column in (users, pos, neg)), each_user.split(user_counts), user_at.split(size),
-               each_item.split(item_counts), pos_at.split(size), neg_at.split(size),
-               *((part - first_item[of[part]]).split(counts) for part, counts in zip(rows, row_counts))]
+    columns = [
+        *(column.split(size) for column in (users, pos, neg)),
+        each_user.split(user_counts),
+        user_at.split(size),
+        each_item.split(item_counts),
+        pos_at.split(size),
+        neg_at.split(size),
+        *((part - first_item[of[part]]).split(counts) for part, counts in zip(rows, row_counts)),
+    ]
     return [Batch(*parts) for parts in zip(*columns)]
 
 
@@ -95,7 +112,7 @@ class Sampler:
     """
 
     def __init__(self, train, n_items, batch, seed, device, reject=True):
-        self.pairs = torch.as_tensor(train, device=device)    # [n, 2]
+        self.pairs = torch.as_tensor(train, device=device)  # [n, 2]
         self.n_items, self.batch, self.reject = n_items, batch, reject
         self.keys = pair_keys(self.pairs, n_items)
         self.generator = torch.Generator(device).manual_seed(seed)
@@ -112,8 +129,10 @@ class Sampler:
 
     def negatives(self, users):
         """One negative item for each user: [n] int64. Positives are drawn again until none is left."""
+
         def draw(count):
             return torch.randint(self.n_items, (count,), generator=self.generator, device=users.device)
+
         items = draw(len(users))
         if self.reject:
             again = self.is_positive(users, items).nonzero()[:, 0]
@@ -140,9 +159,10 @@ class Sampler:
 @dataclasses.dataclass(frozen=True)
 class HeldOut:
     """A split to be scored: users with at least one relevant item, and what is relevant and what masked for each."""
-    users: torch.Tensor         # [n] int64
-    relevant: tuple             # CSR (crow [n + 1], items) int64, items of a user ascending
-    masked: tuple               # CSR over the same users
+
+    users: torch.Tensor  # [n] int64
+    relevant: tuple  # CSR (crow [n + 1], items) int64, items of a user ascending
+    masked: tuple  # CSR over the same users
 
     def take(self, rows):
         """The HeldOut of some rows, ascending [m]."""
@@ -179,18 +199,20 @@ def held_out(relevant, masked, device):
 
 # ---------------------------------------------------------------- all of it
 
+
 @dataclasses.dataclass(frozen=True)
 class Dataset:
     """Everything a model and a training loop need, on the training device. Model inputs come from TRAIN alone."""
+
     interactions: Interactions
-    adjacency: torch.Tensor | None      # None for mf
-    features: dict                      # modality -> [I, d_m] float32
-    graphs: dict                        # modality -> AttentionGraph over items (lgn_mm)
+    adjacency: torch.Tensor | None  # None for mf
+    features: dict  # modality -> [I, d_m] float32
+    graphs: dict  # modality -> AttentionGraph over items (lgn_mm)
     user_features: torch.Tensor | None  # [U, d_t]
     user_graph: AttentionGraph | None
-    fingerprint: str                    # content hash of all of the above
-    notes: list                         # lines worth telling the user
-    item_graph: tuple | None = None     # sparse CSR [I, I] and its transpose (freedom)
+    fingerprint: str  # content hash of all of the above
+    notes: list  # lines worth telling the user
+    item_graph: tuple | None = None  # sparse CSR [I, I] and its transpose (freedom)
 
 
 def load_dataset(config, device):
@@ -198,24 +220,43 @@ def load_dataset(config, device):
     folder, note = dataset_folder(config)
     notes = [note] if note else []
     paths = feature_paths(config, folder)
-    arrays = {m: open_features(path) for m, path in paths.items()}  # their row count is the catalogue's, whatever the model
+    arrays = {
+        m: open_features(path) for m, path in paths.items()
+    }  # their row count is the catalogue's, whatever the model
     user_file = config.user_text_feat not in ("", "mean") and config.model == "lgn_mm"
     user_array = open_features(config.user_text_feat, "users") if user_file else None
-    interactions = read_interactions(folder, config.data_format, max(map(len, arrays.values()), default=0),
-                                     len(user_array) if user_file else 0)
-    notes += [f"note: {interactions.source}: {count} repeated interactions merged in {split}"
-              for split, count in interactions.merged.items() if count]
-    adjacency = None if config.model == "mf" else normalised_adjacency(interactions, config.edge_weight, device)
-    features = {m: load_features(array, paths[m], interactions.n_items) for m, array in arrays.items() if config.model in CONTENT_MODELS}
+    interactions = read_interactions(
+        folder,
+        config.data_format,
+        max(map(len, arrays.values()), default=0),
+        len(user_array) if user_file else 0,
+    )
+    notes += [
+        f"note: {interactions.source}: {count} repeated interactions merged in {split}"
+        for split, count in interactions.merged.items()
+        if count
+    ]
+    adjacency = (
+        None if config.model == "mf" else normalised_adjacency(interactions, config.edge_weight, device)
+    )
+    features = {
+        m: load_features(array, paths[m], interactions.n_items)
+        for m, array in arrays.items()
+        if config.model in CONTENT_MODELS
+    }
     graphs, item_graph, neighbours = {}, None, {}
     if config.model in ("freedom", "lgn_mm"):
         for m, matrix in features.items():
-            neighbours[m], told = knn_table(matrix, getattr(config, f"item_{m}_graph"), config.item_knn_k, config, device)
+            neighbours[m], told = knn_table(
+                matrix, getattr(config, f"item_{m}_graph"), config.item_knn_k, config, device
+            )
             notes += told
     if config.model == "lgn_mm":
         graphs = {m: attention_graph(table, config.attn_heads, device) for m, table in neighbours.items()}
     if config.model == "freedom":
-        item_graph = mean_neighbour_graph(neighbours, graph_shares(neighbours, config.item_graph_image), device)
+        item_graph = mean_neighbour_graph(
+            neighbours, graph_shares(neighbours, config.item_graph_image), device
+        )
     user_features = user_graph = None
     if config.user_text_feat and config.model == "lgn_mm":
         user_features = user_text_features(config, interactions, features, user_array)
@@ -226,12 +267,16 @@ def load_dataset(config, device):
     tensors = [*features.values(), *(graph.col for graph in graphs.values())]
     tensors += [part for matrix in (item_graph or ())[:1] for part in (matrix.col_indices(), matrix.values())]
     tensors += [user_features, user_graph.col] if user_graph is not None else []
-    fingerprint = content_hash(interactions_hash(interactions), list(features), *(tensor.cpu().numpy() for tensor in tensors))
+    fingerprint = content_hash(
+        interactions_hash(interactions), list(features), *(tensor.cpu().numpy() for tensor in tensors)
+    )
     if config.model == "lgn_mm":
         del tensors
         features = {m: column_major(features.pop(m)) for m in list(features)}
         user_features = None if user_features is None else column_major(user_features)
-    return Dataset(interactions, adjacency, features, graphs, user_features, user_graph, fingerprint, notes, item_graph)
+    return Dataset(
+        interactions, adjacency, features, graphs, user_features, user_graph, fingerprint, notes, item_graph
+    )
 
 
 def user_text_features(config, interactions, features, user_array):

@@ -16,12 +16,11 @@ from dataloader import load_dataset
 from model import make_model
 from parse import parse_args
 from procedure import fit, score_checkpoint
-from training.stop import Stop
-from training.run import start_run
-from utils import TrainingError, UserError, lock_file
-from world import keep_freed_memory
 from training.checkpoint import newest_checkpoint, read_checkpoint
-from world import choose_device, make_run_folder, seed_everything, write_config
+from training.run import start_run
+from training.stop import Stop
+from utils import TrainingError, UserError, lock_file
+from world import choose_device, keep_freed_memory, make_run_folder, seed_everything, write_config
 
 
 def main(argv=None):
@@ -38,11 +37,17 @@ def guarded(work):
     except TrainingError as error:
         return fail(error, 1)
     except OSError as error:
-        return fail(f"{error.filename or 'input or output'}: {error.strerror or error}; the run can be resumed from its last checkpoint", 1)
+        return fail(
+            f"{error.filename or 'input or output'}: {error.strerror or error}; the run can be resumed from its last checkpoint",
+            1,
+        )
     except (MemoryError, RuntimeError) as error:
         if not out_of_memory(error):
             raise
-        return fail("out of memory: lower --bpr_batch, --recdim or --attn_heads (training) or --eval_chunk (scoring)", 1)
+        return fail(
+            "out of memory: lower --bpr_batch, --recdim or --attn_heads (training) or --eval_chunk (scoring)",
+            1,
+        )
     except KeyboardInterrupt:
         return 130
 
@@ -82,14 +87,16 @@ def load(config, device, notes):
     if max(config.topks) > data.n_items:
         raise UserError(f"--topks {max(config.topks)}: there are only {data.n_items} items; give a smaller K")
     print(*notes, *dataset.notes, sep="\n", end="\n" if notes or dataset.notes else "")
-    print(f"{config.model} on {data.source}: {data.n_users} users, {data.n_items} items, {len(data.train)} / {len(data.valid)} / "
-          f"{len(data.test)} interactions; {device}")
+    print(
+        f"{config.model} on {data.source}: {data.n_users} users, {data.n_items} items, {len(data.train)} / {len(data.valid)} / "
+        f"{len(data.test)} interactions; {device}"
+    )
     return dataset
 
 
 def resume(run):
     """Restore the furthest checkpoint of the run's folder; without any, the run starts again."""
-    for leftover in run.folder.glob(".*.tmp"):    # half-written by a process that was killed
+    for leftover in run.folder.glob(".*.tmp"):  # half-written by a process that was killed
         leftover.unlink(missing_ok=True)
     state, notes = newest_checkpoint(run.folder)
     if state:

@@ -15,17 +15,16 @@ import torch
 from torch import nn
 from torch.nn import functional as F
 
-from world import MODALITIES
-from layers.kernels import product, product_type
-from layers.dropout import Dropout
-from layers.losses import info_nce, squared_norm, triple_bpr, unit_info_nce
 from layers.attention import Branch
+from layers.dropout import Dropout
+from layers.kernels import product, product_type
+from layers.losses import info_nce, squared_norm, triple_bpr, unit_info_nce
 from layers.transport import COSTS, cost_unit, sinkhorn_exp, sinkhorn_log
-from models.mf import MF
-from models.lightgcn import LightGCN
-from models.vbpr import VBPR
 from models.freedom import FREEDOM
-
+from models.lightgcn import LightGCN
+from models.mf import MF
+from models.vbpr import VBPR
+from world import MODALITIES
 
 # ---------------------------------------------------------------- optimal transport between feature dimensions
 
@@ -46,7 +45,7 @@ class Transport(nn.Module):
             nn.init.xavier_uniform_(self.residual)
         self.register_buffer("plan", torch.full((d, d), 1 / (d * d)))
         self.register_buffer("potential", torch.zeros(d))
-        self.age = 0                # training steps so far; a number of Python's, not to wait for the device at every step
+        self.age = 0  # training steps so far; a number of Python's, not to wait for the device at every step
         self.scale = d if config.plan_scale == "barycentric" else 1
 
     def get_extra_state(self):
@@ -104,12 +103,18 @@ class Transport(nn.Module):
         mass = plan.sum()
         entropy = -torch.special.xlogy(plan, plan).sum() / (2 * math.log(d))
         moved = self.scale * (z_m @ plan)
-        return {"w1": self.w1(z_m, z_id), "mass": mass, "entropy": entropy,
-                "row_error": (plan.sum(1) - 1 / d).abs().sum(), "ratio": moved.norm() / z_m.norm(),
-                "residual_ratio": (z_m @ self.residual).norm() / z_m.norm()}
+        return {
+            "w1": self.w1(z_m, z_id),
+            "mass": mass,
+            "entropy": entropy,
+            "row_error": (plan.sum(1) - 1 / d).abs().sum(),
+            "ratio": moved.norm() / z_m.norm(),
+            "residual_ratio": (z_m @ self.residual).norm() / z_m.norm(),
+        }
 
 
 # ---------------------------------------------------------------- fusion
+
 
 class Fusion(nn.Module):
     """Item modalities -> one item vector: concat, sum, or transported and weighted (eq. 14); then norm and dropout."""
@@ -129,7 +134,7 @@ class Fusion(nn.Module):
             weights = torch.tensor([weights[m] for m in modalities])
             if config.learn_fusion_weights:
                 self.weights = nn.Parameter(weights)
-            else:                       # a setting, which --evaluate_only may change, and no part of the state
+            else:  # a setting, which --evaluate_only may change, and no part of the state
                 self.register_buffer("weights", weights, persistent=False)
         self.layer_norm = nn.LayerNorm(d) if self.norm.startswith("layer") else nn.Identity()
         self.dropout = Dropout(config.fuse_drop)
@@ -162,6 +167,7 @@ class Fusion(nn.Module):
 
 # ---------------------------------------------------------------- RecGOAT
 
+
 class RecGOAT(nn.Module):
     """LightGCN on the user-item graph, graph attention on the modality graphs, contrastive alignment, transport, fusion.
 
@@ -176,8 +182,12 @@ class RecGOAT(nn.Module):
         narrow = product_type(config) or torch.float32
         for m in self.modalities:
             self.register_buffer(f"{m}_features", dataset.features[m].to(narrow), persistent=False)
-        self.branches = nn.ModuleDict({m: Branch(config, dataset.features[m].shape[1], config.item_branch_layers)
-                                       for m in self.modalities})
+        self.branches = nn.ModuleDict(
+            {
+                m: Branch(config, dataset.features[m].shape[1], config.item_branch_layers)
+                for m in self.modalities
+            }
+        )
         if self.user_graph is not None:
             self.register_buffer("user_features", dataset.user_features.to(narrow), persistent=False)
             self.user_branch = Branch(config, dataset.user_features.shape[1], config.user_branch_layers)
@@ -233,7 +243,13 @@ class RecGOAT(nn.Module):
             w1 = sum(self.fusion.transports[m].w1(z[m], z_id) for m in self.modalities)
         users, items = batch.each_user, batch.each_item
         layer0 = self.backbone.user.index_select(0, users), self.backbone.item.index_select(0, items)
-        return user.index_select(0, users), z_id.index_select(0, items), {m: v.index_select(0, items) for m, v in z.items()}, layer0, w1
+        return (
+            user.index_select(0, users),
+            z_id.index_select(0, items),
+            {m: v.index_select(0, items) for m, v in z.items()},
+            layer0,
+            w1,
+        )
 
     def loss(self, batch):
         """The total and its terms. Only the items of the batch are transported and fused."""
@@ -243,7 +259,9 @@ class RecGOAT(nn.Module):
         terms = {"bpr": triple_bpr(user, item, batch), "norm": self.backbone.norm(batch, *layer0)}
         total = terms["bpr"] + config.decay * terms["norm"]
         if config.modality_decay:
-            terms["modality_norm"] = sum(squared_norm((v, batch.pos_at), (v, batch.neg_at)) for v in z.values())
+            terms["modality_norm"] = sum(
+                squared_norm((v, batch.pos_at), (v, batch.neg_at)) for v in z.values()
+            )
             total = total + config.modality_decay * terms["modality_norm"]
         if config.contrastive_weight:
             contrastive = self.contrastive(user, item, [z_id, *z.values()], batch)
@@ -262,9 +280,14 @@ class RecGOAT(nn.Module):
         config, w = self.config, self.config.modality_consistency_weight
         terms, total = {}, 0.0
         if w:
-            once = [batch.pos_rows, batch.neg_rows] if config.contrastive_dedup else [batch.pos_at, batch.neg_at]
-            pairs = [loss for rows in once[:2 if config.contrastive_items == "pos_neg" else 1]
-                     for loss in self.modality_pairs([view.index_select(0, rows) for view in views])]
+            once = (
+                [batch.pos_rows, batch.neg_rows] if config.contrastive_dedup else [batch.pos_at, batch.neg_at]
+            )
+            pairs = [
+                loss
+                for rows in once[: 2 if config.contrastive_items == "pos_neg" else 1]
+                for loss in self.modality_pairs([view.index_select(0, rows) for view in views])
+            ]
             terms["modality_nce"] = sum(pairs) / (len(pairs) if config.contrastive_reduction == "mean" else 1)
             # the released code minimises the mean over pairs of (1 - InfoNCE); the constant 1 does not matter
             total = total + (w if config.contrastive_sign == "attract" else -w) * terms["modality_nce"]
@@ -273,15 +296,20 @@ class RecGOAT(nn.Module):
             if config.contrastive_dedup:
                 rows, target = batch.pos_rows, torch.searchsorted(batch.pos_rows, batch.pos_at)
             users, candidates = user.index_select(0, batch.user_at), item.index_select(0, rows)
-            terms["user_item_nce"] = info_nce(users, candidates, config.temperature, target, dtype=product_type(config))
+            terms["user_item_nce"] = info_nce(
+                users, candidates, config.temperature, target, dtype=product_type(config)
+            )
             total = total + (1 - w) * terms["user_item_nce"]
         return {"contrastive": total, **terms}
 
     def modality_pairs(self, views):
         """InfoNCE of every pair among views (id, text, image, audio), [n, d] each, a list (eq. 8)."""
         views = [F.normalize(view, dim=1) for view in views]
-        return [unit_info_nce(a, b, self.config.temperature, dtype=product_type(self.config))
-                for i, a in enumerate(views) for b in views[i + 1:]]
+        return [
+            unit_info_nce(a, b, self.config.temperature, dtype=product_type(self.config))
+            for i, a in enumerate(views)
+            for b in views[i + 1 :]
+        ]
 
     def diagnostics(self):
         """Norms, fusion weights, and what each transport plan looks like ("plan/text/mass", ...)."""
@@ -290,8 +318,12 @@ class RecGOAT(nn.Module):
         if self.config.fusion == "oat":
             for weight, m in zip(self.fusion.weights, self.modalities):
                 numbers[f"fusion/{m}"] = weight
-                numbers.update({f"plan/{m}/{name}": value
-                                for name, value in self.fusion.transports[m].diagnostics(z[m], z_id).items()})
+                numbers.update(
+                    {
+                        f"plan/{m}/{name}": value
+                        for name, value in self.fusion.transports[m].diagnostics(z[m], z_id).items()
+                    }
+                )
             numbers["fusion/id"] = 1 - self.fusion.weights.sum()
         return numbers
 

@@ -1,17 +1,16 @@
 """The command line, made from the fields of world.Config: a field's help is the flag's help, its default the default.
 
-    parse_args(["--dataset", "baby_raw", "--topks", "[10,20]"])  ->  (Config(...), notes)
+parse_args(["--dataset", "baby_raw", "--topks", "[10,20]"])  ->  (Config(...), notes)
 """
 
 import argparse
 import dataclasses
 import re
-
 from pathlib import Path
 
-from utils import UserError
 from cli import Parser
 from training.checkpoint import read_checkpoint
+from utils import UserError
 from world import GROUPS, RECIPES, Config, changed_settings, read_settings, settings_of
 
 EPILOG = """examples:
@@ -40,10 +39,16 @@ def integer_list(text):
 
 def make_parser():
     """One flag a field of Config, in the groups of world.GROUPS. Absent flags stay absent, so recipes can tell."""
-    parser = Parser(prog="python main.py", usage="python main.py --dataset NAME --model {mf,lgn,vbpr,freedom,lgn_mm} [flags]", epilog=EPILOG,
-                    allow_abbrev=False, argument_default=argparse.SUPPRESS, formatter_class=argparse.RawDescriptionHelpFormatter,
-                    description="RecGOAT (arXiv 2602.00682): multimodal recommendation with graphs. Trains, selects on "
-                                "validation,\nscores the test split once, and leaves a run folder.")
+    parser = Parser(
+        prog="python main.py",
+        usage="python main.py --dataset NAME --model {mf,lgn,vbpr,freedom,lgn_mm} [flags]",
+        epilog=EPILOG,
+        allow_abbrev=False,
+        argument_default=argparse.SUPPRESS,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+        description="RecGOAT (arXiv 2602.00682): multimodal recommendation with graphs. Trains, selects on "
+        "validation,\nscores the test split once, and leaves a run folder.",
+    )
     groups = {name: parser.add_argument_group(name) for name in GROUPS}
     for field in dataclasses.fields(Config):
         rules = field.metadata
@@ -51,8 +56,14 @@ def make_parser():
         default = ",".join(map(str, field.default)) if field.type is tuple else field.default
         shown = "" if default == "" else f" (default {default})"
         groups[rules["group"]].add_argument(
-            f"--{field.name}", *(f"--{name}" for name in rules["alias"]), type=kind, dest=field.name, choices=rules["choices"],
-            metavar=None if rules["choices"] else kind.__name__.removesuffix("_list").upper(), help=(rules["help"] + shown).replace("%", "%%"))
+            f"--{field.name}",
+            *(f"--{name}" for name in rules["alias"]),
+            type=kind,
+            dest=field.name,
+            choices=rules["choices"],
+            metavar=None if rules["choices"] else kind.__name__.removesuffix("_list").upper(),
+            help=(rules["help"] + shown).replace("%", "%%"),
+        )
     ignored = parser.add_argument_group("accepted without effect, for command lines of the released code")
     for name, why in NO_EFFECT.items():
         ignored.add_argument(f"--{name}", metavar="X", help=why)
@@ -66,7 +77,11 @@ def parse_args(argv=None):
     notes are lines for the user about flags that have no effect. Raises UserError on an unknown flag or value.
     """
     given = vars(make_parser().parse_args(argv))
-    notes = [f"note: --{name} has no effect: {why}" for name, why in NO_EFFECT.items() if given.pop(name, None) is not None]
+    notes = [
+        f"note: --{name} has no effect: {why}"
+        for name, why in NO_EFFECT.items()
+        if given.pop(name, None) is not None
+    ]
     given = {**RECIPES.get(given.get("recipe", "paper"), {}), **given}
     if given.get("resume"):
         return resumed_config(given), notes
@@ -82,7 +97,9 @@ def make_config(values):
         if isinstance(value, int) and abs(value) > 2**32:
             raise UserError(f"--{name}: is too large a number; give a smaller one")
         if isinstance(value, str) and re.search("[\\0-\\x1f\\ud800-\\udfff]", value):
-            raise UserError(f"--{name} {value!r:.60}: holds control characters or bytes that are no UTF-8; give another")
+            raise UserError(
+                f"--{name} {value!r:.60}: holds control characters or bytes that are no UTF-8; give another"
+            )
     return Config(**values)
 
 
@@ -92,8 +109,12 @@ def resumed_config(given):
     stored = read_settings(path)
     changes = changed_settings(stored, given)
     if changes:
-        raise UserError(f"{path}: a resumed run keeps its settings; drop {', '.join(changes)}, or start a new run")
+        raise UserError(
+            f"{path}: a resumed run keeps its settings; drop {', '.join(changes)}, or start a new run"
+        )
     config = make_config({**stored, "evaluate_only": 0, "checkpoint": "", **given})
     if config.epochs < stored.get("epochs", 0):
-        raise UserError(f"--epochs {config.epochs}: the run was started with {stored['epochs']}; a resumed run may only have more")
+        raise UserError(
+            f"--epochs {config.epochs}: the run was started with {stored['epochs']}; a resumed run may only have more"
+        )
     return config

@@ -11,18 +11,17 @@ import numpy as np
 import torch
 from tqdm import tqdm
 
-from training import projector
-from dataloader import held_out
 from data.formats import interactions_hash
-from utils import Diverged, TrainingError, UserError, atomic_write
-from world import peak_memory_mb
+from dataloader import held_out
+from training import projector
 from training.checkpoint import read_checkpoint
-from world import provenance, write_json
 from training.ranking import evaluate, rank_items
 from training.runlog import RunLog
-
+from utils import Diverged, TrainingError, UserError, atomic_write
+from world import peak_memory_mb, provenance, write_json
 
 # ---------------------------------------------------------------- one epoch, one evaluation
+
 
 def train_epoch(model, optimizer, sampler, progress, stop=lambda: False):
     """The rest of one pass over a Sampler's batches, counted in progress.step and progress.sums.
@@ -32,18 +31,27 @@ def train_epoch(model, optimizer, sampler, progress, stop=lambda: False):
     """
     model.train()
     first_bad, finite_then = torch.tensor(-1, device=sampler.pairs.device), None
-    batches = tqdm(sampler.epoch(progress.step), total=len(sampler), initial=progress.step, desc="steps", leave=False, delay=2)
+    batches = tqdm(
+        sampler.epoch(progress.step),
+        total=len(sampler),
+        initial=progress.step,
+        desc="steps",
+        leave=False,
+        delay=2,
+    )
     for batch in batches:
         terms = model.loss(batch)
         optimizer.zero_grad(set_to_none=True)
         terms["loss"].backward()
         optimizer.step()
         progress.step += 1
-        for name, value in terms.items():      # on the device: no host synchronisation a step
+        for name, value in terms.items():  # on the device: no host synchronisation a step
             progress.sums[name] = progress.sums.get(name, 0) + value.detach()
         finite = torch.stack([value.detach() for value in terms.values()]).isfinite()
         first_bad = torch.where((first_bad < 0) & ~finite.all(), progress.step, first_bad)
-        finite_then = finite if finite_then is None else torch.where(first_bad == progress.step, finite, finite_then)
+        finite_then = (
+            finite if finite_then is None else torch.where(first_bad == progress.step, finite, finite_then)
+        )
         if stop():
             break
     batches.close()
@@ -51,8 +59,10 @@ def train_epoch(model, optimizer, sampler, progress, stop=lambda: False):
     progress.grad_norm = torch.nn.utils.get_total_norm(gradients) if gradients else torch.zeros(())
     if first_bad > 0:
         bad = [name for name, fine in zip(terms, finite_then.tolist()) if not fine]
-        raise Diverged(f"epoch {progress.epoch + 1}, step {int(first_bad)}: the loss is not finite "
-                       f"({', '.join([name for name in bad if name != 'loss'] or bad)})")
+        raise Diverged(
+            f"epoch {progress.epoch + 1}, step {int(first_bad)}: the loss is not finite "
+            f"({', '.join([name for name in bad if name != 'loss'] or bad)})"
+        )
     check_finite(model, progress)
     return progress.step == len(sampler)
 
@@ -63,7 +73,9 @@ def check_finite(model, progress):
         raise Diverged(f"epoch {progress.epoch + 1}, step {progress.step}: the gradient is not finite")
     bad = [name for name, weight in model.named_parameters() if not weight.isfinite().all()]
     if bad:
-        raise Diverged(f"epoch {progress.epoch + 1}, step {progress.step}: weights are not finite ({', '.join(bad)[:80]})")
+        raise Diverged(
+            f"epoch {progress.epoch + 1}, step {progress.step}: weights are not finite ({', '.join(bad)[:80]})"
+        )
 
 
 @contextlib.contextmanager
@@ -97,6 +109,7 @@ def splits_of(interactions, config, device):
 
 # ---------------------------------------------------------------- fit
 
+
 def fit(run, stop=lambda: False, watch=lambda epoch, metrics: False, end=None):
     """Train with early stopping, then end(run, log), by default `finish`. Returns the content of result.json, which it gives.
 
@@ -107,15 +120,25 @@ def fit(run, stop=lambda: False, watch=lambda epoch, metrics: False, end=None):
         projector.write_labels(run.folder, run.config, run.dataset.interactions)
     log = RunLog(run.folder, run.config, run.progress.epoch)
     try:
-        with contextlib.closing(tqdm(total=run.config.epochs, initial=run.progress.epoch, unit="epoch", dynamic_ncols=True,
-                                     leave=None)) as bar:       # None: it stays unless it lies below another bar
+        with contextlib.closing(
+            tqdm(
+                total=run.config.epochs,
+                initial=run.progress.epoch,
+                unit="epoch",
+                dynamic_ncols=True,
+                leave=None,
+            )
+        ) as bar:  # None: it stays unless it lies below another bar
             complete = train(run, log, bar, stop, watch)
         result = (end or finish)(run, log) if complete else interrupted(run, log, stop)
         write_json(run.folder / "result.json", result)
         return result
     except TrainingError as error:
         with contextlib.suppress(OSError):
-            write_json(run.folder / "result.json", {"status": "failed", "error": str(error), "epoch": run.progress.epoch})
+            write_json(
+                run.folder / "result.json",
+                {"status": "failed", "error": str(error), "epoch": run.progress.epoch},
+            )
         raise
     finally:
         log.close()
@@ -139,8 +162,15 @@ def train(run, log, bar, stop, watch):
             return False
         seconds = time.perf_counter() - started
         means = end_epoch(run, log, seconds)
-        bar.set_postfix(loss=f"{means['loss']:.4f}", refresh=False,
-                        **({config.selection_metric: f"{progress.latest[config.selection_metric]:.4f}"} if progress.latest else {}))
+        bar.set_postfix(
+            loss=f"{means['loss']:.4f}",
+            refresh=False,
+            **(
+                {config.selection_metric: f"{progress.latest[config.selection_metric]:.4f}"}
+                if progress.latest
+                else {}
+            ),
+        )
         bar.update()
         if progress.epoch % config.eval_every == 0 or progress.epoch == config.epochs:
             select(run, log, selection, means, seconds)
@@ -180,8 +210,15 @@ def end_epoch(run, log, seconds):
     means["grad_norm"] = float(progress.grad_norm)
     samples = len(run.dataset.interactions.train)
     log.scalars("train", means, epoch)
-    log.scalars("speed", {"epoch_seconds": seconds, "samples_per_second": samples / seconds,
-                          "peak_memory_mb": peak_memory_mb(run.device)}, epoch)
+    log.scalars(
+        "speed",
+        {
+            "epoch_seconds": seconds,
+            "samples_per_second": samples / seconds,
+            "peak_memory_mb": peak_memory_mb(run.device),
+        },
+        epoch,
+    )
     if run.config.plan_image_every and (epoch == 1 or epoch % run.config.plan_image_every == 0):
         log.plans(run.model, epoch)
     progress.epoch, progress.step, progress.sums, progress.grad_norm = epoch, 0, {}, None
@@ -199,17 +236,28 @@ def select(run, log, selection, means, seconds):
     progress.waited = 0 if better else progress.waited + 1
     if better:
         progress.best = {"epoch": progress.epoch, "metrics": metrics, "seconds": progress.seconds}
-    log.say(f"epoch {progress.epoch:4d}  loss {means['loss']:.4f}  {config.select_on} {format_metrics(metrics, config.topks)}  "
-            f"{progress.seconds:.0f} s{'  *' if better else ''}")
+    log.say(
+        f"epoch {progress.epoch:4d}  loss {means['loss']:.4f}  {config.select_on} {format_metrics(metrics, config.topks)}  "
+        f"{progress.seconds:.0f} s{'  *' if better else ''}"
+    )
     run.model.eval()
     with torch.inference_mode():
         inside = {key: float(value) for key, value in run.model.diagnostics().items()}
     log.scalars("model", inside, progress.epoch)
     log.scalars(config.select_on, metrics, progress.epoch)
-    log.record({"epoch": progress.epoch, "step": progress.epoch * len(run.sampler), "seconds": progress.seconds,
-                "epoch_seconds": seconds, "evaluation_seconds": scoring, "train": means,
-                config.select_on: metrics, "model": inside})
-    if better:                                 # last: a run that goes on from here has this epoch's line already
+    log.record(
+        {
+            "epoch": progress.epoch,
+            "step": progress.epoch * len(run.sampler),
+            "seconds": progress.seconds,
+            "epoch_seconds": seconds,
+            "evaluation_seconds": scoring,
+            "train": means,
+            config.select_on: metrics,
+            "model": inside,
+        }
+    )
+    if better:  # last: a run that goes on from here has this epoch's line already
         run.save("best.pt")
 
 
@@ -221,10 +269,23 @@ def format_metrics(metrics, ks):
 def interrupted(run, log, stop):
     """What result.json says of a run that was stopped, and a line that says how to go on."""
     progress = run.progress
-    log.say(f"{stop.reason}: stopped in epoch {progress.epoch + 1}; go on with: python main.py --resume {run.folder}")
-    best = {"best_epoch": progress.best["epoch"], run.config.select_on: progress.best["metrics"]} if progress.best else {}
-    return {"status": "interrupted", "reason": stop.reason, "epoch": progress.epoch, "step": progress.step, **best,
-            "seconds": progress.seconds, "versions": provenance()}
+    log.say(
+        f"{stop.reason}: stopped in epoch {progress.epoch + 1}; go on with: python main.py --resume {run.folder}"
+    )
+    best = (
+        {"best_epoch": progress.best["epoch"], run.config.select_on: progress.best["metrics"]}
+        if progress.best
+        else {}
+    )
+    return {
+        "status": "interrupted",
+        "reason": stop.reason,
+        "epoch": progress.epoch,
+        "step": progress.step,
+        **best,
+        "seconds": progress.seconds,
+        "versions": provenance(),
+    }
 
 
 def finish(run, log):
@@ -234,15 +295,27 @@ def finish(run, log):
     _, split = splits_of(data, config, run.device)
     with final_vectors(run.model, config) as (user, item):
         [test] = evaluate(user, item, [split], config.topks, config.eval_chunk)
-        top = torch.cat([top for _, _, top in rank_items(user, item, split, max(config.topks), config.eval_chunk)])
+        top = torch.cat(
+            [top for _, _, top in rank_items(user, item, split, max(config.topks), config.eval_chunk)]
+        )
         if config.projector:
             projector.write_vectors(run.folder, user, item)
     write_ranking(run.folder / "test_ranking.npz", top, split, data)
     result = {
-        "status": "finished", "best_epoch": best["epoch"], "epochs": run.progress.epoch, config.select_on: best["metrics"], "test": test,
-        "protocol": protocol(config), "data": {"interactions": interactions_hash(data), "all": run.dataset.fingerprint},
-        "seconds": run.progress.seconds, "seconds_to_best": best["seconds"], "test_seconds": time.perf_counter() - started,
-        "peak_memory_mb": peak_memory_mb(run.device), "device": str(run.device), "versions": provenance()}
+        "status": "finished",
+        "best_epoch": best["epoch"],
+        "epochs": run.progress.epoch,
+        config.select_on: best["metrics"],
+        "test": test,
+        "protocol": protocol(config),
+        "data": {"interactions": interactions_hash(data), "all": run.dataset.fingerprint},
+        "seconds": run.progress.seconds,
+        "seconds_to_best": best["seconds"],
+        "test_seconds": time.perf_counter() - started,
+        "peak_memory_mb": peak_memory_mb(run.device),
+        "device": str(run.device),
+        "versions": provenance(),
+    }
     log.conclude(config, best["epoch"], **{f"{config.select_on}_best": best["metrics"], "test": test})
     log.say(final_table(result, config))
     return result
@@ -255,12 +328,25 @@ def write_ranking(path, top, split, data):
     user), popularity [I] (of the item).
     """
     users, (crow, relevant) = split.users.cpu().numpy(), split.relevant
-    history, popularity = (np.bincount(ids, minlength=n) for ids, n in zip(data.train.T, (data.n_users, data.n_items)))
-    arrays = {"users": users, "items": top, "relevant_crow": crow, "relevant_items": relevant, "history": history[users],
-              "popularity": popularity}
+    history, popularity = (
+        np.bincount(ids, minlength=n) for ids, n in zip(data.train.T, (data.n_users, data.n_items))
+    )
+    arrays = {
+        "users": users,
+        "items": top,
+        "relevant_crow": crow,
+        "relevant_items": relevant,
+        "history": history[users],
+        "popularity": popularity,
+    }
     with atomic_write(path) as file:
-        np.savez_compressed(file, **{name: np.asarray(array.cpu() if torch.is_tensor(array) else array, np.int32)
-                                     for name, array in arrays.items()})
+        np.savez_compressed(
+            file,
+            **{
+                name: np.asarray(array.cpu() if torch.is_tensor(array) else array, np.int32)
+                for name, array in arrays.items()
+            },
+        )
 
 
 def score_checkpoint(model, dataset, config, device):
@@ -269,29 +355,49 @@ def score_checkpoint(model, dataset, config, device):
     try:
         model.load_state_dict(state["model"])
     except RuntimeError as error:
-        raise UserError(f"{config.checkpoint}: does not fit this dataset or these settings ({str(error).splitlines()[-1].strip()[:120]}); "
-                        "use those it was trained with") from None
+        raise UserError(
+            f"{config.checkpoint}: does not fit this dataset or these settings ({str(error).splitlines()[-1].strip()[:120]}); "
+            "use those it was trained with"
+        ) from None
     selection, test = score(model, splits_of(dataset.interactions, config, device), config)
-    result = {"best_epoch": state["progress"]["epoch"], config.select_on: selection, "test": test, "protocol": protocol(config)}
+    result = {
+        "best_epoch": state["progress"]["epoch"],
+        config.select_on: selection,
+        "test": test,
+        "protocol": protocol(config),
+    }
     return final_table(result, config)
 
 
 def protocol(config):
     """How a run was selected and scored, for result.json."""
-    return {"selected_on": config.select_on, "selection_metric": config.selection_metric, "eval_dropout": config.eval_dropout,
-            "masked_at_test": ["train", "valid"] if config.mask_valid_at_test else ["train"]}
+    return {
+        "selected_on": config.select_on,
+        "selection_metric": config.selection_metric,
+        "eval_dropout": config.eval_dropout,
+        "masked_at_test": ["train", "valid"] if config.mask_valid_at_test else ["train"],
+    }
 
 
 def final_table(result, config):
     """Metrics of the selection and the test split as a table, with the protocol beneath."""
     names = ("recall", "ndcg", "precision", "map", "hitrate")
-    lines = [f"best epoch {result['best_epoch']}, chosen by {config.selection_metric} on {config.select_on}",
-             "".join([f"{'split':<8}{'K':>5}", *(f"{name:>11}" for name in names)])]
+    lines = [
+        f"best epoch {result['best_epoch']}, chosen by {config.selection_metric} on {config.select_on}",
+        "".join([f"{'split':<8}{'K':>5}", *(f"{name:>11}" for name in names)]),
+    ]
     for split in dict.fromkeys((config.select_on, "test")):
-        lines += ["".join([f"{split:<8}{k:>5}", *(f"{result[split][f'{name}@{k}']:>11.4f}" for name in names)])
-                  for k in config.topks]
+        lines += [
+            "".join([f"{split:<8}{k:>5}", *(f"{result[split][f'{name}@{k}']:>11.4f}" for name in names)])
+            for k in config.topks
+        ]
     masked = " and ".join(result["protocol"]["masked_at_test"])
-    lines.append(f"full ranking; {masked} items masked at test" + ("" if config.mask_valid_at_test else ", validation items are candidates"))
+    lines.append(
+        f"full ranking; {masked} items masked at test"
+        + ("" if config.mask_valid_at_test else ", validation items are candidates")
+    )
     if config.select_on == "test":
-        lines.append("WARNING: the best epoch was selected on TEST; these figures leak and are not comparable")
+        lines.append(
+            "WARNING: the best epoch was selected on TEST; these figures leak and are not comparable"
+        )
     return "\n".join(lines)

@@ -19,14 +19,28 @@ from pathlib import Path
 
 from tqdm import tqdm
 
+from cli import Parser, run_tool
+from reporting.rankings import check_users, read_rankings
 from reporting.render import Figure, Heading, Text, markdown, write_report
 from reporting.runs import check_group, find_folders, make_groups, metrics_of, read_run, split_groups
+from reporting.tables import (
+    MOST_ROWS,
+    bars,
+    breakdown,
+    describe,
+    learning_curves,
+    published_table,
+    read_published,
+    results_table,
+    runs_table,
+    seconds_table,
+    setting_curve,
+    significance,
+    surrounding_notes,
+    triangles,
+)
 from utils import UserError
-from cli import Parser, run_tool
 from world import Config, provenance
-from reporting.rankings import check_users, read_rankings
-from reporting.tables import MOST_ROWS, bars, breakdown, describe, learning_curves, published_table, read_published, results_table, runs_table, seconds_table, setting_curve, significance, surrounding_notes, triangles
-
 
 # ---------------------------------------------------------------- the report
 
@@ -34,13 +48,26 @@ from reporting.tables import MOST_ROWS, bars, breakdown, describe, learning_curv
 def section_blocks(section, rankings, published, args, slug):
     """Everything on one table's worth of Groups."""
     run = section[0].first
-    rankings = {group.name: rankings[run.dataset, group.name] for group in section if (run.dataset, group.name) in rankings}
+    rankings = {
+        group.name: rankings[run.dataset, group.name]
+        for group in section
+        if (run.dataset, group.name) in rankings
+    }
     check_users(section, rankings)
     blocks = [Heading(describe(run))]
     if run.config.select_on == "test":
-        blocks.append(Text("These runs chose their epoch on the test split: the figures leak and compare with no others.", warning=True))
-    blocks += [results_table(section, slug), *surrounding_notes(section), *significance(section, args.ours, rankings, slug),
-               published_table(section, published, metrics_of(run), f"{slug}_published", "test metrics")]
+        blocks.append(
+            Text(
+                "These runs chose their epoch on the test split: the figures leak and compare with no others.",
+                warning=True,
+            )
+        )
+    blocks += [
+        results_table(section, slug),
+        *surrounding_notes(section),
+        *significance(section, args.ours, rankings, slug),
+        published_table(section, published, metrics_of(run), f"{slug}_published", "test metrics"),
+    ]
     blocks += [setting_curve(section, args.curve, slug)] if args.curve else []
     blocks += triangles(section, slug) if args.triangle else []
     if len(section) > MOST_ROWS:
@@ -48,8 +75,16 @@ def section_blocks(section, rankings, published, args, slug):
     else:
         blocks += [bars(section, slug), learning_curves(section, slug)] if args.figures else []
         blocks += breakdown(section, rankings, slug)
-    blocks += [seconds_table(section, slug),
-               published_table(section, published, ("epoch_seconds", "evaluation_seconds"), f"{slug}_published_seconds", "seconds")]
+    blocks += [
+        seconds_table(section, slug),
+        published_table(
+            section,
+            published,
+            ("epoch_seconds", "evaluation_seconds"),
+            f"{slug}_published_seconds",
+            "seconds",
+        ),
+    ]
     return list(filter(None, blocks))
 
 
@@ -65,10 +100,15 @@ def slugs(sections):
 
 def opening(runs, finished):
     """What, when, from which code, on which machines."""
-    here, machines = provenance(), sorted({str(run.result.get("versions", {}).get("platform")) for run in finished})
-    return Text(f"Made {time.strftime('%Y-%m-%d %H:%M %Z')} by report.py at commit {str(here['git_commit'])[:12]}"
-                f"{' with changes' if here['git_dirty'] else ''}, from {len(finished)} finished of {len(runs)} runs. "
-                f"They ran on {'; '.join(machines)}.")
+    here, machines = (
+        provenance(),
+        sorted({str(run.result.get("versions", {}).get("platform")) for run in finished}),
+    )
+    return Text(
+        f"Made {time.strftime('%Y-%m-%d %H:%M %Z')} by report.py at commit {str(here['git_commit'])[:12]}"
+        f"{' with changes' if here['git_dirty'] else ''}, from {len(finished)} finished of {len(runs)} runs. "
+        f"They ran on {'; '.join(machines)}."
+    )
 
 
 def make_report(runs, args):
@@ -76,7 +116,9 @@ def make_report(runs, args):
     finished = [run for run in runs if run.status == "finished"]
     if not finished:
         raise UserError(f"none of the {len(runs)} runs is finished; --list shows how they ended")
-    groups = make_groups(finished, [*([args.curve] if args.curve else []), *(("beta", "alpha") if args.triangle else ())])
+    groups = make_groups(
+        finished, [*([args.curve] if args.curve else []), *(("beta", "alpha") if args.triangle else ())]
+    )
     for group in groups:
         check_group(group)
     check_wishes(groups, args)
@@ -85,7 +127,12 @@ def make_report(runs, args):
     for section, slug in zip(sections, slugs(sections)):
         blocks += section_blocks(section, rankings, published, args, slug)
     if len(finished) < len(runs):
-        blocks += [Heading("Left out"), runs_table([run for run in runs if run.status != "finished"], "Runs that did not finish", "left_out")]
+        blocks += [
+            Heading("Left out"),
+            runs_table(
+                [run for run in runs if run.status != "finished"], "Runs that did not finish", "left_out"
+            ),
+        ]
     return f"RecGOAT: runs on {', '.join(sorted({run.dataset for run in finished}))}", blocks
 
 
@@ -95,24 +142,54 @@ def check_wishes(groups, args):
     if args.ours != "RecGOAT" and args.ours not in names:
         raise UserError(f"--ours {args.ours}: no row has this name; there are {', '.join(names)}")
     if args.curve and not any(args.curve in group.varied for group in groups):
-        raise UserError(f"--curve {args.curve}: no name has runs with two values of it; name a setting that varies, or train such runs")
+        raise UserError(
+            f"--curve {args.curve}: no name has runs with two values of it; name a setting that varies, or train such runs"
+        )
     if args.triangle and not any({"alpha", "beta"} & set(group.varied) for group in groups):
         raise UserError("--triangle: no name has runs with two values of alpha or beta; train such runs")
 
 
 def make_parser():
     """The command line."""
-    parser = Parser(prog="report.py", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("runs", nargs="+", metavar="RUNS", help="run folders, or folders with run folders below them")
-    parser.add_argument("--output", default="report", metavar="FOLDER",
-                        help="where report.html, report.md, tables.tex, .csv and figures go (default report)")
-    parser.add_argument("--ours", default="RecGOAT", metavar="NAME", help="the row that is tested against the best other one (default RecGOAT)")
-    parser.add_argument("--list", action="store_true", help="show every run and how it ended, check and write nothing")
-    parser.add_argument("--curve", default="", metavar="SETTING",
-                        help="a row for every value of this setting, and metrics drawn against it, as item_knn_k")
-    parser.add_argument("--triangle", action="store_true",
-                        help="a row for every pair of alpha and beta, and metrics drawn over the triangle of fusion weights")
-    parser.add_argument("--figures", type=int, default=1, choices=(0, 1), help="0 draws none and needs no matplotlib (default 1)")
+    parser = Parser(
+        prog="report.py", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument(
+        "runs", nargs="+", metavar="RUNS", help="run folders, or folders with run folders below them"
+    )
+    parser.add_argument(
+        "--output",
+        default="report",
+        metavar="FOLDER",
+        help="where report.html, report.md, tables.tex, .csv and figures go (default report)",
+    )
+    parser.add_argument(
+        "--ours",
+        default="RecGOAT",
+        metavar="NAME",
+        help="the row that is tested against the best other one (default RecGOAT)",
+    )
+    parser.add_argument(
+        "--list", action="store_true", help="show every run and how it ended, check and write nothing"
+    )
+    parser.add_argument(
+        "--curve",
+        default="",
+        metavar="SETTING",
+        help="a row for every value of this setting, and metrics drawn against it, as item_knn_k",
+    )
+    parser.add_argument(
+        "--triangle",
+        action="store_true",
+        help="a row for every pair of alpha and beta, and metrics drawn over the triangle of fusion weights",
+    )
+    parser.add_argument(
+        "--figures",
+        type=int,
+        default=1,
+        choices=(0, 1),
+        help="0 draws none and needs no matplotlib (default 1)",
+    )
     return parser
 
 
@@ -130,7 +207,9 @@ def command(args):
     title, blocks = make_report(runs, args)
     print(f"# {title}\n\n{markdown([block for block in blocks if not isinstance(block, Figure)])}")
     files = write_report(args.output, title, blocks)
-    print(f"{args.output}: {len(files)} files, begin with {Path(args.output) / 'report.html'}", file=sys.stderr)
+    print(
+        f"{args.output}: {len(files)} files, begin with {Path(args.output) / 'report.html'}", file=sys.stderr
+    )
 
 
 def main(argv=None):

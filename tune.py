@@ -24,23 +24,23 @@ from pathlib import Path
 import numpy as np
 from tqdm import tqdm
 
+from cli import Parser
 from data.formats import dataset_folder, feature_paths, interactions_hash
 from main import guarded, load, resume, set_up
 from model import make_model
 from parse import make_parser as main_parser
 from parse import parse_args
 from procedure import fit, format_metrics
-from training.stop import Stop
 from training.run import start_run
+from training.stop import Stop
 from utils import Diverged, TrainingError, UserError, lock_file, write_text
-from cli import Parser
 from world import RECIPES, Config, make_run_folder, provenance, seed_everything, settings_of
 
 try:
     import optuna
     from optuna.trial import TrialState
     from sqlalchemy.exc import SQLAlchemyError
-except ImportError:             # an optional extra; parse() says so
+except ImportError:  # an optional extra; parse() says so
     optuna = None
 
 # What is searched without --space. Ranges hold the good values of both Baby and Last.fm (README).
@@ -49,22 +49,45 @@ SPACES = {
     "mf": COMMON,
     "lgn": (*COMMON, "layer=1..4"),
     "vbpr": COMMON,
-    "freedom": (*COMMON, "item_graph_image=0..1", "edge_dropout=0..0.9", "feature_bpr_weight=1e-5..1e-1:log", "item_knn_k=5,10,20"),
-    "lgn_mm": (*COMMON, "contrastive_weight=0.01..0.5:log", "modality_consistency_weight=0.1..1", "modality_decay=1e-3..1:log",
-               "beta=0.02..0.6:log", "alpha=0.01..0.2:log", "audio_weight=0.01..0.2:log", "item_knn_k=5,10,20",
-               "fuse_norm=layer_l2,none"),
+    "freedom": (
+        *COMMON,
+        "item_graph_image=0..1",
+        "edge_dropout=0..0.9",
+        "feature_bpr_weight=1e-5..1e-1:log",
+        "item_knn_k=5,10,20",
+    ),
+    "lgn_mm": (
+        *COMMON,
+        "contrastive_weight=0.01..0.5:log",
+        "modality_consistency_weight=0.1..1",
+        "modality_decay=1e-3..1:log",
+        "beta=0.02..0.6:log",
+        "alpha=0.01..0.2:log",
+        "audio_weight=0.01..0.2:log",
+        "item_knn_k=5,10,20",
+        "fuse_norm=layer_l2,none",
+    ),
 }
 FUSION_WEIGHTS = {"beta": "text", "alpha": "image", "audio_weight": "audio"}
 # A study keeps what decides what is computed on, and how trials are judged.
-SEARCHABLE = {field.name: field for field in dataclasses.fields(Config)
-              if field.metadata["group"] in ("data", "model", "alignment", "training") and not field.metadata["free"]
-              and field.name not in ("dataset", "data_format", "use_multimodal", "model", "recipe")}
-OF_DATA = [field.name for field in dataclasses.fields(Config)
-           if field.metadata["group"] == "data" or field.name in ("model", "recdim", "attn_heads", "item_graph_image", "topks")]
-OF_PROCESS = {"path": "runs", "max_minutes": 0.0}        # not of the best command
+SEARCHABLE = {
+    field.name: field
+    for field in dataclasses.fields(Config)
+    if field.metadata["group"] in ("data", "model", "alignment", "training")
+    and not field.metadata["free"]
+    and field.name not in ("dataset", "data_format", "use_multimodal", "model", "recipe")
+}
+OF_DATA = [
+    field.name
+    for field in dataclasses.fields(Config)
+    if field.metadata["group"] == "data"
+    or field.name in ("model", "recdim", "attn_heads", "item_graph_image", "topks")
+]
+OF_PROCESS = {"path": "runs", "max_minutes": 0.0}  # not of the best command
 
 
 # ---------------------------------------------------------------- the space
+
 
 def parse_space(entries):
     """['lr=1e-4..1e-2:log', 'layer=1..4', 'fuse_norm=none,l2'] -> {setting: distribution}. Raises UserError for a bad entry."""
@@ -72,16 +95,22 @@ def parse_space(entries):
     for entry in entries:
         name, _, values = entry.partition("=")
         if not values or name in space:
-            raise UserError(f"--space {entry}: must be SETTING=LOW..HIGH, SETTING=LOW..HIGH:log or SETTING=a,b,c, each setting once")
+            raise UserError(
+                f"--space {entry}: must be SETTING=LOW..HIGH, SETTING=LOW..HIGH:log or SETTING=a,b,c, each setting once"
+            )
         if name not in SEARCHABLE:
-            raise UserError(f"--space {entry}: '{name}' is nothing to search; take of {', '.join(SEARCHABLE)}")
+            raise UserError(
+                f"--space {entry}: '{name}' is nothing to search; take of {', '.join(SEARCHABLE)}"
+            )
         space[name] = distribution(SEARCHABLE[name], values, entry)
     return space
 
 
 def distribution(field, values, entry):
     """The optuna distribution of 'LOW..HIGH', 'LOW..HIGH:log' or 'a,b,c' for a field of Config."""
-    kind = {int: optuna.distributions.IntDistribution, float: optuna.distributions.FloatDistribution}.get(field.type)
+    kind = {int: optuna.distributions.IntDistribution, float: optuna.distributions.FloatDistribution}.get(
+        field.type
+    )
     ends = re.fullmatch(r"(.+?)\.\.(.+?)(:log)?", values)
     try:
         if ends and kind:
@@ -92,15 +121,21 @@ def distribution(field, values, entry):
             return optuna.distributions.CategoricalDistribution([field.type(word) for word in words])
     except ValueError:
         pass
-    raise UserError(f"--space {entry}: needs two values or more of type {field.type.__name__}, or LOW..HIGH of numbers with LOW below "
-                    "HIGH, for :log above 0")
+    raise UserError(
+        f"--space {entry}: needs two values or more of type {field.type.__name__}, or LOW..HIGH of numbers with LOW below "
+        "HIGH, for :log above 0"
+    )
 
 
 def default_space(config, given):
     """What is searched without --space: SPACES without what is given as a flag or has no effect beside what is given."""
     modalities = feature_paths(config, dataset_folder(config)[0])
     space = parse_space(SPACES.get(config.model, COMMON))
-    idle = {name for name, modality in FUSION_WEIGHTS.items() if config.fusion != "oat" or modality not in modalities}
+    idle = {
+        name
+        for name, modality in FUSION_WEIGHTS.items()
+        if config.fusion != "oat" or modality not in modalities
+    }
     if not config.contrastive_weight:
         idle.add("modality_consistency_weight")
     return {name: values for name, values in space.items() if name not in idle | given}
@@ -118,6 +153,7 @@ def check_space(space, base, given):
 
 # ---------------------------------------------------------------- the study
 
+
 @contextlib.contextmanager
 def plain_errors(path, kind):
     """Turn what the database may raise into one line."""
@@ -125,7 +161,9 @@ def plain_errors(path, kind):
         yield
     except (SQLAlchemyError, optuna.exceptions.StorageInternalError) as error:
         reason = str(error.__cause__ or error).splitlines()[0][:100]
-        raise kind(f"{path}: the study cannot be read or written ({reason}); mend it or name another with --storage") from None
+        raise kind(
+            f"{path}: the study cannot be read or written ({reason}); mend it or name another with --storage"
+        ) from None
 
 
 def open_study(name, path, settings=None, space=None, data=""):
@@ -133,12 +171,16 @@ def open_study(name, path, settings=None, space=None, data=""):
     if settings is None and not path.exists():
         raise UserError(f"{path}: there is no such study; name its file with --storage")
     path.parent.mkdir(parents=True, exist_ok=True)
-    with plain_errors(path, UserError), lock_file(f"{path}.lock", wait=True):       # tables are made once
-        storage = optuna.storages.RDBStorage(f"sqlite:///{path}", engine_kwargs={"connect_args": {"timeout": 60}})
+    with plain_errors(path, UserError), lock_file(f"{path}.lock", wait=True):  # tables are made once
+        storage = optuna.storages.RDBStorage(
+            f"sqlite:///{path}", engine_kwargs={"connect_args": {"timeout": 60}}
+        )
         names = optuna.get_all_study_names(storage)
         if settings is None and name not in names:
             raise UserError(f"{path}: has no study '{name}'; it has {', '.join(names) or 'none'}")
-        study = optuna.create_study(storage=storage, study_name=name, direction="maximize", load_if_exists=True)
+        study = optuna.create_study(
+            storage=storage, study_name=name, direction="maximize", load_if_exists=True
+        )
         if settings is not None:
             space = {key: optuna.distributions.distribution_to_json(value) for key, value in space.items()}
             keep_or_compare(study, settings, space, data)
@@ -151,25 +193,39 @@ def keep_or_compare(study, settings, space, data):
     if "settings" not in stored:
         study.set_user_attr("space", space)
         study.set_user_attr("data", data)
-        study.set_user_attr("settings", settings)           # last: with it the study is whole
+        study.set_user_attr("settings", settings)  # last: with it the study is whole
         return
-    names = [field.name for field in dataclasses.fields(Config) if not field.metadata["free"] or field.name == "epochs"]
-    changes = [f"--{name} {stored['settings'].get(name)} -> {settings[name]}" for name in names
-               if name not in space and stored["settings"].get(name) != settings[name]]
-    changes += [f"--space {name}" for name in {**space, **stored["space"]} if space.get(name) != stored["space"].get(name)]
+    names = [
+        field.name
+        for field in dataclasses.fields(Config)
+        if not field.metadata["free"] or field.name == "epochs"
+    ]
+    changes = [
+        f"--{name} {stored['settings'].get(name)} -> {settings[name]}"
+        for name in names
+        if name not in space and stored["settings"].get(name) != settings[name]
+    ]
+    changes += [
+        f"--space {name}"
+        for name in {**space, **stored["space"]}
+        if space.get(name) != stored["space"].get(name)
+    ]
     changes += ["the interactions"] if stored["data"] != data else []
     if changes:
-        raise UserError(f"study '{study.study_name}' was begun otherwise ({', '.join(changes)[:200]}); go on as it began, or name another "
-                        "--study")
+        raise UserError(
+            f"study '{study.study_name}' was begun otherwise ({', '.join(changes)[:200]}); go on as it began, or name another "
+            "--study"
+        )
 
 
 @dataclasses.dataclass(frozen=True)
 class Search:
     """What a process does: trials of a study until it has `count` finished ones."""
+
     study: object
-    lock: str            # path of a lock, see access()
-    base: Config         # the settings of every trial but those that are searched
-    space: dict          # {setting: distribution}, in the order in which the sampler draws them
+    lock: str  # path of a lock, see access()
+    base: Config  # the settings of every trial but those that are searched
+    space: dict  # {setting: distribution}, in the order in which the sampler draws them
     count: int
 
     def access(self):
@@ -200,10 +256,16 @@ def requeue(study, number):
     """Mark a trial as failed, and queue its parameters, its run folder and what it reported once more."""
     trial = study.trials[number]
     study.tell(number, state=TrialState.FAIL)
-    if "folder" in trial.user_attrs:            # else it was killed while it was being drawn, and will be drawn again
-        study.add_trial(optuna.create_trial(
-            state=TrialState.WAITING, params=trial.params, distributions=trial.distributions, user_attrs=trial.user_attrs,
-            intermediate_values=trial.intermediate_values))
+    if "folder" in trial.user_attrs:  # else it was killed while it was being drawn, and will be drawn again
+        study.add_trial(
+            optuna.create_trial(
+                state=TrialState.WAITING,
+                params=trial.params,
+                distributions=trial.distributions,
+                user_attrs=trial.user_attrs,
+                intermediate_values=trial.intermediate_values,
+            )
+        )
 
 
 def claim(search, stack):
@@ -224,7 +286,7 @@ def claim(search, stack):
         trial = search.study.ask(search.space)
         trial.set_user_attr("number", trial.user_attrs.get("number", number))
         config, folder = trial_config(search, trial)
-        stack.enter_context(lock_file(folder / ".lock", wait=True))       # who queued it again is about to let go
+        stack.enter_context(lock_file(folder / ".lock", wait=True))  # who queued it again is about to let go
         trial.set_user_attr("folder", str(folder))
     return trial, config, folder
 
@@ -232,13 +294,17 @@ def claim(search, stack):
 def trial_config(search, trial):
     """(Config, run folder) of a trial: its folder of before if it has come to a checkpoint there, else a new one."""
     name = f"{search.base.name or search.study.study_name}_{trial.user_attrs['number']}"
-    config, before = dataclasses.replace(search.base, **trial.params, name=name), trial.user_attrs.get("folder")
+    config, before = (
+        dataclasses.replace(search.base, **trial.params, name=name),
+        trial.user_attrs.get("folder"),
+    )
     if before and (Path(before) / "last.pt").exists():
         return dataclasses.replace(config, resume=before), Path(before)
     return config, make_run_folder(config)
 
 
 # ---------------------------------------------------------------- a trial
+
 
 @functools.lru_cache(maxsize=1)
 def load_once(config, device):
@@ -256,15 +322,25 @@ def tuned(run, log):
     config, at = run.config, run.progress
     status = "tuned" if at.stopped_early(config) or at.epoch >= config.epochs else "pruned"
     log.conclude(config, at.best["epoch"], valid_best=at.best["metrics"])
-    log.say(f"{status} after epoch {at.epoch}; best epoch {at.best['epoch']}: {format_metrics(at.best['metrics'], config.topks)}")
-    return {"status": status, "best_epoch": at.best["epoch"], "epochs": at.epoch, "valid": at.best["metrics"], "seconds": at.seconds,
-            "seconds_to_best": at.best["seconds"], "device": str(run.device), "versions": provenance()}
+    log.say(
+        f"{status} after epoch {at.epoch}; best epoch {at.best['epoch']}: {format_metrics(at.best['metrics'], config.topks)}"
+    )
+    return {
+        "status": status,
+        "best_epoch": at.best["epoch"],
+        "epochs": at.epoch,
+        "valid": at.best["metrics"],
+        "seconds": at.seconds,
+        "seconds_to_best": at.best["seconds"],
+        "device": str(run.device),
+        "versions": provenance(),
+    }
 
 
 def run_trial(search, trial, config, folder, device, stop):
     """Train a trial, or go on with it. Returns the content of its result.json."""
     with search.access():
-        reported = search.study.trials[trial.number].intermediate_values        # by a process that was killed
+        reported = search.study.trials[trial.number].intermediate_values  # by a process that was killed
 
     def watch(epoch, metrics):
         with search.access():
@@ -272,7 +348,7 @@ def run_trial(search, trial, config, folder, device, stop):
                 trial.report(metrics[config.selection_metric], epoch)
             return trial.should_prune()
 
-    with contextlib.redirect_stdout(io.StringIO()):     # it is in train.log
+    with contextlib.redirect_stdout(io.StringIO()):  # it is in train.log
         dataset = dataset_of(config, device)
         seed_everything(config.seed)
         run = start_run(make_model(config, dataset, device), dataset, config, folder, device)
@@ -304,8 +380,11 @@ def attempt(search, trial, config, folder, device, stop):
             study.tell(trial, state=TrialState.PRUNED)
         else:
             study.tell(trial, value)
-        return trial_line(trial, f"{metric} {value:.4f} at epoch {result['best_epoch']}, {result['status']} after {result['epochs']}, "
-                                 f"{result['seconds']:.0f} s")
+        return trial_line(
+            trial,
+            f"{metric} {value:.4f} at epoch {result['best_epoch']}, {result['status']} after {result['epochs']}, "
+            f"{result['seconds']:.0f} s",
+        )
 
 
 def trial_line(trial, outcome):
@@ -315,7 +394,10 @@ def trial_line(trial, outcome):
 
 def show_params(params):
     """'lr 0.0012  layer 3'"""
-    return "  ".join(f"{name} {value:.3g}" if isinstance(value, float) else f"{name} {value}" for name, value in params.items())
+    return "  ".join(
+        f"{name} {value:.3g}" if isinstance(value, float) else f"{name} {value}"
+        for name, value in params.items()
+    )
 
 
 def work(search, device, stop):
@@ -328,7 +410,7 @@ def work(search, device, stop):
                     tqdm.write(attempt(search, *claimed, device, stop))
                     sys.stdout.flush()
             if not claimed:
-                time.sleep(1)              # other processes are at the last ones; if one dies, its trial is done here
+                time.sleep(1)  # other processes are at the last ones; if one dies, its trial is done here
 
 
 def show_progress(bar, search):
@@ -342,14 +424,19 @@ def show_progress(bar, search):
 
 # ---------------------------------------------------------------- the end of a study
 
+
 def best_trials(study):
     """Trials that came to their end, best first."""
-    return sorted(study.get_trials(deepcopy=False, states=[TrialState.COMPLETE]), key=lambda trial: -trial.value)
+    return sorted(
+        study.get_trials(deepcopy=False, states=[TrialState.COMPLETE]), key=lambda trial: -trial.value
+    )
 
 
 def config_of(study, trial):
     """The Config of a trial as a run of its own."""
-    return Config(**{**settings_of(study.user_attrs["settings"], study.study_name), **trial.params, **OF_PROCESS})
+    return Config(
+        **{**settings_of(study.user_attrs["settings"], study.study_name), **trial.params, **OF_PROCESS}
+    )
 
 
 def command_line(config):
@@ -366,9 +453,11 @@ def summary(study, trials, top=10):
     """The best trials as a table, and what the search says of the settings."""
     metric = Config(**settings_of(study.user_attrs["settings"], study.study_name)).selection_metric
     lines = [f"{'trial':>5} {'valid ' + metric:>16} {'epoch':>6}  settings"]
-    lines += [f"{trial.user_attrs['number']:>5} {trial.value:>16.4f} {trial.user_attrs['epoch']:>6}  {show_params(trial.params)}"
-              for trial in trials[:top]]
-    if len(trials) >= 10:       # of fewer it would be noise
+    lines += [
+        f"{trial.user_attrs['number']:>5} {trial.value:>16.4f} {trial.user_attrs['epoch']:>6}  {show_params(trial.params)}"
+        for trial in trials[:top]
+    ]
+    if len(trials) >= 10:  # of fewer it would be noise
         lines.append("importance  " + show_params(optuna.importance.get_param_importances(study)))
     return "\n".join(lines)
 
@@ -381,29 +470,65 @@ def conclude(study, folder):
         return
     best, command = trials[0], command_line(config_of(study, trials[0]))
     path = Path(folder) / f"{study.study_name}.best.sh"
-    write_text(path, f"#!/usr/bin/env bash\n# Trial {best.user_attrs['number']}, on validation the best ({best.value:.4f}) of {len(trials)} that came to "
-                     f"their end in study {study.study_name}.\n# Flags are added.\n{command} \"$@\"\n")
+    write_text(
+        path,
+        f"#!/usr/bin/env bash\n# Trial {best.user_attrs['number']}, on validation the best ({best.value:.4f}) of {len(trials)} that came to "
+        f'their end in study {study.study_name}.\n# Flags are added.\n{command} "$@"\n',
+    )
     print(summary(study, trials), f"{path}:", command, sep="\n")
 
 
 # ---------------------------------------------------------------- command line
 
+
 def make_parser():
     """The flags of the search; all others are main.py's."""
-    parser = Parser(prog="python tune.py", allow_abbrev=False, description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter,
-                    usage="python tune.py --study NAME (--trials N | --best) [flags] [flags of main.py]")
+    parser = Parser(
+        prog="python tune.py",
+        allow_abbrev=False,
+        description=__doc__,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+        usage="python tune.py --study NAME (--trials N | --best) [flags] [flags of main.py]",
+    )
     parser.add_argument("--study", required=True, metavar="NAME", help="name of the study")
     what = parser.add_mutually_exclusive_group(required=True)
-    what.add_argument("--trials", type=int, metavar="N", help="finished trials that the study shall have, over all processes")
-    what.add_argument("--best", action="store_true", help="print the best trials and the best command line, and train nothing")
-    parser.add_argument("--storage", metavar="FILE", help="SQLite file of the study (default runs/tune/NAME.db)")
-    parser.add_argument("--space", nargs="+", action="extend", default=[], metavar="SETTING=VALUES",
-                        help="what to search: SETTING=LOW..HIGH, SETTING=LOW..HIGH:log or SETTING=a,b,c (default: by model, without "
-                             "settings that are given as flags)")
-    parser.add_argument("--pruner", choices=("median", "none"), default="median",
-                        help="median: give a trial up that is worse than the median of the others at the same epoch, after five trials "
-                             "and --warm_up evaluations (default); none: let patience alone stop it")
-    parser.add_argument("--warm_up", type=int, default=3, metavar="N", help="evaluations before a trial may be given up (default 3)")
+    what.add_argument(
+        "--trials",
+        type=int,
+        metavar="N",
+        help="finished trials that the study shall have, over all processes",
+    )
+    what.add_argument(
+        "--best",
+        action="store_true",
+        help="print the best trials and the best command line, and train nothing",
+    )
+    parser.add_argument(
+        "--storage", metavar="FILE", help="SQLite file of the study (default runs/tune/NAME.db)"
+    )
+    parser.add_argument(
+        "--space",
+        nargs="+",
+        action="extend",
+        default=[],
+        metavar="SETTING=VALUES",
+        help="what to search: SETTING=LOW..HIGH, SETTING=LOW..HIGH:log or SETTING=a,b,c (default: by model, without "
+        "settings that are given as flags)",
+    )
+    parser.add_argument(
+        "--pruner",
+        choices=("median", "none"),
+        default="median",
+        help="median: give a trial up that is worse than the median of the others at the same epoch, after five trials "
+        "and --warm_up evaluations (default); none: let patience alone stop it",
+    )
+    parser.add_argument(
+        "--warm_up",
+        type=int,
+        default=3,
+        metavar="N",
+        help="evaluations before a trial may be given up (default 3)",
+    )
     return parser
 
 
@@ -413,18 +538,26 @@ def parse(argv):
     if optuna is None:
         raise UserError("tune.py needs optuna: pip install optuna (data/requirements.txt pins a version)")
     if not re.fullmatch(r"[\w.-]+", args.study, re.ASCII) or args.study.startswith("."):
-        raise UserError(f"--study {args.study[:60]}: must be letters, digits, '_', '-' and '.', not at the start; it names files")
+        raise UserError(
+            f"--study {args.study[:60]}: must be letters, digits, '_', '-' and '.', not at the start; it names files"
+        )
     if args.trials is not None and args.trials < 1:
         raise UserError(f"--trials {args.trials}: must be at least 1")
     if args.best and (rest or args.space):
-        raise UserError(f"--best takes its settings from the study; drop {' '.join(rest or ['--space'])[:80]}")
+        raise UserError(
+            f"--best takes its settings from the study; drop {' '.join(rest or ['--space'])[:80]}"
+        )
     config, notes = parse_args(rest)
     given = vars(main_parser().parse_args(rest)).keys()
     if config.select_on != "valid":
-        raise UserError("--select_on test: a search on the test split leaks; drop it, or add --select_on valid to --recipe released")
+        raise UserError(
+            "--select_on test: a search on the test split leaks; drop it, or add --select_on valid to --recipe released"
+        )
     for name in ("resume", "checkpoint", "projector"):
         if getattr(config, name):
-            raise UserError(f"--{name} is not for a search; a study goes on by its own command line, and its best one can have the rest")
+            raise UserError(
+                f"--{name} is not for a search; a study goes on by its own command line, and its best one can have the rest"
+            )
     if "path" not in given:
         config = dataclasses.replace(config, path=f"runs/tune/{args.study}")
     return args, config, set(given), notes
@@ -442,11 +575,17 @@ def command(args, base, given, notes):
     check_space(space, base, given)
     print(*notes, sep="\n", end="\n" if notes else "")
     device = set_up(base)
-    dataset = dataset_of(base, device)         # bad data end here, before there is a study
+    dataset = dataset_of(base, device)  # bad data end here, before there is a study
     study = open_study(args.study, path, base.as_dict(), space, interactions_hash(dataset.interactions))
-    study.pruner = (optuna.pruners.MedianPruner(n_warmup_steps=args.warm_up * base.eval_every) if args.pruner == "median"
-                    else optuna.pruners.NopPruner())
-    space = {name: optuna.distributions.json_to_distribution(text) for name, text in study.user_attrs["space"].items()}
+    study.pruner = (
+        optuna.pruners.MedianPruner(n_warmup_steps=args.warm_up * base.eval_every)
+        if args.pruner == "median"
+        else optuna.pruners.NopPruner()
+    )
+    space = {
+        name: optuna.distributions.json_to_distribution(text)
+        for name, text in study.user_attrs["space"].items()
+    }
     search = Search(study, f"{path}.lock", base, space, args.trials)
     with plain_errors(path, TrainingError), Stop(base.max_minutes) as stop:
         work(search, device, stop)

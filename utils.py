@@ -1,7 +1,7 @@
 """Small helpers that know nothing of the model: ranking metrics, a sparse product, safe file writes.
 
-    hits = torch.tensor([[True, False, True]])            # one user's top 3
-    ranking_metrics(hits, torch.tensor([2]), (3,))        # {'recall@3': tensor([1.]), ...}
+hits = torch.tensor([[True, False, True]])            # one user's top 3
+ranking_metrics(hits, torch.tensor([2]), (3,))        # {'recall@3': tensor([1.]), ...}
 """
 
 import contextlib
@@ -32,12 +32,16 @@ def lock_file(path, wait=False):
     try:
         file = open(path, "a")
     except OSError as error:
-        raise UserError(f"{path}: cannot be written ({error.strerror}); mend the folder's permissions or choose another") from None
+        raise UserError(
+            f"{path}: cannot be written ({error.strerror}); mend the folder's permissions or choose another"
+        ) from None
     with file:
         try:
             fcntl.flock(file, fcntl.LOCK_EX | (0 if wait else fcntl.LOCK_NB))
         except OSError:
-            raise UserError(f"{path}: another process is at work in this folder; wait for it or stop it") from None
+            raise UserError(
+                f"{path}: another process is at work in this folder; wait for it or stop it"
+            ) from None
         yield
 
 

@@ -23,19 +23,19 @@ sys.path[:0] = [str(ROOT)]
 import numpy as np
 import torch
 
-from dataloader import Dataset
-from data.graphs import cached_neighbours, normalised_adjacency
-from layers.kernels import column_major
-from layers.attention import attention_graph
 from data.formats import Interactions, read_interactions
+from data.graphs import cached_neighbours, normalised_adjacency
+from dataloader import Dataset
+from layers.attention import attention_graph
+from layers.kernels import column_major
 from utils import write_text
-from world import peak_memory_mb
-from world import Config
+from world import Config, peak_memory_mb
 
 
 @dataclasses.dataclass(frozen=True)
 class Shape:
     """How large a dataset is: users, items, interactions of train, valid and test, feature dimensions."""
+
     name: str
     users: int
     items: int
@@ -44,11 +44,15 @@ class Shape:
     image: int = 4096
 
 
-SHAPES = {shape.name: shape for shape in (        # MMRec's splits; electronics with the feature sizes of the large models
-    Shape("tiny", 500, 300, (4_000, 600, 600), 32, 48),
-    Shape("baby", 19_445, 7_050, (118_551, 20_559, 21_682)),
-    Shape("sports", 35_598, 18_357, (218_409, 37_899, 40_029)),
-    Shape("electronics", 192_403, 63_001, (1_254_441, 213_447, 221_300), 1024, 4096))}
+SHAPES = {
+    shape.name: shape
+    for shape in (  # MMRec's splits; electronics with the feature sizes of the large models
+        Shape("tiny", 500, 300, (4_000, 600, 600), 32, 48),
+        Shape("baby", 19_445, 7_050, (118_551, 20_559, 21_682)),
+        Shape("sports", 35_598, 18_357, (218_409, 37_899, 40_029)),
+        Shape("electronics", 192_403, 63_001, (1_254_441, 213_447, 221_300), 1024, 4096),
+    )
+}
 
 
 def parse_shape(text):
@@ -59,10 +63,13 @@ def parse_shape(text):
         users, items, n, *dims = [int(word) for word in text.split("x")]
         return Shape(text, users, items, (n, max(n // 8, 1), max(n // 8, 1)), *dims)
     except (ValueError, TypeError):
-        raise argparse.ArgumentTypeError(f"'{text}': give one of {', '.join(SHAPES)}, or USERSxITEMSxINTERACTIONS[xTEXTxIMAGE]") from None
+        raise argparse.ArgumentTypeError(
+            f"'{text}': give one of {', '.join(SHAPES)}, or USERSxITEMSxINTERACTIONS[xTEXTxIMAGE]"
+        ) from None
 
 
 # ---------------------------------------------------------------- data of a shape
+
 
 def make_interactions(shape, seed=0):
     """Synthetic Interactions: every user has a train item, the rest go to users and items by a power law; pairs once."""
@@ -75,13 +82,20 @@ def make_interactions(shape, seed=0):
         more = 2 * (total - len(keys)) + shape.users
         user = np.concatenate([np.arange(shape.users), np.searchsorted(edges_u, rng.random(more))])
         item = np.searchsorted(edges_i, rng.random(len(user)))
-        keys = np.concatenate([keys, user.clip(max=shape.users - 1) * shape.items + item.clip(max=shape.items - 1)])
+        keys = np.concatenate(
+            [keys, user.clip(max=shape.users - 1) * shape.items + item.clip(max=shape.items - 1)]
+        )
         keys = keys[np.sort(np.unique(keys, return_index=True)[1])]
-    keys = keys[:total]                            # the first of every user come first
-    first, rest = keys[:shape.users], rng.permutation(keys[shape.users:])
+    keys = keys[:total]  # the first of every user come first
+    first, rest = keys[: shape.users], rng.permutation(keys[shape.users :])
     train, valid, test = np.split(np.concatenate([first, rest]), np.cumsum(shape.splits)[:2])
-    pairs = {name: np.stack(divmod(np.sort(part), shape.items), 1) for name, part in (("train", train), ("valid", valid), ("test", test))}
-    return Interactions(shape.users, shape.items, **pairs, train_rating=None, merged={}, source=f"synthetic {shape.name}")
+    pairs = {
+        name: np.stack(divmod(np.sort(part), shape.items), 1)
+        for name, part in (("train", train), ("valid", valid), ("test", test))
+    }
+    return Interactions(
+        shape.users, shape.items, **pairs, train_rating=None, merged={}, source=f"synthetic {shape.name}"
+    )
 
 
 def make_features(rows, dim, seed, dtype=np.float32):
@@ -92,7 +106,9 @@ def make_features(rows, dim, seed, dtype=np.float32):
     features = np.empty((rows, dim), dtype)
     for start in range(0, rows, 8192):
         part = slice(start, start + 8192)
-        features[part] = centres[cluster[part]] + rng.standard_normal((len(cluster[part]), dim), dtype=np.float32)
+        features[part] = centres[cluster[part]] + rng.standard_normal(
+            (len(cluster[part]), dim), dtype=np.float32
+        )
     return features
 
 
@@ -101,7 +117,9 @@ def make_dataset(shape, config, device, data="", neighbours=None):
 
     neighbours: features [n, dim] -> [n, k]; by default exact and from a cache.
     """
-    neighbours = neighbours or (lambda matrix: cached_neighbours(matrix, config.item_knn_k, CACHE, 0, device)[0])
+    neighbours = neighbours or (
+        lambda matrix: cached_neighbours(matrix, config.item_knn_k, CACHE, 0, device)[0]
+    )
     interactions = read_interactions(data) if data else make_interactions(shape)
     adjacency = normalised_adjacency(interactions, "one", device)
     features, graphs = {}, {}
@@ -114,12 +132,23 @@ def make_dataset(shape, config, device, data="", neighbours=None):
 
 def baby_command(**changes):
     """Settings of the published Baby command line (recdim 800, batch 4096), with changes."""
-    settings = dict(model="lgn_mm", item_knn_k=20, item_branch_layers=1, recdim=800, layer=3, lr=8e-4, bpr_batch=4096,
-                    topks=(10,), fusion="oat", contrastive_weight=0.032)
+    settings = dict(
+        model="lgn_mm",
+        item_knn_k=20,
+        item_branch_layers=1,
+        recdim=800,
+        layer=3,
+        lr=8e-4,
+        bpr_batch=4096,
+        topks=(10,),
+        fusion="oat",
+        contrastive_weight=0.032,
+    )
     return Config(**{**settings, **changes})
 
 
 # ---------------------------------------------------------------- timing
+
 
 def wait(device):
     """Let the device finish what it was given."""
@@ -180,6 +209,7 @@ def peak_memory(device):
 
 # ---------------------------------------------------------------- processes
 
+
 class Worker:
     """An object in a process of its own, whose methods are called by name. For variants that must not share memory."""
 
@@ -213,11 +243,13 @@ def serve(pipe, kind, args, config):
 
 # ---------------------------------------------------------------- floors
 
+
 @dataclasses.dataclass(frozen=True)
 class Machine:
     """What the machine can do at best, measured: bytes and float32 operations a second."""
-    bandwidth: float        # bytes read and written a second by a copy larger than the caches
-    throughput: float       # operations a second of a large float32 matrix product (a multiplication and an addition are two)
+
+    bandwidth: float  # bytes read and written a second by a copy larger than the caches
+    throughput: float  # operations a second of a large float32 matrix product (a multiplication and an addition are two)
 
     def floor(self, nbytes, operations):
         """Seconds that so many bytes and operations take at least."""
@@ -238,9 +270,15 @@ def measure_machine(device, repeats=5):
 
 def machine_line(device, machine):
     """One line about where this was measured."""
-    name = torch.cuda.get_device_name(device) if device.type == "cuda" else f"{cpu_name()}, {torch.get_num_threads()} threads"
-    return (f"{name}; torch {torch.__version__}; copy {machine.bandwidth / 1e9:.0f} GB/s, float32 product "
-            f"{machine.throughput / 1e9:.0f} GFLOP/s")
+    name = (
+        torch.cuda.get_device_name(device)
+        if device.type == "cuda"
+        else f"{cpu_name()}, {torch.get_num_threads()} threads"
+    )
+    return (
+        f"{name}; torch {torch.__version__}; copy {machine.bandwidth / 1e9:.0f} GB/s, float32 product "
+        f"{machine.throughput / 1e9:.0f} GFLOP/s"
+    )
 
 
 def cpu_name():
@@ -254,16 +292,28 @@ def cpu_name():
 
 # ---------------------------------------------------------------- command line and results
 
+
 def make_parser(description, shape="baby"):
     """A parser with what every benchmark takes; shape "" for those whose size has flags of its own."""
-    parser = argparse.ArgumentParser(description=description, formatter_class=argparse.ArgumentDefaultsHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=description, formatter_class=argparse.ArgumentDefaultsHelpFormatter
+    )
     if shape:
-        parser.add_argument("--shape", type=parse_shape, default=shape, help="baby, sports, electronics, or USERSxITEMSxINTERACTIONS[xTEXTxIMAGE]")
-        parser.add_argument("--data", default="", help="folder whose interactions are taken instead of synthetic ones")
+        parser.add_argument(
+            "--shape",
+            type=parse_shape,
+            default=shape,
+            help="baby, sports, electronics, or USERSxITEMSxINTERACTIONS[xTEXTxIMAGE]",
+        )
+        parser.add_argument(
+            "--data", default="", help="folder whose interactions are taken instead of synthetic ones"
+        )
     parser.add_argument("--repeats", type=int, default=5, help="counted calls of everything that is timed")
     parser.add_argument("--threads", type=int, default=0, help="CPU threads; 0: as torch chooses")
     parser.add_argument("--cuda", type=int, default=1, choices=(0, 1), help="1 uses a GPU where there is one")
-    parser.add_argument("--json", default="", help="file for the figures; default runs/benchmarks/<name>.json")
+    parser.add_argument(
+        "--json", default="", help="file for the figures; default runs/benchmarks/<name>.json"
+    )
     return parser
 
 
@@ -279,14 +329,21 @@ def table(rows, header):
     """Rows of strings as an aligned table."""
     rows = [header, *rows]
     widths = [max(len(str(row[i])) for row in rows) for i in range(len(header))]
-    return "\n".join("  ".join(str(cell).ljust(width) if i == 0 else str(cell).rjust(width)
-                               for i, (cell, width) in enumerate(zip(row, widths))) for row in rows)
+    return "\n".join(
+        "  ".join(
+            str(cell).ljust(width) if i == 0 else str(cell).rjust(width)
+            for i, (cell, width) in enumerate(zip(row, widths))
+        )
+        for row in rows
+    )
 
 
 def write_json(args, name, figures):
     """Figures with the command line that made them, to --json."""
     path = Path(args.json or ROOT / "runs" / "benchmarks" / f"{name}.json")
     path.parent.mkdir(parents=True, exist_ok=True)
-    settings = {key: str(value) if dataclasses.is_dataclass(value) else value for key, value in vars(args).items()}
+    settings = {
+        key: str(value) if dataclasses.is_dataclass(value) else value for key, value in vars(args).items()
+    }
     write_text(path, json.dumps({"benchmark": name, "settings": settings, **figures}, indent=1) + "\n")
     print(f"figures in {os.path.relpath(path)}")

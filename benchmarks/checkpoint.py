@@ -29,16 +29,18 @@ class Watch:
 
     def save(self, original):
         """Run.save with a clock."""
+
         def timed(run, name):
             started = time.perf_counter()
             original(run, name)
             if name != "last.pt":
-                return                           # best.pt is part of the evaluation, and of the epoch
+                return  # best.pt is part of the evaluation, and of the epoch
             now = time.perf_counter()
-            if self.since is not None:           # the first epoch warms up
+            if self.since is not None:  # the first epoch warms up
                 self.epochs.append(started - self.since)
                 self.saves.append(now - started)
             self.since = now
+
         return timed
 
 
@@ -46,19 +48,29 @@ def feature_flags(folder):
     """Flags for the text and image features of a dataset folder, full or reduced to 128 dimensions."""
     flags = []
     for modality in MODALITIES[:2]:
-        found = [path for path in (folder / f"{modality}_feat.npy", folder / f"{modality}_feat_recon_d128.npy") if path.exists()]
+        found = [
+            path
+            for path in (folder / f"{modality}_feat.npy", folder / f"{modality}_feat_recon_d128.npy")
+            if path.exists()
+        ]
         if not found:
-            sys.exit(f"error: {folder}: has no {modality} features; name another folder with --data_root and --dataset")
+            sys.exit(
+                f"error: {folder}: has no {modality} features; name another folder with --data_root and --dataset"
+            )
         flags += [f"--{modality}_feat", str(found[0])]
     return flags
 
 
 def main():
     """Train, measure, print. Returns 1 if saving takes more than the bar, else 0."""
-    parser = argparse.ArgumentParser(description="Seconds of saving last.pt over seconds of an epoch, from one run.")
+    parser = argparse.ArgumentParser(
+        description="Seconds of saving last.pt over seconds of an epoch, from one run."
+    )
     parser.add_argument("--data_root", default="data", help="folder of the dataset folder")
     parser.add_argument("--dataset", default="baby_raw", help="name of the dataset folder")
-    parser.add_argument("--epochs", type=int, default=8, help="epochs to train, the first of which is not counted")
+    parser.add_argument(
+        "--epochs", type=int, default=8, help="epochs to train, the first of which is not counted"
+    )
     parser.add_argument("--cuda", type=int, default=0, choices=(0, 1), help="1 uses a GPU")
     parser.add_argument("--bar", type=float, default=0.02, help="largest share allowed")
     args = parser.parse_args()
@@ -67,17 +79,44 @@ def main():
     watch = Watch()
     Run.save = watch.save(Run.save)
     with tempfile.TemporaryDirectory() as work:
-        code = run_command_line([
-            "--dataset", args.dataset, "--data_root", args.data_root, *feature_flags(Path(args.data_root) / args.dataset), "--model", "lgn_mm",
-            "--recdim", "64", "--epochs", str(args.epochs), "--eval_every", "5", "--save_every", "1", "--path", f"{work}/runs", "--cache_dir", work, "--cuda", str(args.cuda)])
+        code = run_command_line(
+            [
+                "--dataset",
+                args.dataset,
+                "--data_root",
+                args.data_root,
+                *feature_flags(Path(args.data_root) / args.dataset),
+                "--model",
+                "lgn_mm",
+                "--recdim",
+                "64",
+                "--epochs",
+                str(args.epochs),
+                "--eval_every",
+                "5",
+                "--save_every",
+                "1",
+                "--path",
+                f"{work}/runs",
+                "--cache_dir",
+                work,
+                "--cuda",
+                str(args.cuda),
+            ]
+        )
         if code:
             return code
-        last, = Path(work).glob("runs/*/last.pt")
+        (last,) = Path(work).glob("runs/*/last.pt")
         size = last.stat().st_size / 1e6
-    watch.saves, watch.epochs = watch.saves[:args.epochs - 1], watch.epochs[:args.epochs - 1]   # without the save at the very end
+    watch.saves, watch.epochs = (
+        watch.saves[: args.epochs - 1],
+        watch.epochs[: args.epochs - 1],
+    )  # without the save at the very end
     save, epoch = statistics.median(watch.saves), statistics.median(watch.epochs)
-    print(f"\nlast.pt {size:.1f} MB; median over {len(watch.saves)} epochs: saving {save:.3f} s, epoch {epoch:.2f} s; "
-          f"share {100 * save / epoch:.2f} % (bar {100 * args.bar:g} %)")
+    print(
+        f"\nlast.pt {size:.1f} MB; median over {len(watch.saves)} epochs: saving {save:.3f} s, epoch {epoch:.2f} s; "
+        f"share {100 * save / epoch:.2f} % (bar {100 * args.bar:g} %)"
+    )
     return int(save / epoch > args.bar)
 
 

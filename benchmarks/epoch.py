@@ -11,6 +11,7 @@ import itertools
 import sys
 
 import bench
+
 from data.graphs import nearest_neighbours
 from model import make_model
 from procedure import float32_products, score, splits_of, train_epoch
@@ -22,7 +23,11 @@ class FirstSteps:
     """A sampler's first `steps` batches, as if they were its epoch."""
 
     def __init__(self, sampler, steps):
-        self.sampler, self.steps, self.pairs = sampler, min(steps or len(sampler), len(sampler)), sampler.pairs
+        self.sampler, self.steps, self.pairs = (
+            sampler,
+            min(steps or len(sampler), len(sampler)),
+            sampler.pairs,
+        )
 
     def __len__(self):
         return self.steps
@@ -41,13 +46,19 @@ def measure(args, device):
         bench.reset_peak_memory()
         seconds = scale * bench.clock(call, device)
         figures[name] = {"seconds": seconds, "peak_memory_mb": bench.peak_memory(device)}
-        print(f"{name:<28}{seconds:>9.3g} s   peak memory {figures[name]['peak_memory_mb']:>6.0f} MB", flush=True)
+        print(
+            f"{name:<28}{seconds:>9.3g} s   peak memory {figures[name]['peak_memory_mb']:>6.0f} MB",
+            flush=True,
+        )
 
     def build():
         def timed(matrix):
-            say(f"kNN of {matrix.shape[0]} x {matrix.shape[1]}",
-                lambda: found.update(neighbours=nearest_neighbours(matrix, config.item_knn_k, device)))
+            say(
+                f"kNN of {matrix.shape[0]} x {matrix.shape[1]}",
+                lambda: found.update(neighbours=nearest_neighbours(matrix, config.item_knn_k, device)),
+            )
             return found["neighbours"]
+
         found["dataset"] = bench.make_dataset(args.shape, config, device, args.data, timed)
 
     say("data and graphs, all", build)
@@ -55,14 +66,21 @@ def measure(args, device):
     run = start_run(make_model(config, dataset, device), dataset, config, None, device)
     first, progress = FirstSteps(run.sampler, args.steps), Progress()
     with float32_products("high" if config.precision == "tf32" else "highest"):
-        say(f"a training epoch, {len(run.sampler)} steps", lambda: train_epoch(run.model, run.optimizer, first, progress),
-            len(run.sampler) / len(first))
-    print(f"  {figures[f'a training epoch, {len(run.sampler)} steps']['seconds'] / len(run.sampler):.3g} s a step, "
-          f"timed over {len(first)}; mean loss {float(progress.sums['loss']) / len(first):.4f}")
+        say(
+            f"a training epoch, {len(run.sampler)} steps",
+            lambda: train_epoch(run.model, run.optimizer, first, progress),
+            len(run.sampler) / len(first),
+        )
+    print(
+        f"  {figures[f'a training epoch, {len(run.sampler)} steps']['seconds'] / len(run.sampler):.3g} s a step, "
+        f"timed over {len(first)}; mean loss {float(progress.sums['loss']) / len(first):.4f}"
+    )
     splits = splits_of(dataset.interactions, config, device)
     say("evaluation, valid", lambda: found.update(metrics=score(run.model, splits[:1], config)))
     say("evaluation, valid and test", lambda: found.update(metrics=score(run.model, splits, config)))
-    print(f"  {len(splits[0].users)} and {len(splits[1].users)} users x {args.shape.items} items; valid {found['metrics'][0]}")
+    print(
+        f"  {len(splits[0].users)} and {len(splits[1].users)} users x {args.shape.items} items; valid {found['metrics'][0]}"
+    )
     return figures
 
 
@@ -77,7 +95,10 @@ def main():
     device = bench.start(args)
     machine = bench.measure_machine(device)
     keep_freed_memory()
-    print(f"epoch, {args.shape.name}, recdim {args.recdim}, {args.precision}: {bench.machine_line(device, machine)}", flush=True)
+    print(
+        f"epoch, {args.shape.name}, recdim {args.recdim}, {args.precision}: {bench.machine_line(device, machine)}",
+        flush=True,
+    )
     bench.write_json(args, "epoch", {"machine": vars(machine), "figures": measure(args, device)})
     return 0
 

@@ -26,27 +26,53 @@ from pathlib import Path
 
 ROOT = Path(__file__).resolve().parents[1]
 sys.path[:0] = [str(ROOT)]
-os.environ["PYTHONPATH"] = str(ROOT)            # the fork server starts from the environment, not from sys.path
-os.environ.setdefault("OMP_NUM_THREADS", "1")   # two processes share two cores; and the sums' order stays fixed
-os.environ.setdefault("PYTHONWARNINGS", "ignore:resource_tracker")   # it misses the locks of what was killed
+os.environ["PYTHONPATH"] = str(ROOT)  # the fork server starts from the environment, not from sys.path
+os.environ.setdefault(
+    "OMP_NUM_THREADS", "1"
+)  # two processes share two cores; and the sums' order stays fixed
+os.environ.setdefault("PYTHONWARNINGS", "ignore:resource_tracker")  # it misses the locks of what was killed
 
 import torch
 
-from data.synthetic import make_dataset, write_dataset
 from data.graphs import read_cached
+from data.synthetic import make_dataset, write_dataset
 
 SERVER = multiprocessing.get_context("forkserver")
 SERVER.set_forkserver_preload(["main"])
-LIMIT = 300                                     # seconds after which a process counts as hung
+LIMIT = 300  # seconds after which a process counts as hung
 DATASET = dict(users=200, items=120, interactions_per_user=9, seed=3)
-SETTINGS = {"dataset": "faults", "model": "lgn_mm", "user_text_feat": "mean", "recdim": 16, "attn_heads": 2, "item_knn_k": 5,
-            "user_knn_k": 5, "bpr_batch": 64, "epochs": 8, "eval_every": 2, "topks": "5,10", "lr": 0.01, "feat_dropout": 0.1,
-            "plan_every": 3, "plan_image_every": 2, "cuda": 0}
-TIMES = {"seconds", "epoch_seconds", "evaluation_seconds", "seconds_to_best", "test_seconds", "peak_memory_mb", "versions"}
+SETTINGS = {
+    "dataset": "faults",
+    "model": "lgn_mm",
+    "user_text_feat": "mean",
+    "recdim": 16,
+    "attn_heads": 2,
+    "item_knn_k": 5,
+    "user_knn_k": 5,
+    "bpr_batch": 64,
+    "epochs": 8,
+    "eval_every": 2,
+    "topks": "5,10",
+    "lr": 0.01,
+    "feat_dropout": 0.1,
+    "plan_every": 3,
+    "plan_image_every": 2,
+    "cuda": 0,
+}
+TIMES = {
+    "seconds",
+    "epoch_seconds",
+    "evaluation_seconds",
+    "seconds_to_best",
+    "test_seconds",
+    "peak_memory_mb",
+    "versions",
+}
 FREE = {"path", "resume", "data_root", "cache_dir", "epochs", "max_minutes", "save_every", "tensorboard"}
 
 
 # ---------------------------------------------------------------- processes
+
 
 def flags(settings):
     """{'epochs': 3} -> ['--epochs', '3']."""
@@ -61,6 +87,7 @@ def enter(argv, log, file_limit):
     if file_limit:
         resource.setrlimit(resource.RLIMIT_FSIZE, (file_limit, file_limit))
     from main import main
+
     sys.exit(main(argv))
 
 
@@ -112,24 +139,38 @@ def stop_and_resume(command, work, number, rng, duration, stops):
         code = finish(process)
         if code == 0 and hits:
             return run_folders(work / "runs")[0], hits
-        if code == 0:                            # done before it could be hit: once more, and sooner
+        if code == 0:  # done before it could be hit: once more, and sooner
             shutil.rmtree(work / "runs")
             duration /= 2
             continue
         assert code in (-number, 128 + number), (code, errors(work / f"log{attempts}"))
         hits += 1
-        duration *= 0.8                          # what is left to do shrinks
+        duration *= 0.8  # what is left to do shrinks
 
 
 # ---------------------------------------------------------------- comparing
 
+
 def differences(a, b, path=""):
     """Where two nested values differ: ['model.user.weight', ...]; tensors bit for bit."""
     if isinstance(a, dict) and isinstance(b, dict):
-        return [found for key in sorted(a.keys() | b.keys(), key=str)
-                for found in ([f"{path}.{key}"] if (key in a) != (key in b) else differences(a[key], b[key], f"{path}.{key}"))]
+        return [
+            found
+            for key in sorted(a.keys() | b.keys(), key=str)
+            for found in (
+                [f"{path}.{key}"]
+                if (key in a) != (key in b)
+                else differences(a[key], b[key], f"{path}.{key}")
+            )
+        ]
     if isinstance(a, (list, tuple)) and isinstance(b, (list, tuple)):
-        return [path] if len(a) != len(b) else [found for at, (x, y) in enumerate(zip(a, b)) for found in differences(x, y, f"{path}[{at}]")]
+        return (
+            [path]
+            if len(a) != len(b)
+            else [
+                found for at, (x, y) in enumerate(zip(a, b)) for found in differences(x, y, f"{path}[{at}]")
+            ]
+        )
     if isinstance(a, torch.Tensor) and isinstance(b, torch.Tensor):
         return [] if a.dtype == b.dtype and torch.equal(a, b) else [path]
     return [] if type(a) is type(b) and a == b else [path]
@@ -149,7 +190,11 @@ def outcome(folder):
         state = torch.load(folder / name, weights_only=True)
         checkpoints[name] = {**without(state, TIMES), "config": without(state["config"], FREE)}
     lines = [without(json.loads(line), TIMES) for line in (folder / "metrics.jsonl").read_text().splitlines()]
-    return {"metrics": lines, "result": without(json.loads((folder / "result.json").read_text()), TIMES), **checkpoints}
+    return {
+        "metrics": lines,
+        "result": without(json.loads((folder / "result.json").read_text()), TIMES),
+        **checkpoints,
+    }
 
 
 def leftovers(folder):
@@ -159,6 +204,7 @@ def leftovers(folder):
 
 # ---------------------------------------------------------------- the cases
 
+
 class Bench:
     """A dataset, the undisturbed run on it, and the tally of what was compared with it."""
 
@@ -167,17 +213,24 @@ class Bench:
         write_dataset(work / "data" / SETTINGS["dataset"], make_dataset(**DATASET), DATASET)
         self.command = flags({**SETTINGS, "data_root": work / "data"})
         started = time.perf_counter()
-        assert finish(launch([*self.command, "--path", str(work / "whole")], work / "whole_log")) == 0, errors(work / "whole_log")
-        started = time.perf_counter()            # again, now with a warm server and cache, for its length
+        assert finish(launch([*self.command, "--path", str(work / "whole")], work / "whole_log")) == 0, (
+            errors(work / "whole_log")
+        )
+        started = time.perf_counter()  # again, now with a warm server and cache, for its length
         assert finish(launch([*self.command, "--path", str(work / "again")], work / "again_log")) == 0
         self.duration = time.perf_counter() - started
         self.whole = outcome(run_folders(work / "whole")[0])
-        self.report("undisturbed run, twice", differences(self.whole, outcome(run_folders(work / "again")[0])))
+        self.report(
+            "undisturbed run, twice", differences(self.whole, outcome(run_folders(work / "again")[0]))
+        )
 
     def report(self, title, wrong):
         """Print a line of the table; wrong: what differs, empty if all is well."""
         self.failed += bool(wrong)
-        print(f"{title:<58} {'equal' if not wrong else 'DIFFERS: ' + ', '.join(map(str, wrong))[:200]}", flush=True)
+        print(
+            f"{title:<58} {'equal' if not wrong else 'DIFFERS: ' + ', '.join(map(str, wrong))[:200]}",
+            flush=True,
+        )
         return not wrong
 
     def folder(self, name):
@@ -191,15 +244,22 @@ class Bench:
         equal = total = 0
         for at in range(1, runs + 1):
             work = self.folder(f"{name}{at}")
-            folder, hits = stop_and_resume(self.command, work, number, self.rng, self.duration, self.rng.randint(1, 4))
+            folder, hits = stop_and_resume(
+                self.command, work, number, self.rng, self.duration, self.rng.randint(1, 4)
+            )
             total += hits
-            equal += self.report(f"{name} run {at:2d}, stopped {hits} times", differences(self.whole, outcome(folder)) + leftovers(folder))
+            equal += self.report(
+                f"{name} run {at:2d}, stopped {hits} times",
+                differences(self.whole, outcome(folder)) + leftovers(folder),
+            )
             shutil.rmtree(work)
         print(f"{name}: {equal}/{runs} equal, {total} stops\n", flush=True)
 
     def full_disk(self, runs):
         """A small disk that is full from the start, or fills up at a random moment of the run."""
-        size = sum((run_folders(self.work / "whole")[0] / name).stat().st_size for name in ("best.pt", "last.pt"))
+        size = sum(
+            (run_folders(self.work / "whole")[0] / name).stat().st_size for name in ("best.pt", "last.pt")
+        )
         equal = 0
         for at in range(1, runs + 1):
             with small_disk(self.folder(f"disk{at}"), 3 * size + 2**20) as disk:
@@ -216,8 +276,13 @@ class Bench:
             fill(ballast, leave=free)
             kind, process = f"{free / 1e3:.0f} kB free at its start", command_line(command, log)
         else:
-            process, lines = command_line(command, log), self.rng.randrange(3)      # of four
-            wait_for(lambda: any(path.read_bytes().count(b"\n") >= lines for path in disk.glob("runs/*/metrics.jsonl")), process)
+            process, lines = command_line(command, log), self.rng.randrange(3)  # of four
+            wait_for(
+                lambda: any(
+                    path.read_bytes().count(b"\n") >= lines for path in disk.glob("runs/*/metrics.jsonl")
+                ),
+                process,
+            )
             fill(ballast, leave=0)
             kind = f"filled after {lines} evaluations"
         code = process.wait(LIMIT)
@@ -227,7 +292,9 @@ class Bench:
         if code not in (0, 1, 2) or len(told) != bool(code) or any("error:" not in line for line in told):
             return kind, [code, *told]
         there = run_folders(disk / "runs")
-        if code and (code_again := finish(launch(["--resume", str(there[0])] if there else command, f"{log}b"))):
+        if code and (
+            code_again := finish(launch(["--resume", str(there[0])] if there else command, f"{log}b"))
+        ):
             return kind, ["resumed", code_again, *errors(f"{log}b")]
         folder = run_folders(disk / "runs")[0]
         return kind, differences(self.whole, outcome(folder)) + leftovers(folder)
@@ -241,7 +308,9 @@ class Bench:
             processes = [launch(command, work / f"log{k}") for k in range(2)]
             codes = [finish(process) for process in processes]
             folders, cache = run_folders(work / "runs"), list((work / "cache").iterdir())
-            wrong = [f"exit {code}" for code in codes if code] + ([] if len(folders) == 2 else ["run folders"])
+            wrong = [f"exit {code}" for code in codes if code] + (
+                [] if len(folders) == 2 else ["run folders"]
+            )
             wrong += [path.name for path in cache if path.suffix != ".npz" or read_cached(path) is None]
             wrong += [found for folder in folders for found in differences(self.whole, outcome(folder))]
             equal += self.report(f"pair {at:2d}, {len(cache)} graphs in the cache", wrong)
@@ -252,25 +321,44 @@ class Bench:
         work = self.folder("folders")
         process = launch([*self.command, "--path", str(work / "runs"), "--epochs", "500"], work / "log1")
         wait_for(lambda: list(work.glob("runs/*/last.pt")), process)
-        gone, = run_folders(work / "runs")
+        (gone,) = run_folders(work / "runs")
         shutil.rmtree(gone)
         self.refused("run folder removed in mid-run", finish(process), work / "log1", (1,))
-        self.refused("resume of a folder that is gone", finish(launch(["--resume", str(gone)], work / "log2")), work / "log2", (2,))
+        self.refused(
+            "resume of a folder that is gone",
+            finish(launch(["--resume", str(gone)], work / "log2")),
+            work / "log2",
+            (2,),
+        )
         shutil.copytree(run_folders(self.work / "whole")[0], work / "copy")
         moved = ["--resume", str(work / "copy"), "--data_root", str(work / "nowhere")]
-        self.refused("resume without its data folder", finish(launch(moved, work / "log3")), work / "log3", (2,))
+        self.refused(
+            "resume without its data folder", finish(launch(moved, work / "log3")), work / "log3", (2,)
+        )
         with read_only(self.folder("locked"), run_folders(self.work / "whole")[0]) as (folder, told):
             if folder:
-                self.refused(f"resume in a read-only folder ({told})", finish(launch(["--resume", str(folder)], work / "log4")), work / "log4", (1, 2))
-                self.refused(f"new run in a read-only folder ({told})", finish(launch([*self.command, "--path", str(folder)], work / "log5")),
-                             work / "log5", (1, 2))
+                self.refused(
+                    f"resume in a read-only folder ({told})",
+                    finish(launch(["--resume", str(folder)], work / "log4")),
+                    work / "log4",
+                    (1, 2),
+                )
+                self.refused(
+                    f"new run in a read-only folder ({told})",
+                    finish(launch([*self.command, "--path", str(folder)], work / "log5")),
+                    work / "log5",
+                    (1, 2),
+                )
 
     def refused(self, title, code, log, codes):
         """Report whether a process left with one of these codes and one line."""
         told = errors(log)
         fine = code in codes and len(told) == 1 and told[0].startswith("error:")
         self.failed += not fine
-        print(f"{title:<58} {'one line, exit ' + str(code) if fine else f'WRONG: exit {code}, {told}'}", flush=True)
+        print(
+            f"{title:<58} {'one line, exit ' + str(code) if fine else f'WRONG: exit {code}, {told}'}",
+            flush=True,
+        )
 
 
 def command_line(argv, log):
@@ -301,7 +389,9 @@ def fill(path, leave):
 @contextlib.contextmanager
 def small_disk(folder, size):
     """Mount a tmpfs of `size` bytes on a folder. Raises OSError where that is not allowed."""
-    done = subprocess.run(["mount", "-t", "tmpfs", "-o", f"size={size}", "tmpfs", folder], capture_output=True, text=True)
+    done = subprocess.run(
+        ["mount", "-t", "tmpfs", "-o", f"size={size}", "tmpfs", folder], capture_output=True, text=True
+    )
     if done.returncode:
         raise OSError(f"no tmpfs: {done.stderr.strip()}")
     try:
@@ -313,7 +403,7 @@ def small_disk(folder, size):
 @contextlib.contextmanager
 def read_only(folder, content):
     """Yield (a copy of `content` that cannot be written, how), or (None, why not)."""
-    if os.geteuid():                             # root may write whatever the permissions say
+    if os.geteuid():  # root may write whatever the permissions say
         shutil.copytree(content, folder / "run")
         (folder / "run").chmod(0o555)
         yield folder / "run", "permissions"
@@ -340,8 +430,10 @@ def small_files(bench, runs):
         wrong = [] if code in (1, 2) and len(told) == 1 and told[0].startswith("error:") else [code, *told]
         again = ["--resume", str(there[0])] if there else [*bench.command, "--path", str(work / "runs")]
         wrong += [] if finish(launch(again, work / "log2")) == 0 else errors(work / "log2")
-        equal += bench.report(f"limit run {at:2d}, files up to {limit / 1e3:.0f} kB: exit {code}",
-                              wrong or differences(bench.whole, outcome(run_folders(work / "runs")[0])))
+        equal += bench.report(
+            f"limit run {at:2d}, files up to {limit / 1e3:.0f} kB: exit {code}",
+            wrong or differences(bench.whole, outcome(run_folders(work / "runs")[0])),
+        )
     print(f"disk: {equal}/{runs} equal after the limit was lifted\n", flush=True)
 
 
@@ -350,8 +442,15 @@ CASES = ("kill", "term", "disk", "pair", "folder")
 
 def main():
     """Run the chosen cases. Returns 1 if anything differed, else 0."""
-    parser = argparse.ArgumentParser(description="Disturb runs on purpose and compare them with an undisturbed one, bit for bit.")
-    parser.add_argument("--runs", type=int, default=20, help="runs that are killed, and that are stopped; half as many full disks, a quarter of pairs")
+    parser = argparse.ArgumentParser(
+        description="Disturb runs on purpose and compare them with an undisturbed one, bit for bit."
+    )
+    parser.add_argument(
+        "--runs",
+        type=int,
+        default=20,
+        help="runs that are killed, and that are stopped; half as many full disks, a quarter of pairs",
+    )
     parser.add_argument("--seed", type=int, default=1, help="seed of the random moments")
     parser.add_argument("--only", nargs="+", choices=CASES, default=CASES, help="which cases")
     args = parser.parse_args()
@@ -373,7 +472,9 @@ def main():
             bench.pairs(max(args.runs // 4, 1))
         if "folder" in args.only:
             bench.folders(args.runs)
-    print(f"\n{'all equal' if not bench.failed else f'{bench.failed} DIFFER'}; {time.perf_counter() - started:.0f} s")
+    print(
+        f"\n{'all equal' if not bench.failed else f'{bench.failed} DIFFER'}; {time.perf_counter() - started:.0f} s"
+    )
     return int(bench.failed > 0)
 
 

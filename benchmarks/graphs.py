@@ -10,10 +10,10 @@ the share of neighbours that they have in common is printed (ties aside, 1).
 
 import sys
 
+import bench
 import numpy as np
 import torch
 
-import bench
 from data.graphs import nearest_neighbours
 from layers.attention import attention_graph
 from world import keep_freed_memory
@@ -43,17 +43,28 @@ def measure(args, dim, device, machine):
     bench.reset_peak_memory()
     seconds = {"ours": [bench.clock(ours, device)]}
     peak = bench.peak_memory(device)
-    if args.textbook or args.repeats > 1:               # else the first call, which may take long, is the only one
-        seconds = bench.interleave({"ours": ours, **({"textbook": textbook} if args.textbook else {})}, args.repeats, device, warm_up=0)
-    layout = bench.interleave({"layout": lambda: attention_graph(found["ours"], args.heads, device)}, 1, device, warm_up=0)["layout"]
-    floor = machine.floor(4 * args.rows * dim, args.rows ** 2 * dim)    # each pair once: half of 2 n^2 dim
-    print(f"{args.rows} x {dim}: {bench.spread(seconds['ours'])}, floor {floor:.3g} s, {min(seconds['ours']) / floor:.1f}x; peak memory "
-          f"{peak:.0f} MB, of these features {features.nbytes / 1e6:.0f}; attention layout {layout[0]:.2g} s")
+    if args.textbook or args.repeats > 1:  # else the first call, which may take long, is the only one
+        seconds = bench.interleave(
+            {"ours": ours, **({"textbook": textbook} if args.textbook else {})},
+            args.repeats,
+            device,
+            warm_up=0,
+        )
+    layout = bench.interleave(
+        {"layout": lambda: attention_graph(found["ours"], args.heads, device)}, 1, device, warm_up=0
+    )["layout"]
+    floor = machine.floor(4 * args.rows * dim, args.rows**2 * dim)  # each pair once: half of 2 n^2 dim
+    print(
+        f"{args.rows} x {dim}: {bench.spread(seconds['ours'])}, floor {floor:.3g} s, {min(seconds['ours']) / floor:.1f}x; peak memory "
+        f"{peak:.0f} MB, of these features {features.nbytes / 1e6:.0f}; attention layout {layout[0]:.2g} s"
+    )
     figures = {"dim": dim, "seconds": seconds, "layout": layout, "floor": floor, "peak_memory_mb": peak}
     if args.textbook:
         figures["ratio"] = bench.median_ratio(seconds["textbook"], seconds["ours"])
         figures["shared"] = shared(found["ours"], found["textbook"])
-        print(f"  full matrix {bench.spread(seconds['textbook'])}: {figures['ratio']:.1f} times as long; neighbours in common {figures['shared']:.5f}")
+        print(
+            f"  full matrix {bench.spread(seconds['textbook'])}: {figures['ratio']:.1f} times as long; neighbours in common {figures['shared']:.5f}"
+        )
     return figures
 
 
@@ -64,13 +75,19 @@ def main():
     parser.add_argument("--dims", type=int, nargs="+", default=[384, 4096], help="feature dimensions")
     parser.add_argument("--k", type=int, default=20, help="neighbours of a row")
     parser.add_argument("--heads", type=int, default=8, help="attention heads of the layout")
-    parser.add_argument("--textbook", type=int, default=1, choices=(0, 1), help="0 leaves the full matrix out")
+    parser.add_argument(
+        "--textbook", type=int, default=1, choices=(0, 1), help="0 leaves the full matrix out"
+    )
     args = parser.parse_args()
     device = bench.start(args)
     machine = bench.measure_machine(device)
     keep_freed_memory()
     print(f"kNN graphs: {bench.machine_line(device, machine)}")
-    bench.write_json(args, "graphs", {"machine": vars(machine), "figures": [measure(args, dim, device, machine) for dim in args.dims]})
+    bench.write_json(
+        args,
+        "graphs",
+        {"machine": vars(machine), "figures": [measure(args, dim, device, machine) for dim in args.dims]},
+    )
     return 0
 
 

@@ -27,29 +27,36 @@ sys.path[:0] = [str(ROOT)]
 from data.raw import IMAGE, reading
 
 TOPICS = 300
-WORDS = ("light sturdy steel grip bike camp trail winter water cover strap holder blade rope training foam tactical folding pump pad rifle "
-         "scope paddle yoga glove helmet bottle tent lantern knife").split()
+WORDS = (
+    "light sturdy steel grip bike camp trail winter water cover strap holder blade rope training foam tactical folding pump pad rifle "
+    "scope paddle yoga glove helmet bottle tent lantern knife"
+).split()
 
 
 def names(prefix, length, count, seed):
     """`count` different ids of `length` characters: [count] strings."""
     order = np.random.default_rng(seed).permutation(count)
-    return [f"{prefix}{np.base_repr(number * 7919 + 36 ** 5, 36):0>{length - len(prefix)}}" for number in order.tolist()]
+    return [
+        f"{prefix}{np.base_repr(number * 7919 + 36**5, 36):0>{length - len(prefix)}}"
+        for number in order.tolist()
+    ]
 
 
 def draw_pairs(users, items, count, seed):
     """[count, 2] different (user, item) pairs, at least 5 a user and 5 an item, half of a user's within a topic (item % TOPICS)."""
     rng = np.random.default_rng(seed)
     weight = rng.pareto(1.2, items) + 1
-    must = np.stack([rng.permutation(5 * items) % users, np.arange(5 * items) % items], 1)           # 5 users for each item
-    more = np.repeat(np.arange(users), 12)                                                           # then 5 items for each user
+    must = np.stack(
+        [rng.permutation(5 * items) % users, np.arange(5 * items) % items], 1
+    )  # 5 users for each item
+    more = np.repeat(np.arange(users), 12)  # then 5 items for each user
     fill = rng.integers(users, size=4 * count)
     user = np.concatenate([must[:, 0], more, fill])
     item = np.concatenate([must[:, 1], rng.choice(items, len(more) + len(fill), p=weight / weight.sum())])
     near = rng.random(len(user)) < 0.5
-    near[:len(must)] = False
+    near[: len(must)] = False
     item = np.where(near, np.minimum(item // TOPICS * TOPICS + user % TOPICS, items - 1), item)
-    first = np.sort(np.unique(user * items + item, return_index=True)[1])                            # different pairs, in this order
+    first = np.sort(np.unique(user * items + item, return_index=True)[1])  # different pairs, in this order
     user, item = user[first], item[first]
     rank = np.empty(len(user), np.int64)
     by_user = np.argsort(user, kind="stable")
@@ -58,7 +65,9 @@ def draw_pairs(users, items, count, seed):
     needed = (first < len(must)) | (rank < 5)
     chosen = np.concatenate([np.flatnonzero(needed), np.flatnonzero(~needed)])[:count]
     if needed.sum() > count or len(chosen) < count:
-        sys.exit("error: --interactions: not enough for 5 of every user and item, or more than there are pairs")
+        sys.exit(
+            "error: --interactions: not enough for 5 of every user and item, or more than there are pairs"
+        )
     return np.stack([user, item], 1)[rng.permutation(chosen)]
 
 
@@ -69,9 +78,22 @@ def write_reviews(path, pairs, users, items, rng):
     ratings = rng.integers(1, 6, len(pairs)).astype(float)
     with gzip.open(path, "wt", 1) as file:
         for at, (user, item) in enumerate(pairs.tolist()):
-            file.write(json.dumps({"reviewerID": users[user], "asin": items[item], "reviewerName": "a name", "helpful": [0, 1],
-                                   "reviewText": texts[at % 1000], "overall": ratings[at], "summary": texts[at % 997][:40],
-                                   "unixReviewTime": int(times[at]), "reviewTime": "05 21, 2014"}) + "\n")
+            file.write(
+                json.dumps(
+                    {
+                        "reviewerID": users[user],
+                        "asin": items[item],
+                        "reviewerName": "a name",
+                        "helpful": [0, 1],
+                        "reviewText": texts[at % 1000],
+                        "overall": ratings[at],
+                        "summary": texts[at % 997][:40],
+                        "unixReviewTime": int(times[at]),
+                        "reviewTime": "05 21, 2014",
+                    }
+                )
+                + "\n"
+            )
 
 
 def write_meta(path, items, rng):
@@ -81,10 +103,26 @@ def write_meta(path, items, rng):
         for at, name in enumerate(items):
             near = [items[other] for other in related[at % 1000]]
             words = [WORDS[(at * 7 + k * k) % len(WORDS)] for k in range(60)]
-            file.write(repr({"asin": name, "title": " ".join(words[:8]) + f" &amp; No. {at}", "price": 9.99, "imUrl": "http://host/I/41.jpg",
-                             "related": {"also_bought": near[:30], "also_viewed": near[30:], "bought_together": near[:2]},
-                             "salesRank": {"Sports &amp; Outdoors": at}, "brand": f"Brand {at % 997}",
-                             "categories": [["Sports & Outdoors", words[1], words[2]]], "description": "It's " + " ".join(words)}) + "\n")
+            file.write(
+                repr(
+                    {
+                        "asin": name,
+                        "title": " ".join(words[:8]) + f" &amp; No. {at}",
+                        "price": 9.99,
+                        "imUrl": "http://host/I/41.jpg",
+                        "related": {
+                            "also_bought": near[:30],
+                            "also_viewed": near[30:],
+                            "bought_together": near[:2],
+                        },
+                        "salesRank": {"Sports &amp; Outdoors": at},
+                        "brand": f"Brand {at % 997}",
+                        "categories": [["Sports & Outdoors", words[1], words[2]]],
+                        "description": "It's " + " ".join(words),
+                    }
+                )
+                + "\n"
+            )
 
 
 def write_images(path, items, topics, rng):
@@ -93,9 +131,9 @@ def write_images(path, items, topics, rng):
     centres = rng.standard_normal((TOPICS, 4096), dtype=np.float32)
     with open(path, "wb") as file:
         for start in range(0, len(items), 500):
-            block = np.empty(len(items[start:start + 500]), IMAGE)
+            block = np.empty(len(items[start : start + 500]), IMAGE)
             at = np.arange(start, start + len(block))
-            block["id"], block["vector"] = items[start:start + 500], noise[at % 997] + centres[topics[at]]
+            block["id"], block["vector"] = items[start : start + 500], noise[at % 997] + centres[topics[at]]
             file.write(block.tobytes())
 
 
@@ -104,8 +142,10 @@ def make_files(work, args):
     rng = np.random.default_rng(args.seed)
     users, items = names("A", 14, args.users, 1), names("B", 10, args.metadata, 2)
     paths = [work / "reviews_Made_5.json.gz", work / "meta_Made.json.gz", work / "image_features_Made.b"]
-    write_reviews(paths[0], draw_pairs(args.users, args.items, args.interactions, args.seed), users, items, rng)
-    order = rng.permutation(len(items))                     # the items with interactions lie anywhere in the other files
+    write_reviews(
+        paths[0], draw_pairs(args.users, args.items, args.interactions, args.seed), users, items, rng
+    )
+    order = rng.permutation(len(items))  # the items with interactions lie anywhere in the other files
     write_meta(paths[1], [items[at] for at in order], rng)
     order = order[(order < args.items) | (np.cumsum(order >= args.items) <= args.images - args.items)]
     write_images(paths[2], [items[at] for at in order], order % TOPICS, rng)
@@ -127,7 +167,12 @@ def timed(command):
     started = time.perf_counter()
     process = subprocess.Popen([sys.executable, "-m", *command], cwd=ROOT)
     _, status, usage = os.wait4(process.pid, 0)
-    return time.perf_counter() - started, usage.ru_utime + usage.ru_stime, usage.ru_maxrss * 1024 / 1e9, os.waitstatus_to_exitcode(status)
+    return (
+        time.perf_counter() - started,
+        usage.ru_utime + usage.ru_stime,
+        usage.ru_maxrss * 1024 / 1e9,
+        os.waitstatus_to_exitcode(status),
+    )
 
 
 def main():
@@ -135,10 +180,19 @@ def main():
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
     parser.add_argument("--users", type=int, default=35598, help="users (default 35598)")
     parser.add_argument("--items", type=int, default=18357, help="items with interactions (default 18357)")
-    parser.add_argument("--interactions", type=int, default=296337, help="lines of the reviews file (default 296337)")
+    parser.add_argument(
+        "--interactions", type=int, default=296337, help="lines of the reviews file (default 296337)"
+    )
     parser.add_argument("--metadata", type=int, default=532197, help="metadata records (default 532197)")
-    parser.add_argument("--images", type=int, default=100000, help="image feature records of 16 kB each, at least --items (default 100000)")
-    parser.add_argument("--check", type=int, default=0, choices=(0, 1), help="1 runs data.check on the result")
+    parser.add_argument(
+        "--images",
+        type=int,
+        default=100000,
+        help="image feature records of 16 kB each, at least --items (default 100000)",
+    )
+    parser.add_argument(
+        "--check", type=int, default=0, choices=(0, 1), help="1 runs data.check on the result"
+    )
     parser.add_argument("--seed", type=int, default=2025, help="seed of the files")
     parser.add_argument("--minutes", type=float, default=10, help="bar for the time")
     parser.add_argument("--gigabytes", type=float, default=4, help="bar for peak memory")
@@ -148,12 +202,22 @@ def main():
     with tempfile.TemporaryDirectory() as work:
         work = Path(work)
         paths = make_files(work, args)
-        print("raw files: " + ", ".join(f"{path.name} {path.stat().st_size / 1e6:,.0f} MB" for path in paths), flush=True)
+        print(
+            "raw files: " + ", ".join(f"{path.name} {path.stat().st_size / 1e6:,.0f} MB" for path in paths),
+            flush=True,
+        )
         floor = bare_pass(paths)
-        flags = [word for flag, path in zip(("--interactions", "--meta", "--image_features"), paths) for word in (flag, str(path))]
+        flags = [
+            word
+            for flag, path in zip(("--interactions", "--meta", "--image_features"), paths)
+            for word in (flag, str(path))
+        ]
         seconds, cpu, memory, code = timed(["data.prepare", "made", "--data_root", str(work), *flags])
-        print(f"data.prepare: {seconds:.1f} s, {cpu:.1f} s of CPU ({seconds / 60 / args.minutes:.2f} of the bar, {seconds / floor:.1f} times "
-              f"one bare pass of {floor:.1f} s), peak memory {memory:.2f} GB ({memory / args.gigabytes:.2f} of the bar)", flush=True)
+        print(
+            f"data.prepare: {seconds:.1f} s, {cpu:.1f} s of CPU ({seconds / 60 / args.minutes:.2f} of the bar, {seconds / floor:.1f} times "
+            f"one bare pass of {floor:.1f} s), peak memory {memory:.2f} GB ({memory / args.gigabytes:.2f} of the bar)",
+            flush=True,
+        )
         if args.check and not code:
             spent, cpu, peak, code = timed(["data.check", "made", "--data_root", str(work)])
             print(f"data.check: {spent:.1f} s, {cpu:.1f} s of CPU, peak memory {peak:.2f} GB")

@@ -14,11 +14,11 @@ sizes are printed too: none should be far above 1.
 import statistics
 import sys
 
+import bench
 import numpy as np
 import torch
-
-import bench
 from step import batches_of, stepper
+
 from model import make_model
 from world import keep_freed_memory
 
@@ -26,7 +26,9 @@ from world import keep_freed_memory
 def shape_of(interactions):
     """A shape of Baby's proportions: 6.1 train interactions a user, 16.8 an item; small features."""
     users, items = int(interactions / 6.1), int(interactions / 16.8)
-    return bench.Shape(f"{interactions:,}", users, items, (interactions, interactions // 6, interactions // 6), 64, 128)
+    return bench.Shape(
+        f"{interactions:,}", users, items, (interactions, interactions // 6, interactions // 6), 64, 128
+    )
 
 
 def measure(args, interactions, device):
@@ -36,11 +38,18 @@ def measure(args, interactions, device):
     """
     config, shape = bench.baby_command(recdim=args.recdim), shape_of(interactions)
     rng = np.random.default_rng(0)
-    dataset = bench.make_dataset(shape, config, device, neighbours=lambda matrix: rng.integers(len(matrix), size=(len(matrix), config.item_knn_k)))
+    dataset = bench.make_dataset(
+        shape,
+        config,
+        device,
+        neighbours=lambda matrix: rng.integers(len(matrix), size=(len(matrix), config.item_knn_k)),
+    )
     torch.manual_seed(0)
     model = make_model(config, dataset, device).train()
     optimizer = torch.optim.Adam((p for p in model.parameters() if p.requires_grad), lr=config.lr, fused=True)
-    step = stepper(lambda batch: model.loss(batch)["loss"], optimizer, batches_of(dataset, config, device)[:50])
+    step = stepper(
+        lambda batch: model.loss(batch)["loss"], optimizer, batches_of(dataset, config, device)[:50]
+    )
 
     def steps():
         for _ in range(config.plan_every):
@@ -51,6 +60,7 @@ def measure(args, interactions, device):
         outputs = [user, z_id, *z.values()]
         torch.autograd.backward(outputs, [torch.ones_like(output) for output in outputs])
         model.zero_grad()
+
     bench.reset_peak_memory()
     seconds = bench.interleave({"whole graph": whole_graph, "step": steps}, args.repeats, device)
     seconds["step"] = [taken / config.plan_every for taken in seconds["step"]]
@@ -71,6 +81,7 @@ def plot(path, sizes, seconds):
         sys.exit("error: --plot needs matplotlib: pip install matplotlib")
     matplotlib.use("Agg")
     from matplotlib import pyplot
+
     figure, axes = pyplot.subplots(figsize=(5.5, 3.6), layout="constrained")
     for name, times in seconds.items():
         middle = [statistics.median(taken) for taken in times]
@@ -83,29 +94,53 @@ def plot(path, sizes, seconds):
 
 def main():
     """Measure and print. Returns the exit code."""
-    parser = bench.make_parser("Time of a training step and of a pass over the whole graph against interactions, and the slopes on a log-log scale.", shape="")
+    parser = bench.make_parser(
+        "Time of a training step and of a pass over the whole graph against interactions, and the slopes on a log-log scale.",
+        shape="",
+    )
     parser.add_argument("--recdim", type=int, default=64, help="embedding size")
-    parser.add_argument("--sizes", type=int, nargs="+", default=[100_000 * 2**k for k in range(7)], help="training interactions")
+    parser.add_argument(
+        "--sizes",
+        type=int,
+        nargs="+",
+        default=[100_000 * 2**k for k in range(7)],
+        help="training interactions",
+    )
     parser.add_argument("--plot", default="", help="PNG file for the plot")
     args = parser.parse_args()
     device = bench.start(args)
     machine = bench.measure_machine(device)
     keep_freed_memory()
-    print(f"scaling, recdim {args.recdim}: {bench.machine_line(device, machine)}\n"
-          f"{'interactions':>14}{'whole graph':>28}{'a step':>28}{'MB':>8}", flush=True)
+    print(
+        f"scaling, recdim {args.recdim}: {bench.machine_line(device, machine)}\n"
+        f"{'interactions':>14}{'whole graph':>28}{'a step':>28}{'MB':>8}",
+        flush=True,
+    )
     seconds, peaks = {"whole graph": [], "step": []}, []
     for size in args.sizes:
         taken, peak = measure(args, size, device)
         peaks.append(peak)
         for name, times in taken.items():
             seconds[name].append(times)
-        print(f"{size:>14,}{bench.spread(taken['whole graph']):>28}{bench.spread(taken['step']):>28}{peak:>8.0f}", flush=True)
-    figures = {name: dict(zip(("slope", "between"), slopes(args.sizes, times)), seconds=times) for name, times in seconds.items()}
+        print(
+            f"{size:>14,}{bench.spread(taken['whole graph']):>28}{bench.spread(taken['step']):>28}{peak:>8.0f}",
+            flush=True,
+        )
+    figures = {
+        name: dict(zip(("slope", "between"), slopes(args.sizes, times)), seconds=times)
+        for name, times in seconds.items()
+    }
     for name, found in figures.items():
-        print(f"{name}: slope {found['slope']:.3f}; between neighbours {' '.join(f'{slope:.2f}' for slope in found['between'])}")
+        print(
+            f"{name}: slope {found['slope']:.3f}; between neighbours {' '.join(f'{slope:.2f}' for slope in found['between'])}"
+        )
     if args.plot:
         plot(args.plot, args.sizes, seconds)
-    bench.write_json(args, "scaling", {"machine": vars(machine), "sizes": args.sizes, "figures": figures, "peak_memory_mb": peaks})
+    bench.write_json(
+        args,
+        "scaling",
+        {"machine": vars(machine), "sizes": args.sizes, "figures": figures, "peak_memory_mb": peaks},
+    )
     return 0
 
 

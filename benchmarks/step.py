@@ -14,10 +14,10 @@ import itertools
 import statistics
 import sys
 
-import torch
-
 import bench
 import textbook
+import torch
+
 from dataloader import Sampler
 from model import make_model
 from procedure import float32_products
@@ -48,7 +48,8 @@ def phases(model, batch, config):
     def attention(m):
         def call():
             out = model.branch(m, rows)
-            out.backward(grad_item[:len(out)])
+            out.backward(grad_item[: len(out)])
+
         return call
 
     def refresh():
@@ -63,20 +64,42 @@ def phases(model, batch, config):
     def losses():
         sum(model.modality_pairs([view.index_select(0, batch.pos_rows) for view in leaf.values()])).backward()
 
-    found = {"LightGCN": (light_gcn, 2 * backbone.layers * 4 * d * (nnz + n_nodes), 2 * backbone.layers * 2 * nnz * d)}
+    found = {
+        "LightGCN": (
+            light_gcn,
+            2 * backbone.layers * 4 * d * (nnz + n_nodes),
+            2 * backbone.layers * 2 * nnz * d,
+        )
+    }
     for m in model.modalities:
-        edges, dim = len((model.graphs[m] if rows is None else model.graphs[m].at_rows(rows)).target), getattr(model, f"{m}_features").shape[1]
-        found[f"attention, {m}"] = (attention(m), 4 * (2 * n_items * dim + 3 * edges * d + 6 * n_items * d),
-                                    4 * n_items * dim * d + 6 * edges * d)
-    found["transport and fusion"] = (transport, 4 * (6 * needed * d) * len(model.modalities), 6 * needed * d * d * len(model.modalities))
+        edges, dim = (
+            len((model.graphs[m] if rows is None else model.graphs[m].at_rows(rows)).target),
+            getattr(model, f"{m}_features").shape[1],
+        )
+        found[f"attention, {m}"] = (
+            attention(m),
+            4 * (2 * n_items * dim + 3 * edges * d + 6 * n_items * d),
+            4 * n_items * dim * d + 6 * edges * d,
+        )
+    found["transport and fusion"] = (
+        transport,
+        4 * (6 * needed * d) * len(model.modalities),
+        6 * needed * d * d * len(model.modalities),
+    )
     found["InfoNCE"] = (losses, 4 * 6 * unique * d * pairs, 6 * unique * unique * d * pairs)
-    found[REFRESH] = (refresh, 4 * 2 * n_items * d * len(model.modalities), 3 * n_items * d * d * len(model.modalities))
+    found[REFRESH] = (
+        refresh,
+        4 * 2 * n_items * d * len(model.modalities),
+        3 * n_items * d * d * len(model.modalities),
+    )
     return found
 
 
 def batches_of(dataset, config, device):
     """The whole batches of one epoch."""
-    batches = list(Sampler(dataset.interactions.train, dataset.interactions.n_items, config.bpr_batch, 0, device).epoch())
+    batches = list(
+        Sampler(dataset.interactions.train, dataset.interactions.n_items, config.bpr_batch, 0, device).epoch()
+    )
     return batches[:-1] or batches
 
 
@@ -89,6 +112,7 @@ def stepper(loss, optimizer, batches):
         optimizer.zero_grad(set_to_none=True)
         value.backward()
         optimizer.step()
+
     return call
 
 
@@ -102,22 +126,32 @@ def adam(model, optimizer):
 
 # ---------------------------------------------------------------- a step of either kind
 
+
 class Ours:
     """The trainer's step: `config.plan_every` of them a call, so that each call has its share of new plans."""
 
     def __init__(self, shape, config, data, device):
         keep_freed_memory()
-        self.device, self.config, self.dataset = device, config, bench.make_dataset(shape, config, device, data)
+        self.device, self.config, self.dataset = (
+            device,
+            config,
+            bench.make_dataset(shape, config, device, data),
+        )
         torch.manual_seed(0)
         self.model = make_model(config, self.dataset, device).train()
         self.batches = batches_of(self.dataset, config, device)
-        self.optimizer = torch.optim.Adam((p for p in self.model.parameters() if p.requires_grad), lr=config.lr, fused=True)
+        self.optimizer = torch.optim.Adam(
+            (p for p in self.model.parameters() if p.requires_grad), lr=config.lr, fused=True
+        )
         self.step = stepper(lambda batch: self.model.loss(batch)["loss"], self.optimizer, self.batches)
 
     def seconds(self):
         """Seconds a step."""
         with float32_products("high" if self.config.precision == "tf32" else "highest"):
-            return bench.clock(lambda: [self.step() for _ in range(self.config.plan_every)], self.device) / self.config.plan_every
+            return (
+                bench.clock(lambda: [self.step() for _ in range(self.config.plan_every)], self.device)
+                / self.config.plan_every
+            )
 
     def loss(self):
         """Loss of the first batch at the start, with a new plan and without dropout."""
@@ -136,13 +170,20 @@ class Textbook:
     def __init__(self, shape, config, data, device):
         config = dataclasses.replace(config, precision="fp32")
         self.device, dataset = device, bench.make_dataset(shape, config, device, data)
-        dataset.features.update({m: matrix.contiguous() for m, matrix in dataset.features.items()})        # rows, as they are read
+        dataset.features.update(
+            {m: matrix.contiguous() for m, matrix in dataset.features.items()}
+        )  # rows, as they are read
         torch.manual_seed(0)
         self.model = make_model(config, dataset, device).train()
         self.batches = batches_of(dataset, config, device)
-        self.graphs = {"adjacency": textbook.coo_adjacency(dataset.adjacency), **{m: textbook.edge_index(g) for m, g in dataset.graphs.items()}}
+        self.graphs = {
+            "adjacency": textbook.coo_adjacency(dataset.adjacency),
+            **{m: textbook.edge_index(g) for m, g in dataset.graphs.items()},
+        }
         optimizer = torch.optim.Adam((p for p in self.model.parameters() if p.requires_grad), lr=config.lr)
-        self.step = stepper(lambda batch: textbook.loss(self.model, self.graphs, *batch[:3]), optimizer, self.batches)
+        self.step = stepper(
+            lambda batch: textbook.loss(self.model, self.graphs, *batch[:3]), optimizer, self.batches
+        )
 
     def seconds(self):
         """Seconds a step."""
@@ -161,19 +202,25 @@ def compare(args, config):
     with bench.Worker(Ours, args, config) as ours, bench.Worker(Textbook, args, config) as theirs:
         losses = ours.ask("loss"), theirs.ask("loss")
         seconds = {"ours": [], "textbook": []}
-        for turn in range(args.repeats + 1):               # the first warms up
+        for turn in range(args.repeats + 1):  # the first warms up
             for name, worker in (("textbook", theirs), ("ours", ours)):
                 taken = worker.ask("seconds")
                 if turn:
                     seconds[name].append(taken)
         peaks = {"ours": ours.ask("peak_memory"), "textbook": theirs.ask("peak_memory")}
-    ratio, difference = bench.median_ratio(seconds["textbook"], seconds["ours"]), abs(losses[0] - losses[1]) / abs(losses[1])
-    print(f"textbook step {bench.spread(seconds['textbook'])}, {peaks['textbook']:.0f} MB; ours {bench.spread(seconds['ours'])}, "
-          f"{peaks['ours']:.0f} MB: {ratio:.1f} times faster; losses differ by {difference:.1e}")
+    ratio, difference = (
+        bench.median_ratio(seconds["textbook"], seconds["ours"]),
+        abs(losses[0] - losses[1]) / abs(losses[1]),
+    )
+    print(
+        f"textbook step {bench.spread(seconds['textbook'])}, {peaks['textbook']:.0f} MB; ours {bench.spread(seconds['ours'])}, "
+        f"{peaks['ours']:.0f} MB: {ratio:.1f} times faster; losses differ by {difference:.1e}"
+    )
     return {"seconds": seconds, "ratio": ratio, "loss_difference": difference, "peak_memory_mb": peaks}
 
 
 # ---------------------------------------------------------------- tables
+
 
 def measure(args, recdim, device, machine):
     """Print the tables of one embedding size. Returns its figures."""
@@ -182,19 +229,40 @@ def measure(args, recdim, device, machine):
     ours = Ours(args.shape, config, args.data, device)
     ours.seconds()
     steps = [ours.seconds() for _ in range(args.repeats)]
-    figures = {"recdim": recdim, "batch": config.bpr_batch, "step": steps, "peak_memory_mb": bench.peak_memory(device)}
-    ours.step()                                         # the one with new plans; the phases are those of the others
+    figures = {
+        "recdim": recdim,
+        "batch": config.bpr_batch,
+        "step": steps,
+        "peak_memory_mb": bench.peak_memory(device),
+    }
+    ours.step()  # the one with new plans; the phases are those of the others
     parts = phases(ours.model, ours.batches[0], config)
     ours.model.zero_grad()
-    parts["Adam"] = (adam(ours.model, ours.optimizer), 7 * 4 * sum(w.numel() for w in ours.model.parameters() if w.requires_grad), 0)
+    parts["Adam"] = (
+        adam(ours.model, ours.optimizer),
+        7 * 4 * sum(w.numel() for w in ours.model.parameters() if w.requires_grad),
+        0,
+    )
     timed = bench.interleave({name: part[0] for name, part in parts.items()}, args.repeats, device)
-    print(f"\nrecdim {recdim}, batch {config.bpr_batch}, {args.precision}: {bench.spread(steps)} a step (mean over {config.plan_every}, "
-          f"with one new plan), peak memory {figures['peak_memory_mb']:.0f} MB")
+    print(
+        f"\nrecdim {recdim}, batch {config.bpr_batch}, {args.precision}: {bench.spread(steps)} a step (mean over {config.plan_every}, "
+        f"with one new plan), peak memory {figures['peak_memory_mb']:.0f} MB"
+    )
     rows, middle = [], statistics.median(steps)
     for name, (_, nbytes, operations) in parts.items():
-        share, floor = statistics.median(timed[name]) / (config.plan_every if name == REFRESH else 1), machine.floor(nbytes, operations)
-        rows.append([name + (f" (1 step in {config.plan_every})" if name == REFRESH else ""), bench.spread(timed[name]),
-                     f"{floor * 1e3:.3g} ms", f"{statistics.median(timed[name]) / floor:.1f}x", f"{100 * share / middle:.0f} %"])
+        share, floor = (
+            statistics.median(timed[name]) / (config.plan_every if name == REFRESH else 1),
+            machine.floor(nbytes, operations),
+        )
+        rows.append(
+            [
+                name + (f" (1 step in {config.plan_every})" if name == REFRESH else ""),
+                bench.spread(timed[name]),
+                f"{floor * 1e3:.3g} ms",
+                f"{statistics.median(timed[name]) / floor:.1f}x",
+                f"{100 * share / middle:.0f} %",
+            ]
+        )
         figures[name] = {"seconds": timed[name], "floor": floor}
     print(bench.table(rows, ["phase", "forward and backward", "floor", "over floor", "of the step"]))
     del ours, parts
@@ -205,11 +273,19 @@ def measure(args, recdim, device, machine):
 
 def main():
     """Measure and print. Returns the exit code."""
-    parser = bench.make_parser("Time and memory of one training step, phase by phase, against floors and the textbook.")
+    parser = bench.make_parser(
+        "Time and memory of one training step, phase by phase, against floors and the textbook."
+    )
     parser.add_argument("--recdim", type=int, nargs="+", default=[64, 256], help="embedding sizes")
     parser.add_argument("--batch", type=int, default=4096, help="triples a step")
     parser.add_argument("--precision", default="fp32", help="as main.py's")
-    parser.add_argument("--textbook", type=int, default=1, choices=(0, 1), help="0 leaves the textbook step out (its cost tensor is [I, d, d])")
+    parser.add_argument(
+        "--textbook",
+        type=int,
+        default=1,
+        choices=(0, 1),
+        help="0 leaves the textbook step out (its cost tensor is [I, d, d])",
+    )
     args = parser.parse_args()
     device = bench.start(args)
     machine = bench.measure_machine(device)

@@ -34,13 +34,15 @@ def graph_attention(layer, edges, x):
     target, source = edges
     n, heads = len(x), layer.heads
     h = (x @ layer.weight.T).view(n, heads, -1)
-    scores = F.leaky_relu((h * layer.a_dst).sum(-1)[target] + (h * layer.a_src).sum(-1)[source], layer.slope)      # [E, H]
+    scores = F.leaky_relu(
+        (h * layer.a_dst).sum(-1)[target] + (h * layer.a_src).sum(-1)[source], layer.slope
+    )  # [E, H]
     where = target[:, None].expand_as(scores)
     top = torch.full((n, heads), -math.inf, device=x.device).scatter_reduce(0, where, scores.detach(), "amax")
     weights = (scores - top[target]).exp()
     weights = weights / torch.zeros(n, heads, device=x.device).scatter_add(0, where, weights)[target]
     weights = F.dropout(weights, layer.attn_dropout.p, layer.attn_dropout.training)
-    messages = weights[:, :, None] * h[source]                                                                     # [E, H, d / H]
+    messages = weights[:, :, None] * h[source]  # [E, H, d / H]
     return torch.zeros_like(h).index_add(0, target, messages).flatten(1) + layer.bias
 
 
@@ -75,7 +77,11 @@ def info_nce(a, b, temperature):
 def represent(model, graphs):
     """User vectors, item ID vectors, item modality vectors. graphs: {"adjacency": COO, modality: edge index}."""
     user, z_id = light_gcn(model.backbone, graphs["adjacency"])
-    return user, z_id, {m: branch(model.branches[m], graphs[m], getattr(model, f"{m}_features")) for m in model.modalities}
+    return (
+        user,
+        z_id,
+        {m: branch(model.branches[m], graphs[m], getattr(model, f"{m}_features")) for m in model.modalities},
+    )
 
 
 def fuse(model, z_id, z):
@@ -95,10 +101,16 @@ def loss(model, graphs, users, pos, neg):
     item = fuse(model, z_id, z)
     bpr = -F.logsigmoid((user[users] * item[pos]).sum(1) - (user[users] * item[neg]).sum(1)).mean()
     ids = model.backbone
-    norm = (ids.user[users].square().sum() + ids.item[pos].square().sum() + ids.item[neg].square().sum()) / len(users)
+    norm = (
+        ids.user[users].square().sum() + ids.item[pos].square().sum() + ids.item[neg].square().sum()
+    ) / len(users)
     items = pos.unique()
     views = [z_id, *z.values()]
-    pairs = [info_nce(a[items], b[items], model.config.temperature) for i, a in enumerate(views) for b in views[i + 1:]]
+    pairs = [
+        info_nce(a[items], b[items], model.config.temperature)
+        for i, a in enumerate(views)
+        for b in views[i + 1 :]
+    ]
     return bpr + model.config.decay * norm + model.config.contrastive_weight * sum(pairs)
 
 
@@ -111,11 +123,14 @@ def evaluate(user, item, train, relevant, ks):
         ranked, wanted = scores.topk(max(ks)).indices.tolist(), set(wanted)
         for k in ks:
             hits, best = [i in wanted for i in ranked[:k]], min(len(wanted), k)
-            values = (sum(hits) / len(wanted),
-                      sum(1 / math.log2(r + 2) for r, hit in enumerate(hits) if hit) / sum(1 / math.log2(r + 2) for r in range(best)),
-                      sum(hits) / k,
-                      sum(sum(hits[:r + 1]) / (r + 1) for r, hit in enumerate(hits) if hit) / best,
-                      float(any(hits)))
+            values = (
+                sum(hits) / len(wanted),
+                sum(1 / math.log2(r + 2) for r, hit in enumerate(hits) if hit)
+                / sum(1 / math.log2(r + 2) for r in range(best)),
+                sum(hits) / k,
+                sum(sum(hits[: r + 1]) / (r + 1) for r, hit in enumerate(hits) if hit) / best,
+                float(any(hits)),
+            )
             for name, value in zip(("recall", "ndcg", "precision", "map", "hitrate"), values):
                 sums[f"{name}@{k}"] += value
     return {name: value / len(relevant) for name, value in sums.items()}

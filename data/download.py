@@ -35,21 +35,23 @@ from urllib.parse import urlsplit
 import numpy as np
 from tqdm import tqdm
 
-from utils import UserError, write_text
 from cli import Parser, run_tool
+from utils import UserError, write_text
 
-BLOCK = 1 << 16                    # bytes read at a time
-RECORD = 10 + 4 * 4096             # bytes a record of image_features_*.b: asin, 4096 float32
-WAIT, LONGEST_WAIT = 1.0, 60.0     # seconds before the first further try, doubled each time, and at most
-ENOUGH = 1 << 20                   # bytes that a try must bring to count as progress
+BLOCK = 1 << 16  # bytes read at a time
+RECORD = 10 + 4 * 4096  # bytes a record of image_features_*.b: asin, 4096 float32
+WAIT, LONGEST_WAIT = 1.0, 60.0  # seconds before the first further try, doubled each time, and at most
+ENOUGH = 1 << 20  # bytes that a try must bring to count as progress
 RECORDS = "download.json"
 
 
 # ---------------------------------------------------------------- what there is, and where
 
+
 @dataclasses.dataclass(frozen=True)
 class Remote:
     """One file of a dataset: what it is (for --files), its path under the base URL, its published sha256 if there is one."""
+
     kind: str
     path: str
     sha256: str = ""
@@ -63,6 +65,7 @@ class Remote:
 class Source:
     """A dataset: its folder under --data_root, its files, the URL they lie under ("" where a person must fetch them), and
     what to do when they are not there."""
+
     folder: str
     files: tuple
     base_url: str
@@ -82,36 +85,61 @@ RECGOAT = "https://raw.githubusercontent.com/6lyc/RecGOAT/HEAD"
 
 def mmrec(name, folder, inter="", text="", image=""):
     """A dataset of MMRec's folder; the last three are the sha256 of its files."""
-    files = (Remote("inter", f"{name}/{name}.inter", inter), Remote("text", f"{name}/text_feat.npy", text),
-             Remote("image", f"{name}/image_feat.npy", image))
-    return Source(folder, files, "", f"Google Drive lists no folder to a program: open {DRIVE} in a browser and download them "
-                  f"from the folder of this dataset (MMRec calls it '{name}')")
+    files = (
+        Remote("inter", f"{name}/{name}.inter", inter),
+        Remote("text", f"{name}/text_feat.npy", text),
+        Remote("image", f"{name}/image_feat.npy", image),
+    )
+    return Source(
+        folder,
+        files,
+        "",
+        f"Google Drive lists no folder to a program: open {DRIVE} in a browser and download them "
+        f"from the folder of this dataset (MMRec calls it '{name}')",
+    )
 
 
 def amazon(category, folder):
     """Raw Amazon 2014 files of a category."""
-    files = (Remote("ratings", f"categoryFiles/ratings_{category}.csv"),
-             Remote("reviews", f"categoryFiles/reviews_{category}_5.json.gz"), Remote("meta", f"categoryFiles/meta_{category}.json.gz"),
-             Remote("image", f"image_features/categoryFiles/image_features_{category}.b"))
-    return Source(folder, files, AMAZON, "these files have moved before: give the new place as --base_url (the lab's copy: "
-                  f"{AMAZON_MOVED}), or download them in a browser")
+    files = (
+        Remote("ratings", f"categoryFiles/ratings_{category}.csv"),
+        Remote("reviews", f"categoryFiles/reviews_{category}_5.json.gz"),
+        Remote("meta", f"categoryFiles/meta_{category}.json.gz"),
+        Remote("image", f"image_features/categoryFiles/image_features_{category}.b"),
+    )
+    return Source(
+        folder,
+        files,
+        AMAZON,
+        "these files have moved before: give the new place as --base_url (the lab's copy: "
+        f"{AMAZON_MOVED}), or download them in a browser",
+    )
 
 
 SOURCES = {
-    "mmrec_baby": mmrec("baby", "baby_raw", inter="9ef5de9a05949d973928cca113aacba12067ff8f104e310ef28ea42db00c17b1",
-                        text="6667f2ad655c9ecc97cb3383f58988864ef51ec0b39c158b15986c66769f2dc4",
-                        image="36c3be592b98506189a7d5de71b21577cf626f0293b539d861534673b3e9fd70"),
+    "mmrec_baby": mmrec(
+        "baby",
+        "baby_raw",
+        inter="9ef5de9a05949d973928cca113aacba12067ff8f104e310ef28ea42db00c17b1",
+        text="6667f2ad655c9ecc97cb3383f58988864ef51ec0b39c158b15986c66769f2dc4",
+        image="36c3be592b98506189a7d5de71b21577cf626f0293b539d861534673b3e9fd70",
+    ),
     "mmrec_sports": mmrec("sports", "sports_raw"),
     "mmrec_electronics": mmrec("elec", "electronics_raw"),
     "amazon_baby": amazon("Baby", "amazon_baby"),
     "amazon_sports": amazon("Sports_and_Outdoors", "amazon_sports"),
     "amazon_electronics": amazon("Electronics", "amazon_electronics"),
-    "recgoat_baby": Source("baby_raw", tuple(Remote(split, f"data/baby_raw/{split}.txt") for split in ("train", "valid", "test")),
-                           RECGOAT, "download them in a browser from github.com/6lyc/RecGOAT, data/baby_raw"),
+    "recgoat_baby": Source(
+        "baby_raw",
+        tuple(Remote(split, f"data/baby_raw/{split}.txt") for split in ("train", "valid", "test")),
+        RECGOAT,
+        "download them in a browser from github.com/6lyc/RecGOAT, data/baby_raw",
+    ),
 }
 
 
 # ---------------------------------------------------------------- one request
+
 
 class Broken(Exception):
     """A transfer that another try may mend. wait: seconds that the server asks for."""
@@ -123,6 +151,7 @@ class Broken(Exception):
 
 class Redirect(urllib.request.HTTPRedirectHandler):
     """Follows few redirects, to http and https only, and never from https to http."""
+
     max_redirections = 5
 
     def redirect_request(self, request, response, code, message, headers, target):
@@ -133,7 +162,7 @@ class Redirect(urllib.request.HTTPRedirectHandler):
         return super().redirect_request(request, response, code, message, headers, target)
 
     def http_error_302(self, request, response, code, message, headers):
-        response.close()               # the base class reads the body to its end, however long
+        response.close()  # the base class reads the body to its end, however long
         return super().http_error_302(request, response, code, message, headers)
 
     http_error_301 = http_error_303 = http_error_307 = http_error_308 = http_error_302
@@ -142,15 +171,23 @@ class Redirect(urllib.request.HTTPRedirectHandler):
 def make_opener():
     """An opener that knows http and https, and none of urllib's other schemes."""
     opener = urllib.request.OpenerDirector()
-    for handler in (urllib.request.ProxyHandler, urllib.request.HTTPHandler, urllib.request.HTTPSHandler, Redirect,
-                    urllib.request.HTTPErrorProcessor, urllib.request.HTTPDefaultErrorHandler):
+    for handler in (
+        urllib.request.ProxyHandler,
+        urllib.request.HTTPHandler,
+        urllib.request.HTTPSHandler,
+        Redirect,
+        urllib.request.HTTPErrorProcessor,
+        urllib.request.HTTPDefaultErrorHandler,
+    ):
         opener.add_handler(handler())
     return opener
 
 
 def open_url(url, headers, timeout, remedy):
     """The response to a GET, 200, 206 or 416. Raises UserError for what no further try will mend, else Broken."""
-    request = urllib.request.Request(url, headers={"User-Agent": "RecGOAT", "Accept-Encoding": "identity", **headers})
+    request = urllib.request.Request(
+        url, headers={"User-Agent": "RecGOAT", "Accept-Encoding": "identity", **headers}
+    )
     try:
         return make_opener().open(request, timeout=timeout)
     except urllib.error.HTTPError as error:
@@ -161,11 +198,17 @@ def open_url(url, headers, timeout, remedy):
             raise Broken(f"HTTP {error.code}", retry_after(error.headers)) from None
         reason = (str(error.msg or "").splitlines() or [""])[0][:200]
         raise UserError(f"{url}: cannot be fetched (HTTP {error.code} {reason}); {remedy}") from None
-    except (OSError, http.client.HTTPException, ValueError) as error:      # ValueError: an address that is none, from a redirect
+    except (
+        OSError,
+        http.client.HTTPException,
+        ValueError,
+    ) as error:  # ValueError: an address that is none, from a redirect
         reason = getattr(error, "reason", None) or error
         if isinstance(reason, ssl.SSLCertVerificationError):
-            raise UserError(f"{url}: its certificate is not valid ({reason.verify_message}); check this machine's clock and "
-                            "certificates") from None
+            raise UserError(
+                f"{url}: its certificate is not valid ({reason.verify_message}); check this machine's clock and "
+                "certificates"
+            ) from None
         raise Broken(str(reason) or type(reason).__name__) from None
 
 
@@ -189,10 +232,13 @@ def read_block(response):
 
 def is_page(start):
     """Whether a file that starts like this is a web page."""
-    return start.lstrip(b"\xef\xbb\xbf \t\r\n")[:14].lower().startswith((b"<!doctype html", b"<html", b"<head"))
+    return (
+        start.lstrip(b"\xef\xbb\xbf \t\r\n")[:14].lower().startswith((b"<!doctype html", b"<html", b"<head"))
+    )
 
 
 # ---------------------------------------------------------------- a file that is arriving
+
 
 class Part:
     """<name>.part and, in <name>.part.json, what it is a part of: {"url", "total", "etag", "last_modified"}."""
@@ -209,7 +255,9 @@ class Part:
             try:
                 fcntl.flock(self.file, fcntl.LOCK_EX | fcntl.LOCK_NB)
             except OSError:
-                raise UserError(f"{self.path}: another process is downloading it; wait for it or stop it") from None
+                raise UserError(
+                    f"{self.path}: another process is downloading it; wait for it or stop it"
+                ) from None
             self.state, self.size = read_json(self.state_path) or {}, self.file.seek(0, os.SEEK_END)
             try:
                 yield self
@@ -252,6 +300,7 @@ class Part:
 @dataclasses.dataclass(frozen=True)
 class Limits:
     """timeout: seconds without a byte; retries: tries in a row without progress; most: bytes of a file."""
+
     timeout: float
     retries: int
     most: int
@@ -264,10 +313,12 @@ def transfer(url, part, limits, remedy):
         return True
     headers = {"Range": f"bytes={part.size}-", "If-Range": validator} if validator else {}
     with contextlib.closing(open_url(url, headers, limits.timeout, remedy)) as response:
-        length = getattr(response, "length", None)             # of the body to come; http.client counts it down
+        length = getattr(response, "length", None)  # of the body to come; http.client counts it down
         block = first_block(url, response, remedy)
         total = place(url, part, response, length, limits)
-        with tqdm(total=total, initial=part.size, desc=part.path.stem, unit="B", unit_scale=True, leave=False) as bar:
+        with tqdm(
+            total=total, initial=part.size, desc=part.path.stem, unit="B", unit_scale=True, leave=False
+        ) as bar:
             while block:
                 if total is not None and part.size + len(block) > total:
                     part.discard()
@@ -287,7 +338,9 @@ def first_block(url, response, remedy):
         return b""
     block = read_block(response)
     if response.headers.get_content_type() in ("text/html", "application/xhtml+xml") or is_page(block):
-        raise UserError(f"{url}: sends a web page instead of the file (a login, a notice, or the question whether to go on); {remedy}")
+        raise UserError(
+            f"{url}: sends a web page instead of the file (a login, a notice, or the question whether to go on); {remedy}"
+        )
     return block
 
 
@@ -297,11 +350,26 @@ def place(url, part, response, length, limits):
     if response.status == 200:
         check_size(url, length or 0, limits)
         check_space(part.path.parent, length or 0)
-        part.start({"url": url, "total": length, "etag": headers.get("ETag"), "last_modified": headers.get("Last-Modified")})
+        part.start(
+            {
+                "url": url,
+                "total": length,
+                "etag": headers.get("ETag"),
+                "last_modified": headers.get("Last-Modified"),
+            }
+        )
         return length
     got = re.fullmatch(r"bytes ([0-9]{1,18})-([0-9]{1,18})/([0-9]{1,18})", headers.get("Content-Range", ""))
-    same = all(headers.get(name) in (None, part.state.get(name.lower().replace("-", "_"))) for name in ("ETag", "Last-Modified"))
-    if response.status != 206 or not got or not same or (int(got[1]), int(got[3])) != (part.size, part.state.get("total")):
+    same = all(
+        headers.get(name) in (None, part.state.get(name.lower().replace("-", "_")))
+        for name in ("ETag", "Last-Modified")
+    )
+    if (
+        response.status != 206
+        or not got
+        or not same
+        or (int(got[1]), int(got[3])) != (part.size, part.state.get("total"))
+    ):
         part.discard()
         raise Broken(f"its answer does not fit what was there (HTTP {response.status}); starting again")
     check_space(part.path.parent, part.state["total"] - part.size)
@@ -312,14 +380,18 @@ def place(url, part, response, length, limits):
 def check_size(url, size, limits):
     """Raise UserError if a file is larger than the limit."""
     if size > limits.most:
-        raise UserError(f"{url}: is larger than {limits.most / 1e9:g} GB; --max_gb raises the limit, if this is the file you want")
+        raise UserError(
+            f"{url}: is larger than {limits.most / 1e9:g} GB; --max_gb raises the limit, if this is the file you want"
+        )
 
 
 def check_space(folder, size):
     """Raise UserError if so many bytes do not fit on the disk of a folder."""
     free = shutil.disk_usage(folder).free
     if size > free:
-        raise UserError(f"{folder}: {size / 1e9:.1f} GB to come, {free / 1e9:.1f} GB free; make room or choose another --data_root")
+        raise UserError(
+            f"{folder}: {size / 1e9:.1f} GB to come, {free / 1e9:.1f} GB free; make room or choose another --data_root"
+        )
 
 
 def fetch(url, part, limits, remedy):
@@ -334,8 +406,10 @@ def fetch(url, part, limits, remedy):
             part.file.flush()
             failures = 1 if part.size - before >= ENOUGH else failures + 1
             if failures > limits.retries:
-                raise OSError(f"{url}: {error}; gave up after {failures} tries; run this again to go on from here. If it stays so, "
-                              f"{remedy}") from None
+                raise OSError(
+                    f"{url}: {error}; gave up after {failures} tries; run this again to go on from here. If it stays so, "
+                    f"{remedy}"
+                ) from None
             wait = min(max(WAIT * 2 ** (failures - 1), error.wait), LONGEST_WAIT)
             tqdm.write(f"note: {url}: {error}; trying again in {wait:g} s", file=sys.stderr)
             time.sleep(wait)
@@ -343,11 +417,15 @@ def fetch(url, part, limits, remedy):
 
 # ---------------------------------------------------------------- is it the file?
 
+
 def file_sha256(path):
     """Hex SHA-256 of a file's content."""
     digest = hashlib.sha256()
     size = path.stat().st_size
-    with open(path, "rb") as file, tqdm(total=size, desc="sha256", unit="B", unit_scale=True, leave=False, delay=2) as bar:
+    with (
+        open(path, "rb") as file,
+        tqdm(total=size, desc="sha256", unit="B", unit_scale=True, leave=False, delay=2) as bar,
+    ):
         while block := file.read(1 << 20):
             digest.update(block)
             bar.update(len(block))
@@ -357,7 +435,10 @@ def file_sha256(path):
 def damaged_gzip(path):
     """What is wrong with a gzip file, or None. Reads all of it."""
     try:
-        with gzip.open(path) as file, tqdm(desc="checking", unit="B", unit_scale=True, leave=False, delay=2) as bar:
+        with (
+            gzip.open(path) as file,
+            tqdm(desc="checking", unit="B", unit_scale=True, leave=False, delay=2) as bar,
+        ):
             while block := file.read(1 << 20):
                 bar.update(len(block))
     except (gzip.BadGzipFile, EOFError, zlib.error) as error:
@@ -375,7 +456,9 @@ def damaged_npy(path):
 def damaged_records(path):
     """What is wrong with an image_features_*.b, or None."""
     size = path.stat().st_size
-    return f"{size:,} bytes are no whole number of records of {RECORD:,}" if size % RECORD or not size else None
+    return (
+        f"{size:,} bytes are no whole number of records of {RECORD:,}" if size % RECORD or not size else None
+    )
 
 
 def damaged_text(path):
@@ -412,10 +495,14 @@ def examine(path, remote):
     if reason:
         return "", f"it is damaged or not whole: {reason}"
     seen = file_sha256(path)
-    return seen, f"its sha256 is {seen}, published is {remote.sha256}" if remote.sha256 not in ("", seen) else None
+    return seen, f"its sha256 is {seen}, published is {remote.sha256}" if remote.sha256 not in (
+        "",
+        seen,
+    ) else None
 
 
 # ---------------------------------------------------------------- command line
+
 
 def check_present(path, remote, record):
     """The sha256 of a file that is there. record: its entry of download.json or {}. Raises UserError if it is another one."""
@@ -431,7 +518,10 @@ def check_present(path, remote, record):
 def arrive(url, path, remote, limits, remedy):
     """Download a file, check it, give it its name. Returns its sha256. Raises UserError or OSError, leaving no file of that name."""
     with Part(path).opened() as part:
-        for resumed in (bool(part.resumable(url)), False):       # what was there may be to blame: then once more from nothing
+        for resumed in (
+            bool(part.resumable(url)),
+            False,
+        ):  # what was there may be to blame: then once more from nothing
             fetch(url, part, limits, remedy)
             part.file.flush()
             seen, reason = examine(part.path, remote)
@@ -453,38 +543,83 @@ def obtain(remote, folder, base_url, limits, remedy):
         seen, url = check_present(path, remote, record), record.get("url", "placed by hand")
     else:
         seen = arrive(url, path, remote, limits, remedy)
-    records[path.name] = {"url": url, "bytes": path.stat().st_size, "sha256": seen, "verified": bool(remote.sha256)}
+    records[path.name] = {
+        "url": url,
+        "bytes": path.stat().st_size,
+        "sha256": seen,
+        "verified": bool(remote.sha256),
+    }
     write_text(folder / RECORDS, json.dumps(dict(sorted(records.items())), indent=1) + "\n")
-    known = "sha256 as published" if remote.sha256 else f"not verified (no sha256 is published; this one has {seen})"
+    known = (
+        "sha256 as published"
+        if remote.sha256
+        else f"not verified (no sha256 is published; this one has {seen})"
+    )
     print(f"{path}: {path.stat().st_size:,} bytes, {'was there, ' if there else ''}{known}", flush=True)
 
 
 def make_parser():
     """The flags, with their defaults."""
-    parser = Parser(prog="python -m data.download", allow_abbrev=False, formatter_class=argparse.RawDescriptionHelpFormatter,
-                    description="Fetch a known dataset into its folder under --data_root, or check what is there. A broken transfer\n"
-                                "is resumed, also by the next run; a file gets its name when it is whole and checked.",
-                    epilog="names, folders and files (--s the words before the colons):\n" + "\n".join(map(listing, SOURCES)))
+    parser = Parser(
+        prog="python -m data.download",
+        allow_abbrev=False,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+        description="Fetch a known dataset into its folder under --data_root, or check what is there. A broken transfer\n"
+        "is resumed, also by the next run; a file gets its name when it is whole and checked.",
+        epilog="names, folders and files (--s the words before the colons):\n"
+        + "\n".join(map(listing, SOURCES)),
+    )
     parser.add_argument("name", metavar="NAME", choices=SOURCES, help="which dataset, see below")
-    parser.add_argument("--files", default="", metavar="KIND,...", help="only these of its files (default all)")
-    parser.add_argument("--data_root", default="data", metavar="DIR", help="folder that holds the dataset folders (default data)")
-    parser.add_argument("--base_url", default="", metavar="URL",
-                        help="where the files lie, if elsewhere than below: a mirror of yours or a new place")
-    parser.add_argument("--verify_only", action="store_true",
-                        help="fetch nothing; check the files that are there, placed by hand or not")
-    parser.add_argument("--max_gb", type=float, default=20.0, metavar="X",
-                        help="refuse a file larger than this many GB (default 20)")
-    parser.add_argument("--timeout", type=float, default=30.0, metavar="S",
-                        help="seconds without an answer after which a try has failed (default 30)")
-    parser.add_argument("--retries", type=int, default=6, metavar="N",
-                        help="further tries, in a row without progress (default 6)")
+    parser.add_argument(
+        "--files", default="", metavar="KIND,...", help="only these of its files (default all)"
+    )
+    parser.add_argument(
+        "--data_root",
+        default="data",
+        metavar="DIR",
+        help="folder that holds the dataset folders (default data)",
+    )
+    parser.add_argument(
+        "--base_url",
+        default="",
+        metavar="URL",
+        help="where the files lie, if elsewhere than below: a mirror of yours or a new place",
+    )
+    parser.add_argument(
+        "--verify_only",
+        action="store_true",
+        help="fetch nothing; check the files that are there, placed by hand or not",
+    )
+    parser.add_argument(
+        "--max_gb",
+        type=float,
+        default=20.0,
+        metavar="X",
+        help="refuse a file larger than this many GB (default 20)",
+    )
+    parser.add_argument(
+        "--timeout",
+        type=float,
+        default=30.0,
+        metavar="S",
+        help="seconds without an answer after which a try has failed (default 30)",
+    )
+    parser.add_argument(
+        "--retries",
+        type=int,
+        default=6,
+        metavar="N",
+        help="further tries, in a row without progress (default 6)",
+    )
     return parser
 
 
 def listing(name):
     """A dataset as a paragraph of the help."""
     source = SOURCES[name]
-    files = ", ".join(f"{remote.kind}: {remote.name}{' (sha256 known)' if remote.sha256 else ''}" for remote in source.files)
+    files = ", ".join(
+        f"{remote.kind}: {remote.name}{' (sha256 known)' if remote.sha256 else ''}" for remote in source.files
+    )
     return f"  {name}: into {source.folder}/ from {source.base_url or DRIVE + ' (by hand)'}\n    {files}"
 
 
@@ -500,11 +635,21 @@ def choose_files(source, kinds):
 
 def check_flags(args):
     """Raise UserError unless numbers and URL can be used."""
-    for flag, value, least in (("max_gb", args.max_gb, 1e-9), ("timeout", args.timeout, 0.01), ("retries", args.retries, 0)):
-        if not least <= value <= 10**6:                          # also catches NaN
+    for flag, value, least in (
+        ("max_gb", args.max_gb, 1e-9),
+        ("timeout", args.timeout, 0.01),
+        ("retries", args.retries, 0),
+    ):
+        if not least <= value <= 10**6:  # also catches NaN
             raise UserError(f"--{flag} {value}: must be from {least:g} to 1000000")
-    if args.base_url and not re.fullmatch(r"https?://[!-~]+", args.base_url) or re.search("[@?#]", args.base_url):
-        raise UserError(f"--base_url {args.base_url!r:.100}: give an http or https URL of a folder, without user name, '?' or '#'")
+    if (
+        args.base_url
+        and not re.fullmatch(r"https?://[!-~]+", args.base_url)
+        or re.search("[@?#]", args.base_url)
+    ):
+        raise UserError(
+            f"--base_url {args.base_url!r:.100}: give an http or https URL of a folder, without user name, '?' or '#'"
+        )
 
 
 def command(args):

@@ -27,9 +27,10 @@ MODEL_FILES = {".json", ".safetensors", ".txt", ".model", ".jinja", ".py"}
 @dataclasses.dataclass(frozen=True)
 class Encoder:
     """A model ready to use."""
+
     dim: int
-    encode: Callable        # list of inputs -> [n, dim] float32, the same for the same list
-    about: dict             # what identifies its vectors: model, revision, settings, versions
+    encode: Callable  # list of inputs -> [n, dim] float32, the same for the same list
+    about: dict  # what identifies its vectors: model, revision, settings, versions
 
 
 def require(module):
@@ -38,8 +39,10 @@ def require(module):
         return importlib.import_module(module)
     except ImportError as error:
         package = PACKAGES.get(module.split(".")[0], module)
-        raise UserError(f"this needs {package} ({error}); install it with: pip install {package}, or all extras with: "
-                        "pip install -r data/requirements.txt") from None
+        raise UserError(
+            f"this needs {package} ({error}); install it with: pip install {package}, or all extras with: "
+            "pip install -r data/requirements.txt"
+        ) from None
 
 
 @contextlib.contextmanager
@@ -55,17 +58,25 @@ def loading(name):
         raise
     except Exception as error:  # OSError, ValueError, KeyError, SafetensorError, ... by what is wrong
         reason = " ".join(str(error).split())[:160] or type(error).__name__
-        raise UserError(f"--model {name}: cannot be loaded ({reason}); name a model of the Hugging Face hub or a folder with "
-                        "config.json, tokenizer or image processor, and safetensors weights") from None
+        raise UserError(
+            f"--model {name}: cannot be loaded ({reason}); name a model of the Hugging Face hub or a folder with "
+            "config.json, tokenizer or image processor, and safetensors weights"
+        ) from None
 
 
 def choose(device, dtype):
     """(torch device, torch dtype) of --device and --dtype; auto: a GPU where there is one, bfloat16 there, else float32."""
     try:
-        device = torch.device("cuda" if torch.cuda.is_available() else "cpu") if device == "auto" else torch.device(device)
+        device = (
+            torch.device("cuda" if torch.cuda.is_available() else "cpu")
+            if device == "auto"
+            else torch.device(device)
+        )
         torch.empty(1, device=device)
     except (RuntimeError, AssertionError) as error:
-        raise UserError(f"--device {device}: cannot be used ({str(error).splitlines()[0][:80]}); take cpu or cuda") from None
+        raise UserError(
+            f"--device {device}: cannot be used ({str(error).splitlines()[0][:80]}); take cpu or cuda"
+        ) from None
     if dtype == "auto":
         dtype = "bfloat16" if device.type == "cuda" else "float32"
     return device, getattr(torch, dtype)
@@ -80,7 +91,9 @@ def model_revision(name, config):
     for path in sorted(folder.rglob("*")):
         if path.suffix in MODEL_FILES and path.is_file():
             with open(path, "rb") as file:
-                digest.update(f"{path.relative_to(folder).as_posix()}:{hashlib.file_digest(file, 'sha256').hexdigest()};".encode())
+                digest.update(
+                    f"{path.relative_to(folder).as_posix()}:{hashlib.file_digest(file, 'sha256').hexdigest()};".encode()
+                )
     return f"sha256:{digest.hexdigest()}"
 
 
@@ -96,7 +109,20 @@ def unit_rows(x):
 
 # ---------------------------------------------------------------- text
 
-def text_encoder(name, *, revision, device, dtype, pooling, instruction, dimension, max_length, normalize, trust_remote_code):
+
+def text_encoder(
+    name,
+    *,
+    revision,
+    device,
+    dtype,
+    pooling,
+    instruction,
+    dimension,
+    max_length,
+    normalize,
+    trust_remote_code,
+):
     """A sentence-transformers model, or any Hugging Face model with the pooling of a sentence encoder.
 
     pooling: auto (what the model's folder says; else the last token of a causal language model, the mean of others), last,
@@ -107,8 +133,13 @@ def text_encoder(name, *, revision, device, dtype, pooling, instruction, dimensi
     library = require("sentence_transformers")
     device, kind = choose(device, dtype)
     with loading(name):
-        model = library.SentenceTransformer(name, device=str(device), revision=revision, trust_remote_code=bool(trust_remote_code),
-                                            model_kwargs={"dtype": kind, "use_safetensors": True})
+        model = library.SentenceTransformer(
+            name,
+            device=str(device),
+            revision=revision,
+            trust_remote_code=bool(trust_remote_code),
+            model_kwargs={"dtype": kind, "use_safetensors": True},
+        )
         if pooling != "auto":
             model = with_pooling(library, model, POOLING[pooling])
         model.eval()
@@ -120,15 +151,25 @@ def text_encoder(name, *, revision, device, dtype, pooling, instruction, dimensi
     dim = dimension or own
 
     def encode(texts):
-        rows = model.encode(texts, prompt=instruction, batch_size=len(texts), show_progress_bar=False, convert_to_tensor=True)
+        rows = model.encode(
+            texts, prompt=instruction, batch_size=len(texts), show_progress_bar=False, convert_to_tensor=True
+        )
         rows = rows[:, :dim].float().cpu().numpy()
         return unit_rows(rows) if normalize else rows
 
     found = [module.pooling_mode for module in model if hasattr(module, "pooling_mode")]
-    about = {"model": name, "revision": model_revision(name, model[0].auto_model.config), "pooling": "".join(map(str, found)) or "own",
-             "instruction": instruction, "dimension": dim, "max_length": model.max_seq_length, "normalize": normalize,
-             "dtype": str(kind).removeprefix("torch."), "device": device.type,
-             "versions": versions("transformers", "sentence_transformers")}
+    about = {
+        "model": name,
+        "revision": model_revision(name, model[0].auto_model.config),
+        "pooling": "".join(map(str, found)) or "own",
+        "instruction": instruction,
+        "dimension": dim,
+        "max_length": model.max_seq_length,
+        "normalize": normalize,
+        "dtype": str(kind).removeprefix("torch."),
+        "device": device.type,
+        "versions": versions("transformers", "sentence_transformers"),
+    }
     return Encoder(dim, encode, about)
 
 
@@ -137,10 +178,13 @@ def with_pooling(library, model, mode):
     pooling = require("sentence_transformers.sentence_transformer.modules").Pooling
     first, *rest = model
     rest = [module for module in rest if not isinstance(module, pooling)]
-    return library.SentenceTransformer(modules=[first, pooling(first.get_embedding_dimension(), mode), *rest], device=str(model.device))
+    return library.SentenceTransformer(
+        modules=[first, pooling(first.get_embedding_dimension(), mode), *rest], device=str(model.device)
+    )
 
 
 # ---------------------------------------------------------------- pictures
+
 
 def image_encoder(name, *, revision, device, dtype, normalize, trust_remote_code):
     """A model with get_image_features: CLIP and SigLIP (their image embedding), LLaVA (the mean over the patches of what its
@@ -158,8 +202,9 @@ def image_encoder(name, *, revision, device, dtype, normalize, trust_remote_code
         config = library.AutoConfig.from_pretrained(name, **pinned)
         if config.model_type.startswith("llava"):
             config.text_config.num_hidden_layers = 0
-        model, report = library.AutoModel.from_pretrained(name, config=config, dtype=kind, use_safetensors=True,
-                                                          output_loading_info=True, **pinned)
+        model, report = library.AutoModel.from_pretrained(
+            name, config=config, dtype=kind, use_safetensors=True, output_loading_info=True, **pinned
+        )
         if report["missing_keys"]:
             raise ValueError(f"its files lack weights, as {sorted(report['missing_keys'])[0]}")
         if not hasattr(model, "get_image_features"):
@@ -170,13 +215,23 @@ def image_encoder(name, *, revision, device, dtype, normalize, trust_remote_code
         pixels = processor(images=pictures, return_tensors="pt")["pixel_values"].to(device, kind)
         with torch.inference_mode():
             rows = model.get_image_features(pixel_values=pixels)
-        rows = getattr(rows, "pooler_output", rows)                   # [n, dim], or for each picture [patches, dim]
-        rows = torch.stack([row.float().mean(0) if row.ndim == 2 else row.float() for row in rows]).cpu().numpy()
+        rows = getattr(rows, "pooler_output", rows)  # [n, dim], or for each picture [patches, dim]
+        rows = (
+            torch.stack([row.float().mean(0) if row.ndim == 2 else row.float() for row in rows]).cpu().numpy()
+        )
         return unit_rows(rows) if normalize else rows
 
     grey = require("PIL.Image").new("RGB", (64, 64), (127, 127, 127))
-    about = {"model": name, "revision": model_revision(name, config), "model_type": config.model_type,
-             "pooling": "mean of projected patches" if config.model_type.startswith("llava") else "image embedding",
-             "normalize": normalize, "dtype": str(kind).removeprefix("torch."), "device": device.type,
-             "versions": versions("transformers", "PIL")}
+    about = {
+        "model": name,
+        "revision": model_revision(name, config),
+        "model_type": config.model_type,
+        "pooling": "mean of projected patches"
+        if config.model_type.startswith("llava")
+        else "image embedding",
+        "normalize": normalize,
+        "dtype": str(kind).removeprefix("torch."),
+        "device": device.type,
+        "versions": versions("transformers", "PIL"),
+    }
     return Encoder(encode([grey]).shape[1], encode, about)

@@ -5,11 +5,12 @@ import json
 import re
 import warnings
 from pathlib import Path
+
 import numpy as np
 import pandas as pd
+
 from utils import UserError, content_hash
 from world import CONTENT_MODELS, MODALITIES
-
 
 SPLITS = ("train", "valid", "test")
 MAX_ID = 2**31 - 1
@@ -18,28 +19,33 @@ MAX_ID = 2**31 - 1
 @dataclasses.dataclass(frozen=True)
 class Interactions:
     """Who interacted with what. Pairs are sorted by user, then item, and occur once."""
+
     n_users: int
     n_items: int
-    train: np.ndarray               # [n, 2] int64 of (user, item)
+    train: np.ndarray  # [n, 2] int64 of (user, item)
     valid: np.ndarray
     test: np.ndarray
     train_rating: np.ndarray | None  # [n] float32 beside train, where the data has ratings
-    merged: dict                    # split -> number of repeated lines that were merged
-    source: str                     # what was read
+    merged: dict  # split -> number of repeated lines that were merged
+    source: str  # what was read
 
 
 def dataset_folder(config):
     """The folder of config.dataset, or of <dataset>_raw where only that is there; and a note if so (else None)."""
     name = Path(config.dataset)
     if name.is_absolute() or ".." in name.parts or not name.parts:
-        raise UserError(f"--dataset {config.dataset}: is no name of a folder in --data_root; give its parent as --data_root")
+        raise UserError(
+            f"--dataset {config.dataset}: is no name of a folder in --data_root; give its parent as --data_root"
+        )
     folder = Path(config.data_root) / name
     if folder.is_dir():
         return folder, None
     raw = folder.with_name(folder.name + "_raw")
     if raw.is_dir():
         return raw, f"note: {folder} is not there; using {raw}"
-    raise UserError(f"{folder}: no such dataset folder; name one with --dataset and --data_root (README, 'Data')")
+    raise UserError(
+        f"{folder}: no such dataset folder; name one with --dataset and --data_root (README, 'Data')"
+    )
 
 
 def read_interactions(folder, data_format="auto", least_items=0, least_users=0):
@@ -64,8 +70,10 @@ def read_txt(path):
     try:
         lines = Path(path).read_bytes().split(b"\n")
     except OSError as error:
-        raise UserError(f"{path}: cannot be read ({error.strerror}); a dataset folder needs train.txt, valid.txt and "
-                        "test.txt, or one .inter table") from None
+        raise UserError(
+            f"{path}: cannot be read ({error.strerror}); a dataset folder needs train.txt, valid.txt and "
+            "test.txt, or one .inter table"
+        ) from None
     words, counts, numbers = [], [], []
     for number, line in enumerate(lines, 1):
         ids = line.split()
@@ -75,7 +83,9 @@ def read_txt(path):
             bad = next(word for word in ids if not word.isdigit()).decode("utf-8", "replace")
             raise UserError(f"{path}, line {number}: '{bad[:40]}' is not an id; ids are whole numbers from 0")
         if len(max(ids, key=len)) > 10:
-            raise UserError(f"{path}, line {number}: an id is larger than {MAX_ID}; number users and items from 0")
+            raise UserError(
+                f"{path}, line {number}: an id is larger than {MAX_ID}; number users and items from 0"
+            )
         words += ids
         counts.append(len(ids))
         numbers.append(number)
@@ -84,8 +94,14 @@ def read_txt(path):
     first = np.cumsum(counts) - counts
     is_item = np.ones(len(flat), bool)
     is_item[first] = False
-    return pd.DataFrame({"user": np.repeat(flat[first], counts - 1), "item": flat[is_item], "rating": np.nan,
-                         "line": np.repeat(np.array(numbers, dtype=np.int64), counts - 1)}).assign(file=str(path))
+    return pd.DataFrame(
+        {
+            "user": np.repeat(flat[first], counts - 1),
+            "item": flat[is_item],
+            "rating": np.nan,
+            "line": np.repeat(np.array(numbers, dtype=np.int64), counts - 1),
+        }
+    ).assign(file=str(path))
 
 
 def inter_path(folder):
@@ -95,26 +111,42 @@ def inter_path(folder):
     if not found:
         raise UserError(f"{folder}: holds neither train.txt nor a .inter table; see README, 'Data'")
     if len(found) > 1:
-        raise UserError(f"{folder}: holds {len(found)} .inter tables and none is called {named.name}; keep one")
+        raise UserError(
+            f"{folder}: holds {len(found)} .inter tables and none is called {named.name}; keep one"
+        )
     return found[0]
 
 
 def read_inter(path):
     """A tab-separated table with a header (userID itemID [rating] [timestamp] x_label) -> {split: table}."""
     try:
-        table = pd.read_csv(path, sep="\t", dtype=str, keep_default_na=False, quoting=3, encoding="utf-8", skip_blank_lines=False)
+        table = pd.read_csv(
+            path,
+            sep="\t",
+            dtype=str,
+            keep_default_na=False,
+            quoting=3,
+            encoding="utf-8",
+            skip_blank_lines=False,
+        )
     except OSError as error:
         raise UserError(f"{path}: cannot be read ({error.strerror})") from None
     except (pd.errors.ParserError, pd.errors.EmptyDataError, UnicodeDecodeError) as error:
         line = re.search(r"line (\d+)", str(error))
-        raise UserError(f"{path}{f', line {line[1]}' if line else ''}: is not a tab-separated table with one header "
-                        f"line ({str(error).strip()[:80]})") from None
+        raise UserError(
+            f"{path}{f', line {line[1]}' if line else ''}: is not a tab-separated table with one header "
+            f"line ({str(error).strip()[:80]})"
+        ) from None
     missing = [name for name in ("userID", "itemID", "x_label") if name not in table]
     if missing:
-        raise UserError(f"{path}, line 1: the header lacks {', '.join(missing)}; it must name userID, itemID and x_label "
-                        "(0 train, 1 valid, 2 test), separated by tabs")
+        raise UserError(
+            f"{path}, line 1: the header lacks {', '.join(missing)}; it must name userID, itemID and x_label "
+            "(0 train, 1 valid, 2 test), separated by tabs"
+        )
     if not isinstance(table.index, pd.RangeIndex):  # pandas takes a surplus first cell for a row label
-        raise UserError(f"{path}, line 2: has more cells than the header; separate the columns by one tab each")
+        raise UserError(
+            f"{path}, line 2: has more cells than the header; separate the columns by one tab each"
+        )
     filled = (table != "").any(axis=1).to_numpy()
     line = np.arange(2, len(table) + 2)[filled]
     table = table[filled].reset_index(drop=True)
@@ -123,8 +155,10 @@ def read_inter(path):
     label = table["x_label"]
     wrong = ~label.isin(["0", "1", "2"]).to_numpy()
     if wrong.any():
-        raise UserError(f"{path}, line {line[wrong.argmax()]}: x_label '{label[wrong.argmax()][:40]}' is not 0 (train), 1 (valid) "
-                        "or 2 (test)")
+        raise UserError(
+            f"{path}, line {line[wrong.argmax()]}: x_label '{label[wrong.argmax()][:40]}' is not 0 (train), 1 (valid) "
+            "or 2 (test)"
+        )
     table = pd.DataFrame({**ids, "rating": rating, "line": line, "file": str(path)})
     return {split: table[(label == str(k)).to_numpy()] for k, split in enumerate(SPLITS)}
 
@@ -134,7 +168,9 @@ def parse_ids(column, path, line):
     good = column.str.fullmatch(r"[0-9]{1,10}").to_numpy(dtype=bool)
     if not good.all():
         at = (~good).argmax()
-        raise UserError(f"{path}, line {line[at]}: {column.name} '{column[at][:40]}' is not an id; ids are whole numbers from 0")
+        raise UserError(
+            f"{path}, line {line[at]}: {column.name} '{column[at][:40]}' is not an id; ids are whole numbers from 0"
+        )
     return column.to_numpy().astype("S10").astype(np.int64)
 
 
@@ -144,7 +180,9 @@ def parse_ratings(column, path, line):
         rating = pd.to_numeric(column, errors="coerce").to_numpy(dtype=np.float64).astype(np.float32)
     bad = ~(np.isfinite(rating) & (rating > 0))
     if bad.any():
-        raise UserError(f"{path}, line {line[bad.argmax()]}: rating '{column[bad.argmax()][:40]}' is not a positive number")
+        raise UserError(
+            f"{path}, line {line[bad.argmax()]}: rating '{column[bad.argmax()][:40]}' is not a positive number"
+        )
     return rating
 
 
@@ -153,7 +191,9 @@ def join_splits(tables, source, least_items, least_users):
     merged = {}
     for split, table in tables.items():
         if not len(table):
-            raise UserError(f"{source}: the {split} split is empty; every split needs at least one interaction")
+            raise UserError(
+                f"{source}: the {split} split is empty; every split needs at least one interaction"
+            )
         unique = table.drop_duplicates(["user", "item"]).sort_values(["user", "item"])
         merged[split] = len(table) - len(unique)
         tables[split] = unique
@@ -161,22 +201,36 @@ def join_splits(tables, source, least_items, least_users):
     repeated = everything.duplicated(["user", "item"]).to_numpy()
     if repeated.any():
         row = everything.loc[repeated.argmax()]
-        raise UserError(f"{row.file}, line {row.line}: user {row.user} and item {row['item']} stand in an earlier split already; "
-                        "keep every pair in one split only")
+        raise UserError(
+            f"{row.file}, line {row.line}: user {row.user} and item {row['item']} stand in an earlier split already; "
+            "keep every pair in one split only"
+        )
     sizes = {}
     for name, least in (("user", least_users), ("item", least_items)):
         top = everything.loc[everything[name].idxmax()]
         sizes[name] = max(int(top[name]) + 1, least)
         if sizes[name] > max(10**6, 20 * len(everything), least):
-            raise UserError(f"{top.file}, line {top.line}: {name} id {top[name]} is far beyond the {len(everything)} interactions; "
-                            "number users and items from 0 without large gaps")
-    pairs = {split: table[["user", "item"]].to_numpy(dtype=np.int64, copy=True) for split, table in tables.items()}
+            raise UserError(
+                f"{top.file}, line {top.line}: {name} id {top[name]} is far beyond the {len(everything)} interactions; "
+                "number users and items from 0 without large gaps"
+            )
+    pairs = {
+        split: table[["user", "item"]].to_numpy(dtype=np.int64, copy=True) for split, table in tables.items()
+    }
     full = np.bincount(pairs["train"][:, 0]).max()
     if full >= sizes["item"]:
-        raise UserError(f"{source}: a user has all {sizes['item']} items in train, so there is no negative to draw; drop that user")
+        raise UserError(
+            f"{source}: a user has all {sizes['item']} items in train, so there is no negative to draw; drop that user"
+        )
     rating = tables["train"]["rating"].to_numpy(dtype=np.float32)
-    return Interactions(sizes["user"], sizes["item"], **pairs, train_rating=None if np.isnan(rating).any() else rating,
-                        merged=merged, source=source)
+    return Interactions(
+        sizes["user"],
+        sizes["item"],
+        **pairs,
+        train_rating=None if np.isnan(rating).any() else rating,
+        merged=merged,
+        source=source,
+    )
 
 
 def read_ids(path):
@@ -189,15 +243,19 @@ def read_ids(path):
     try:
         lines = Path(path).read_text("utf-8").removesuffix("\n").split("\n")
     except (OSError, UnicodeDecodeError) as error:
-        raise UserError(f"{path}: cannot be read ({getattr(error, 'strerror', None) or 'not UTF-8'}); it names the original id of every "
-                        "internal one") from None
+        raise UserError(
+            f"{path}: cannot be read ({getattr(error, 'strerror', None) or 'not UTF-8'}); it names the original id of every "
+            "internal one"
+        ) from None
     ids = {}
     for number, line in enumerate(lines, 1):
         internal, tab, original = line.partition("\t")
         if not tab or not original or "\t" in original or internal != str(number - 1):
             raise UserError(f"{path}, line {number}: must be '{number - 1}', a tab, and the original id")
         if original in ids:
-            raise UserError(f"{path}, line {number}: the id '{original[:40]}' stands on line {ids[original]} already")
+            raise UserError(
+                f"{path}, line {number}: the id '{original[:40]}' stands on line {ids[original]} already"
+            )
         ids[original] = number
     return list(ids)
 
@@ -219,7 +277,9 @@ def read_lines(path):
     except OSError as error:
         raise UserError(f"{path}: cannot be read ({error.strerror}); name a text file") from None
     except UnicodeDecodeError as error:
-        raise UserError(f"{path}: is not UTF-8 ({error.reason} at byte {error.start}); save it as UTF-8") from None
+        raise UserError(
+            f"{path}: is not UTF-8 ({error.reason} at byte {error.start}); save it as UTF-8"
+        ) from None
 
 
 def read_titles(path, count):
@@ -234,7 +294,9 @@ def read_titles(path, count):
             if type(item) is not int or not 0 <= item < count or not isinstance(title, str):
                 raise ValueError
         except (ValueError, KeyError, TypeError, AttributeError, RecursionError):
-            raise UserError(f'{path}, line {number}: must be {{"item": number below {count}, "title": text, ...}}') from None
+            raise UserError(
+                f'{path}, line {number}: must be {{"item": number below {count}, "title": text, ...}}'
+            ) from None
         titles[item] = " ".join(title.split())
     return titles
 
@@ -242,13 +304,22 @@ def read_titles(path, count):
 def open_features(path, rows_are="items"):
     """A .npy of float16, float32 or float64 [rows, dim], memory-mapped. Raises UserError for anything else."""
     try:
-        with np.errstate(over="raise"), warnings.catch_warnings(action="ignore"):  # of absurd shapes and odd headers
+        with (
+            np.errstate(over="raise"),
+            warnings.catch_warnings(action="ignore"),
+        ):  # of absurd shapes and odd headers
             array = np.load(path, mmap_mode="r", allow_pickle=False)
     except OSError as error:
-        raise UserError(f"{path}: cannot be read ({error.strerror or error}); name a .npy file of {rows_are} x dimensions") from None
-    except Exception as error:  # a damaged header ends in ValueError, EOFError, SyntaxError, BadZipFile, TokenError, ...
-        raise UserError(f"{path}: is not a plain .npy array ({str(error).splitlines()[0][:80] if str(error) else type(error).__name__}); "
-                        "save it with numpy.save") from None
+        raise UserError(
+            f"{path}: cannot be read ({error.strerror or error}); name a .npy file of {rows_are} x dimensions"
+        ) from None
+    except (
+        Exception
+    ) as error:  # a damaged header ends in ValueError, EOFError, SyntaxError, BadZipFile, TokenError, ...
+        raise UserError(
+            f"{path}: is not a plain .npy array ({str(error).splitlines()[0][:80] if str(error) else type(error).__name__}); "
+            "save it with numpy.save"
+        ) from None
     if not isinstance(array, np.ndarray):
         raise UserError(f"{path}: is an archive; name a .npy file of {rows_are} x dimensions")
     if array.ndim != 2 or not array.shape[1]:
@@ -264,16 +335,20 @@ def load_features(array, path, rows, rows_are="items", block=4096):
     Raises UserError if there are too few or too many rows, or for the first row with NaN or Inf.
     """
     if len(array) != rows:
-        raise UserError(f"{path}: has {len(array)} rows for {rows} {rows_are}; row r must hold the features of id r")
+        raise UserError(
+            f"{path}: has {len(array)} rows for {rows} {rows_are}; row r must hold the features of id r"
+        )
     features = np.empty(array.shape, np.float32)
     for start in range(0, rows, block):
-        part = features[start:start + block]
+        part = features[start : start + block]
         with np.errstate(over="ignore"):
-            part[:] = array[start:start + block]
+            part[:] = array[start : start + block]
         finite = np.isfinite(part).all(axis=1)
         if not finite.all():
-            raise UserError(f"{path}, row {start + (~finite).argmax()}: holds NaN, Inf or a number too large for float32; "
-                            "replace it, say by the mean of its column")
+            raise UserError(
+                f"{path}, row {start + (~finite).argmax()}: holds NaN, Inf or a number too large for float32; "
+                "replace it, say by the mean of its column"
+            )
     return features
 
 
@@ -285,13 +360,21 @@ def feature_paths(config, folder):
     if not any(named.values()):
         named = {m: path for m in MODALITIES if (path := folder / f"{m}_feat.npy").exists()}
     if not any(named.values()) and config.model in CONTENT_MODELS:
-        raise UserError(f"{folder}: has no text_feat.npy, image_feat.npy or audio_feat.npy; --model {config.model} needs features: "
-                        "name them with --text_feat, --image_feat or --audio_feat")
+        raise UserError(
+            f"{folder}: has no text_feat.npy, image_feat.npy or audio_feat.npy; --model {config.model} needs features: "
+            "name them with --text_feat, --image_feat or --audio_feat"
+        )
     return {m: str(path) for m, path in named.items() if path}
 
 
 def interactions_hash(interactions):
     """Content hash of the splits: runs with the same one are scored on the same thing."""
     rating = interactions.train_rating
-    return content_hash(interactions.n_users, interactions.n_items, interactions.train, interactions.valid, interactions.test,
-                        np.zeros(0) if rating is None else rating)
+    return content_hash(
+        interactions.n_users,
+        interactions.n_items,
+        interactions.train,
+        interactions.valid,
+        interactions.test,
+        np.zeros(0) if rating is None else rating,
+    )

@@ -5,13 +5,15 @@ import math
 import warnings
 import zipfile
 from pathlib import Path
+
 import numpy as np
 import scipy.sparse as sp
 import torch
 from tqdm import tqdm
-from utils import UserError, atomic_write, content_hash
-from layers.topk import top_columns
+
 from layers.sparse import bipartite_adjacency, to_csr_tensor
+from layers.topk import top_columns
+from utils import UserError, atomic_write, content_hash
 
 
 def normalised_adjacency(interactions, edge_weight, device):
@@ -22,8 +24,10 @@ def normalised_adjacency(interactions, edge_weight, device):
     weight = 1.0
     if edge_weight == "rating":
         if interactions.train_rating is None:
-            raise UserError(f"{interactions.source}: has no ratings for --edge_weight rating; use a .inter table with a "
-                            "rating column (--data_format inter) or --edge_weight one")
+            raise UserError(
+                f"{interactions.source}: has no ratings for --edge_weight rating; use a .inter table with a "
+                "rating column (--data_format inter) or --edge_weight one"
+            )
         weight = interactions.train_rating.astype(np.float64)
     return bipartite_adjacency(interactions.train, interactions.n_users, interactions.n_items, device, weight)
 
@@ -43,7 +47,9 @@ def mean_neighbour_graph(neighbours, shares, device):
         degree = np.bincount(rows[others], minlength=n)
         weight = shares[m] / degree[rows[others]]
         total = total + sp.csr_matrix((weight, (rows[others], cols[others])), (n, n))
-    return to_csr_tensor(total.astype(np.float32), device), to_csr_tensor(total.T.tocsr().astype(np.float32), device)
+    return to_csr_tensor(total.astype(np.float32), device), to_csr_tensor(
+        total.T.tocsr().astype(np.float32), device
+    )
 
 
 def nearest_neighbours(features, k, device, block=4096):
@@ -57,14 +63,16 @@ def nearest_neighbours(features, k, device, block=4096):
     value = torch.full((len(x), k), -torch.inf, device=device)
     index = torch.arange(len(x), device=device)[:, None].repeat(1, k)
     starts = range(0, len(x), block)
-    with tqdm(total=len(starts) * (len(starts) + 1) // 2, desc="kNN graph", unit="block", leave=False, delay=2) as bar:
+    with tqdm(
+        total=len(starts) * (len(starts) + 1) // 2, desc="kNN graph", unit="block", leave=False, delay=2
+    ) as bar:
         for first in starts:
-            left = directions(x[first:first + block])
+            left = directions(x[first : first + block])
             for second in range(first, len(x), block):
-                right = left if second == first else directions(x[second:second + block])
+                right = left if second == first else directions(x[second : second + block])
                 similarity = left @ right.T
-                similarity[empty[first:first + block]] = -torch.inf
-                similarity[:, empty[second:second + block]] = -torch.inf
+                similarity[empty[first : first + block]] = -torch.inf
+                similarity[:, empty[second : second + block]] = -torch.inf
                 if second == first:
                     similarity.fill_diagonal_(-torch.inf)
                 else:
@@ -88,7 +96,9 @@ def keep_nearest(value, index, row, column, similarity):
     rows, k = slice(row, row + len(similarity)), value.shape[1]
     top = top_columns(similarity, min(k, similarity.shape[1]))
     found, at = similarity.gather(1, top), top + column
-    at = torch.where(torch.isneginf(found), torch.arange(row, row + len(found), device=at.device)[:, None], at)
+    at = torch.where(
+        torch.isneginf(found), torch.arange(row, row + len(found), device=at.device)[:, None], at
+    )
     value[rows], order = torch.cat([value[rows], found], 1).topk(k, dim=1)
     index[rows] = torch.cat([index[rows], at], 1).gather(1, order)
 
@@ -103,7 +113,10 @@ def read_archive(path, name):
         size = entry.file_size
         with archive.open(entry) as member:
             version = np.lib.format.read_magic(member)
-            read_header = {(1, 0): np.lib.format.read_array_header_1_0, (2, 0): np.lib.format.read_array_header_2_0}[version]
+            read_header = {
+                (1, 0): np.lib.format.read_array_header_1_0,
+                (2, 0): np.lib.format.read_array_header_2_0,
+            }[version]
             shape, _, dtype = read_header(member)
             if dtype.hasobject or member.tell() + math.prod(shape) * dtype.itemsize != size:
                 raise ValueError("its header does not fit its size")
@@ -124,7 +137,12 @@ def read_cached(path):
 
 def fits(neighbours, n, k):
     """Whether an array can be k neighbours of each of n rows."""
-    return neighbours.shape == (n, k) and neighbours.dtype == np.int32 and neighbours.min() >= 0 and neighbours.max() < n
+    return (
+        neighbours.shape == (n, k)
+        and neighbours.dtype == np.int32
+        and neighbours.min() >= 0
+        and neighbours.max() < n
+    )
 
 
 def cached_neighbours(features, k, cache_dir, rebuild, device):
@@ -145,7 +163,9 @@ def cached_neighbours(features, k, cache_dir, rebuild, device):
         with atomic_write(path) as file:
             file.write(buffer.getbuffer())
     except OSError as error:
-        notes.append(f"note: kNN graph not cached: {path.parent}: {error.strerror}; --cache_dir names another folder")
+        notes.append(
+            f"note: kNN graph not cached: {path.parent}: {error.strerror}; --cache_dir names another folder"
+        )
     return neighbours, notes
 
 
@@ -157,20 +177,30 @@ def read_neighbours(path, n, k):
     try:
         neighbours = read_archive(path, "nbr")
     except OSError as error:
-        raise UserError(f"{path}: cannot be read ({error.strerror or error}); name a .npz with nbr [{n}, k]") from None
+        raise UserError(
+            f"{path}: cannot be read ({error.strerror or error}); name a .npz with nbr [{n}, k]"
+        ) from None
     except Exception:  # a broken archive raises one of many
         raise UserError(f"{path}: is not a .npz archive with an array nbr [{n}, k]") from None
     if neighbours.ndim != 2 or len(neighbours) != n or neighbours.dtype.kind not in "iu":
-        raise UserError(f"{path}: nbr is {neighbours.dtype} {neighbours.shape}; it must be integers [{n}, k], one row an id")
+        raise UserError(
+            f"{path}: nbr is {neighbours.dtype} {neighbours.shape}; it must be integers [{n}, k], one row an id"
+        )
     outside = (neighbours < 0) | (neighbours >= n)
     if outside.any():
         row = outside.any(axis=1).argmax()
-        raise UserError(f"{path}, row {row}: names neighbour {neighbours[row][outside[row]][0]}; ids go from 0 to {n - 1}")
+        raise UserError(
+            f"{path}, row {row}: names neighbour {neighbours[row][outside[row]][0]}; ids go from 0 to {n - 1}"
+        )
     own = neighbours == np.arange(n)[:, None]
-    order = np.argsort(own, axis=1, kind="stable")[:, :k]          # the others first, in their order
+    order = np.argsort(own, axis=1, kind="stable")[:, :k]  # the others first, in their order
     chosen = np.take_along_axis(neighbours, order, axis=1).astype(np.int64)
     others = int((~own).sum(axis=1).min())
-    notes = [f"note: {path} holds {others} neighbours of some rows; fewer than k = {k} are used there"] if others < k else []
+    notes = (
+        [f"note: {path} holds {others} neighbours of some rows; fewer than k = {k} are used there"]
+        if others < k
+        else []
+    )
     return chosen, notes
 
 
@@ -186,6 +216,8 @@ def knn_table(features, path, k, config, device):
     if path:
         return read_neighbours(path, len(features), k)
     if k >= len(features):
-        raise UserError(f"{k} neighbours asked for among {len(features)} rows; lower --item_knn_k or --user_knn_k below {len(features)}")
+        raise UserError(
+            f"{k} neighbours asked for among {len(features)} rows; lower --item_knn_k or --user_knn_k below {len(features)}"
+        )
     cache_dir = config.cache_dir or Path(config.data_root) / ".cache"
     return cached_neighbours(features, k, cache_dir, config.force_build_item_knn, device)

@@ -1,8 +1,8 @@
 """Pictures of items: found in a folder or fetched from a list of URLs into a cache, and opened with care.
 
-    paths = find_pictures("pictures/", ids)                    # {internal id: path}
-    urls = read_urls("urls.tsv", len(ids), ids, "original")    # {internal id: url}
-    paths, failed = download(urls, "cache/", ...)              # what is in the cache is not fetched again
+paths = find_pictures("pictures/", ids)                    # {internal id: path}
+urls = read_urls("urls.tsv", len(ids), ids, "original")    # {internal id: url}
+paths, failed = download(urls, "cache/", ...)              # what is in the cache is not fetched again
 """
 
 import functools
@@ -22,10 +22,10 @@ from data.texts import json_lines, row_finder
 from data.web import Refused, Transient, check_url, fetch, persistently
 from utils import UserError, atomic_write, write_text
 
-FORMATS = ("JPEG", "PNG", "WEBP", "GIF", "BMP")        # what is ever decoded
+FORMATS = ("JPEG", "PNG", "WEBP", "GIF", "BMP")  # what is ever decoded
 SUFFIXES = {".jpg", ".jpeg", ".png", ".webp", ".gif", ".bmp"}
-MAX_BYTES = 32 * 2**20                                 # of a picture's file
-MAX_PIXELS = 64 * 10**6                                # of a picture: 190 MB once it is decoded
+MAX_BYTES = 32 * 2**20  # of a picture's file
+MAX_PIXELS = 64 * 10**6  # of a picture: 190 MB once it is decoded
 
 
 class Broken(Exception):
@@ -39,12 +39,16 @@ def open_picture(source):
         if isinstance(source, Path) and source.stat().st_size > MAX_BYTES:
             raise Broken(f"larger than {MAX_BYTES} bytes")
         with warnings.catch_warnings(action="ignore"), library.open(source, formats=FORMATS) as picture:
-            if picture.width * picture.height > MAX_PIXELS:      # known from the header, before anything is unpacked
+            if (
+                picture.width * picture.height > MAX_PIXELS
+            ):  # known from the header, before anything is unpacked
                 raise Broken(f"{picture.width} x {picture.height} pixels, more than {MAX_PIXELS}")
             return picture.convert("RGB")
     except Broken:
         raise
-    except Exception as error:      # damaged pictures make Pillow raise OSError, SyntaxError, ValueError, struct.error, ...
+    except (
+        Exception
+    ) as error:  # damaged pictures make Pillow raise OSError, SyntaxError, ValueError, struct.error, ...
         raise Broken(str(error)[:100] or type(error).__name__) from None
 
 
@@ -67,8 +71,10 @@ def find_pictures(folder, n, ids=None):
         else:
             paths[row] = path
     if not paths:
-        raise UserError(f"{folder}: holds no picture of the dataset's {n} items ({unknown} other pictures); name the files by the "
-                        f"{'original' if ids is not None else 'internal'} ids, or see --ids")
+        raise UserError(
+            f"{folder}: holds no picture of the dataset's {n} items ({unknown} other pictures); name the files by the "
+            f"{'original' if ids is not None else 'internal'} ids, or see --ids"
+        )
     return paths, unknown
 
 
@@ -88,8 +94,10 @@ def read_urls(path, n, ids, matching, id_field, url_field):
             raise UserError(f"{where}: '{id_field}' {str(record[id_field])[:40]} stands twice; keep one")
         urls[row] = url
     if not urls:
-        raise UserError(f"{path}: names no picture of the dataset's {n} items; --id_field, --url_field and --ids say where ids and "
-                        "addresses stand")
+        raise UserError(
+            f"{path}: names no picture of the dataset's {n} items; --id_field, --url_field and --ids say where ids and "
+            "addresses stand"
+        )
     return urls
 
 
@@ -101,8 +109,10 @@ def url_records(path, id_field, url_field):
     try:
         lines = Path(path).read_text("utf-8").split("\n")
     except (OSError, UnicodeDecodeError) as error:
-        raise UserError(f"{path}: cannot be read ({getattr(error, 'strerror', None) or 'not UTF-8'}); give JSON lines or id, tab, "
-                        "url") from None
+        raise UserError(
+            f"{path}: cannot be read ({getattr(error, 'strerror', None) or 'not UTF-8'}); give JSON lines or id, tab, "
+            "url"
+        ) from None
     for number, line in enumerate(lines, 1):
         if line.strip():
             name, tab, url = line.rstrip("\r").partition("\t")
@@ -125,12 +135,21 @@ def download(urls, cache, *, workers, attempts, timeout, backoff):
     cache = Path(cache)
     cache.mkdir(parents=True, exist_ok=True)
     refused = read_refused(cache / "refused.json")
-    todo = sorted({url for url in urls.values() if url not in refused and not cache_path(cache, url).exists()})
+    todo = sorted(
+        {url for url in urls.values() if url not in refused and not cache_path(cache, url).exists()}
+    )
     failed, stop = {}, threading.Event()
     pool = ThreadPoolExecutor(workers)
     try:
-        jobs = {pool.submit(persistently, functools.partial(store, url, cache, timeout), attempts, backoff, stop): url for url in todo}
-        for job in tqdm(as_completed(jobs), total=len(jobs), desc="pictures", unit="picture", disable=not jobs):
+        jobs = {
+            pool.submit(
+                persistently, functools.partial(store, url, cache, timeout), attempts, backoff, stop
+            ): url
+            for url in todo
+        }
+        for job in tqdm(
+            as_completed(jobs), total=len(jobs), desc="pictures", unit="picture", disable=not jobs
+        ):
             error, url = job.exception(), jobs[job]
             if isinstance(error, Refused):
                 refused[url] = str(error)
@@ -143,8 +162,10 @@ def download(urls, cache, *, workers, attempts, timeout, backoff):
         pool.shutdown(cancel_futures=True)
         write_text(cache / "refused.json", json.dumps(refused, indent=1, sort_keys=True) + "\n")
     failed = {**refused, **failed}
-    return ({row: cache_path(cache, url) for row, url in urls.items() if url not in failed},
-            {row: failed[url] for row, url in urls.items() if url in failed})
+    return (
+        {row: cache_path(cache, url) for row, url in urls.items() if url not in failed},
+        {row: failed[url] for row, url in urls.items() if url in failed},
+    )
 
 
 def store(url, cache, timeout):
@@ -164,4 +185,8 @@ def read_refused(path):
         found = json.loads(path.read_text("utf-8"))
     except (OSError, ValueError, RecursionError):
         return {}
-    return {url: reason for url, reason in found.items() if isinstance(reason, str)} if isinstance(found, dict) else {}
+    return (
+        {url: reason for url, reason in found.items() if isinstance(reason, str)}
+        if isinstance(found, dict)
+        else {}
+    )

@@ -26,27 +26,40 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 
-from data.raw import COLUMNS, IMAGE, TEXTS, image_records, item_records, reading, row_ids, tables
-from data.formats import SPLITS, inter_path, open_features, read_inter, read_interactions, read_txt
-from utils import UserError, atomic_write, lock_file, write_text
 from cli import Parser, run_tool
+from data.formats import SPLITS, inter_path, open_features, read_inter, read_interactions, read_txt
+from data.raw import COLUMNS, IMAGE, TEXTS, image_records, item_records, reading, row_ids, tables
+from utils import UserError, atomic_write, lock_file, write_text
 
 TRAIN, VALID, TEST = range(3)
 MARK = "prepare.json"
 FEATURES = ("text", "image", "audio", "user_text")
 SHARES = {"valid_share": 0.1, "test_share": 0.1}
-SETTINGS = ("core", "split", "seed", *SHARES, "format", "columns", "user_column", "item_column", "rating_column", "time_column")
+SETTINGS = (
+    "core",
+    "split",
+    "seed",
+    *SHARES,
+    "format",
+    "columns",
+    "user_column",
+    "item_column",
+    "rating_column",
+    "time_column",
+)
 
 
 # ---------------------------------------------------------------- interactions
 
+
 @dataclasses.dataclass(frozen=True)
 class Log:
     """Interactions in the order of the file, n rows. ids[code] is the original id of a user or an item."""
-    user: np.ndarray            # [n] int64
-    item: np.ndarray            # [n] int64
-    rating: np.ndarray | None   # [n] float64
-    time: np.ndarray | None     # [n] float64
+
+    user: np.ndarray  # [n] int64
+    item: np.ndarray  # [n] int64
+    rating: np.ndarray | None  # [n] float64
+    time: np.ndarray | None  # [n] float64
     user_ids: list
     item_ids: list
 
@@ -57,8 +70,13 @@ class Log:
         """The log with these rows alone (mask or positions), users and items numbered by first appearance in them."""
         user, users = pd.factorize(self.user[rows])
         item, items = pd.factorize(self.item[rows])
-        return Log(user, item, *(None if column is None else column[rows] for column in (self.rating, self.time)),
-                   [self.user_ids[code] for code in users], [self.item_ids[code] for code in items])
+        return Log(
+            user,
+            item,
+            *(None if column is None else column[rows] for column in (self.rating, self.time)),
+            [self.user_ids[code] for code in users],
+            [self.item_ids[code] for code in items],
+        )
 
 
 def read_log(path, wanted, columns, inputs):
@@ -67,13 +85,21 @@ def read_log(path, wanted, columns, inputs):
     for _, frame in tables(path, wanted, columns, inputs):
         for role, known in codes.items():
             local, unique = pd.factorize(frame[role])
-            frame[role] = np.array([known.setdefault(name, len(known)) for name in unique], dtype=np.int64)[local]
+            frame[role] = np.array([known.setdefault(name, len(known)) for name in unique], dtype=np.int64)[
+                local
+            ]
         parts.append({name: frame[name].to_numpy() for name in frame})
     if not sum(len(part["user"]) for part in parts):
         raise UserError(f"{path}: holds no interactions")
     whole = {name: np.concatenate([part[name] for part in parts]) for name in parts[0]}
-    return Log(whole["user"].astype(np.int64), whole["item"].astype(np.int64), whole.get("rating"), whole.get("time"),
-               list(codes["user"]), list(codes["item"]))
+    return Log(
+        whole["user"].astype(np.int64),
+        whole["item"].astype(np.int64),
+        whole.get("rating"),
+        whole.get("time"),
+        list(codes["user"]),
+        list(codes["item"]),
+    )
 
 
 def distinct(log):
@@ -100,6 +126,7 @@ def core(user, item, k):
 
 
 # ---------------------------------------------------------------- splits
+
 
 def places(user, order):
     """Place of each interaction among those of its user when they are taken in `order` [n]: [n] int64, and their number [n]."""
@@ -134,7 +161,7 @@ def split_leave_one_out(log, rng, shares):
     """
     order = rng.permutation(len(log)) if log.time is None else np.argsort(log.time, kind="stable")
     place, n = places(log.user, order)
-    left = np.where(n < 3, n, n - 1 - place)                # 0: the last one
+    left = np.where(n < 3, n, n - 1 - place)  # 0: the last one
     return np.select([left == 0, (left == 1) & (n >= 3)], [TEST, VALID], TRAIN)
 
 
@@ -147,7 +174,12 @@ def split_temporal(log, rng, shares):
     return (log.time >= valid).astype(np.int64) + (log.time >= test)
 
 
-RULES = {"mmrec": split_mmrec, "random": split_random, "leave_one_out": split_leave_one_out, "temporal": split_temporal}
+RULES = {
+    "mmrec": split_mmrec,
+    "random": split_random,
+    "leave_one_out": split_leave_one_out,
+    "temporal": split_temporal,
+}
 
 
 def split(log, rule, shares, seed):
@@ -155,20 +187,34 @@ def split(log, rule, shares, seed):
     label = RULES[rule](log, np.random.default_rng(seed), shares)
     for name, count in zip(SPLITS, np.bincount(label, minlength=3)):
         if not count:
-            remedy = "change --valid_share or --test_share" if rule in ("random", "temporal") else "some users need 3 interactions"
-            raise UserError(f"--split {rule}: leaves the {name} split empty ({len(log)} interactions of {len(log.user_ids)} users, "
-                            f"{len(np.unique(log.time)) if log.time is not None else 'no'} different times); {remedy}")
+            remedy = (
+                "change --valid_share or --test_share"
+                if rule in ("random", "temporal")
+                else "some users need 3 interactions"
+            )
+            raise UserError(
+                f"--split {rule}: leaves the {name} split empty ({len(log)} interactions of {len(log.user_ids)} users, "
+                f"{len(np.unique(log.time)) if log.time is not None else 'no'} different times); {remedy}"
+            )
     return label
 
 
 # ---------------------------------------------------------------- statistics
 
+
 def count_row(name, user, item):
     """One row of the table of statistics."""
     per_user = np.unique(user, return_counts=True)[1]
-    return {"": name, "interactions": len(user), "users": len(per_user), "items": len(np.unique(item)),
-            "least a user": int(per_user.min()), "median": float(np.median(per_user)),
-            "mean": round(float(per_user.mean()), 2), "most": int(per_user.max())}
+    return {
+        "": name,
+        "interactions": len(user),
+        "users": len(per_user),
+        "items": len(np.unique(item)),
+        "least a user": int(per_user.min()),
+        "median": float(np.median(per_user)),
+        "mean": round(float(per_user.mean()), 2),
+        "most": int(per_user.max()),
+    }
 
 
 def statistics(log, label):
@@ -186,24 +232,35 @@ def statistics(log, label):
 def as_table(rows):
     """Rows of counts -> lines, one column a key."""
     names = list(rows[-1])
-    cells = [names] + [[f"{row.get(name, ''):,}" if name and name in row else row.get(name, "") for name in names] for row in rows]
+    cells = [names] + [
+        [f"{row.get(name, ''):,}" if name and name in row else row.get(name, "") for name in names]
+        for row in rows
+    ]
     widths = [max(map(len, column)) for column in zip(*cells)]
-    return ["  ".join([row[0].ljust(widths[0]), *(cell.rjust(width) for cell, width in zip(row[1:], widths[1:]))]) for row in cells]
+    return [
+        "  ".join([row[0].ljust(widths[0]), *(cell.rjust(width) for cell, width in zip(row[1:], widths[1:]))])
+        for row in cells
+    ]
 
 
 def cut_dates(log, label):
     """The times of a temporal split's two cuts as text: [valid, test]."""
     cuts = [log.time[label == k].min() for k in (VALID, TEST)]
-    if not all(1e8 < cut < 1e10 for cut in cuts):           # seconds since 1970, between 1973 and 2286
+    if not all(1e8 < cut < 1e10 for cut in cuts):  # seconds since 1970, between 1973 and 2286
         return [f"{cut:.15g}" for cut in cuts]
     return [datetime.fromtimestamp(cut, timezone.utc).strftime("%Y-%m-%d %H:%M:%S") for cut in cuts]
 
 
 # ---------------------------------------------------------------- files
 
+
 def whole(column):
     """Float64 column as integers where it holds nothing else, so that it is written without '.0'."""
-    return column.astype(np.int64) if (column == np.trunc(column)).all() and abs(column).max() < 2**62 else column
+    return (
+        column.astype(np.int64)
+        if (column == np.trunc(column)).all() and abs(column).max() < 2**62
+        else column
+    )
 
 
 def write_inter(path, table):
@@ -230,9 +287,17 @@ def write_interactions(folder, name, log, label, form):
     if form == "txt":
         return write_txt(folder, log.user, log.item, label, len(log.user_ids))
     time = None if log.time is None else whole(log.time)
-    columns = {"userID": log.user, "itemID": log.item, "rating": log.rating, "timestamp": time, "x_label": label}
+    columns = {
+        "userID": log.user,
+        "itemID": log.item,
+        "rating": log.rating,
+        "timestamp": time,
+        "x_label": label,
+    }
     table = pd.DataFrame({key: column for key, column in columns.items() if column is not None})
-    write_inter(folder / f"{name.removesuffix('_raw')}.inter", table.sort_values(["userID", "x_label"], kind="stable"))
+    write_inter(
+        folder / f"{name.removesuffix('_raw')}.inter", table.sort_values(["userID", "x_label"], kind="stable")
+    )
 
 
 def write_features(path, blocks, rows, dim, dtype):
@@ -282,20 +347,27 @@ def write_reordered(path, flag, value, index, inputs, block=4096):
     """'FILE.npy=IDS': the rows of FILE.npy, whose original ids are in IDS, brought into the order of index; see write_features."""
     source, _, names_path = value.rpartition("=")
     if not source:
-        raise UserError(f"--{flag} {value}: give FILE.npy=IDS, where the file IDS names the original id of every row")
+        raise UserError(
+            f"--{flag} {value}: give FILE.npy=IDS, where the file IDS names the original id of every row"
+        )
     array = open_features(source)
     names = row_ids(names_path, len(array), inputs)
     with reading(source, inputs):
-        pass                                                # for the checksum
-    blocks = (chosen_rows(names[at:at + block], np.asarray(array[at:at + block]), index) for at in range(0, len(array), block))
+        pass  # for the checksum
+    blocks = (
+        chosen_rows(names[at : at + block], np.asarray(array[at : at + block]), index)
+        for at in range(0, len(array), block)
+    )
     return checked(write_features(path, blocks, len(index), array.shape[1], array.dtype), names_path)
 
 
 def checked(counts, source):
     """The counts of write_features. Raises UserError if nothing was found."""
     if not counts["found"]:
-        raise UserError(f"{source}: has features for none of the {counts['missing']} ids of the dataset; are its ids those of the "
-                        "interactions?")
+        raise UserError(
+            f"{source}: has features for none of the {counts['missing']} ids of the dataset; are its ids those of the "
+            "interactions?"
+        )
     return counts
 
 
@@ -305,13 +377,19 @@ def write_texts(path, source, wanted, index, inputs):
     texts = [dict.fromkeys(TEXTS, "") for _ in index]
     met = np.zeros(len(index), bool)
     for _, name, text in item_records(source, wanted, index, inputs):
-        if not met[index[name]]:                            # of a repeated id the first counts
+        if not met[index[name]]:  # of a repeated id the first counts
             met[index[name]], texts[index[name]] = True, text
     if not met.any():
-        raise UserError(f"{source}: describes none of the {len(index)} items; are its ids those of the interactions?")
+        raise UserError(
+            f"{source}: describes none of the {len(index)} items; are its ids those of the interactions?"
+        )
     rows = ({"item": row, "id": name, **texts[row]} for name, row in index.items())
     write_text(path, "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows))
-    return {"found": int(met.sum()), "missing": int((~met).sum()), **{key: sum(text[key] != "" for text in texts) for key in TEXTS}}
+    return {
+        "found": int(met.sum()),
+        "missing": int((~met).sum()),
+        **{key: sum(text[key] != "" for text in texts) for key in TEXTS},
+    }
 
 
 @contextlib.contextmanager
@@ -342,6 +420,7 @@ def built(folder):
 
 # ---------------------------------------------------------------- the two things to do
 
+
 def prepare(args, folder):
     """Make a dataset folder from raw files, and print what it holds."""
     inputs = {}
@@ -351,12 +430,18 @@ def prepare(args, folder):
         unique = raw.take(distinct(raw))
         keep = core(unique.user, unique.item, args.core)
         if not keep.any():
-            raise UserError(f"{args.interactions}: no user and item has {args.core} interactions; give a smaller --core")
+            raise UserError(
+                f"{args.interactions}: no user and item has {args.core} interactions; give a smaller --core"
+            )
         log = unique.take(keep)
         label = split(log, args.split, shares_of(args), args.seed)
         write_interactions(work, folder.name, log, label, args.format)
-        read_interactions(work, args.format)                # as the trainer will
-        rows = [count_row("read", raw.user, raw.item), count_row("distinct", unique.user, unique.item), *statistics(log, label)]
+        read_interactions(work, args.format)  # as the trainer will
+        rows = [
+            count_row("read", raw.user, raw.item),
+            count_row("distinct", unique.user, unique.item),
+            *statistics(log, label),
+        ]
         told = {"counts": rows, **write_content(args, work, log, inputs)}
         if args.split == "temporal":
             told["cuts"] = cut_dates(log, label)
@@ -373,13 +458,17 @@ def write_content(args, work, log, inputs):
         write_text(work / f"{kind}_ids.tsv", "".join(f"{code}\t{name}\n" for code, name in enumerate(ids)))
     users, items = ({name: code for code, name in enumerate(ids)} for ids in (log.user_ids, log.item_ids))
     if args.meta:
-        told["item_text.jsonl"] = write_texts(work / "item_text.jsonl", args.meta, args.item_column, items, inputs)
+        told["item_text.jsonl"] = write_texts(
+            work / "item_text.jsonl", args.meta, args.item_column, items, inputs
+        )
     if args.image_features:
         told["image_feat.npy"] = write_images(work / "image_feat.npy", args.image_features, items, inputs)
     for kind in FEATURES:
         if value := getattr(args, f"{kind}_feat"):
             index = users if kind == "user_text" else items
-            told[f"{kind}_feat.npy"] = write_reordered(work / f"{kind}_feat.npy", f"{kind}_feat", value, index, inputs)
+            told[f"{kind}_feat.npy"] = write_reordered(
+                work / f"{kind}_feat.npy", f"{kind}_feat", value, index, inputs
+            )
     return told
 
 
@@ -388,10 +477,16 @@ def shares_of(args):
     if args.split in ("mmrec", "leave_one_out"):
         for name in SHARES:
             if getattr(args, name) is not None:
-                raise UserError(f"--{name}: --split {args.split} has its own rule; it goes with --split random or temporal")
-    shares = [default if getattr(args, name) is None else getattr(args, name) for name, default in SHARES.items()]
+                raise UserError(
+                    f"--{name}: --split {args.split} has its own rule; it goes with --split random or temporal"
+                )
+    shares = [
+        default if getattr(args, name) is None else getattr(args, name) for name, default in SHARES.items()
+    ]
     if not (min(shares) > 0 and sum(shares) < 1):
-        raise UserError(f"--valid_share {shares[0]} --test_share {shares[1]}: both must be above 0, and less than 1 together")
+        raise UserError(
+            f"--valid_share {shares[0]} --test_share {shares[1]}: both must be above 0, and less than 1 together"
+        )
     return shares
 
 
@@ -410,16 +505,25 @@ def report(folder, args, told):
             yield f"note: {row['']}: {row['cold users']:,} users and {row['cold items']:,} items have no train interaction"
     for name, counts in told.items():
         if isinstance(counts, dict):
-            yield f"{name}: " + ", ".join(f"{key} {count:,}" for key, count in counts.items()) + (
-                "; the missing have the mean of the found" if counts["missing"] and name.endswith(".npy") else "")
+            yield (
+                f"{name}: "
+                + ", ".join(f"{key} {count:,}" for key, count in counts.items())
+                + (
+                    "; the missing have the mean of the found"
+                    if counts["missing"] and name.endswith(".npy")
+                    else ""
+                )
+            )
 
 
 def convert(folder, form):
     """Write the interactions of a dataset folder in its other format beside the first, line order kept; print what was done."""
-    target = folder / ("train.txt" if form == "txt" else f"{folder.resolve().name.removesuffix('_raw')}.inter")
+    target = folder / (
+        "train.txt" if form == "txt" else f"{folder.resolve().name.removesuffix('_raw')}.inter"
+    )
     if target.exists():
         raise UserError(f"{target}: exists already; remove it to make it again")
-    read_interactions(folder, "inter" if form == "txt" else "txt")      # says what is wrong with them
+    read_interactions(folder, "inter" if form == "txt" else "txt")  # says what is wrong with them
     if form == "txt":
         parts = read_inter(inter_path(folder))
     else:
@@ -429,45 +533,110 @@ def convert(folder, form):
     if form == "txt":
         write_txt(folder, table["user"].to_numpy(), table["item"].to_numpy(), label, table["user"].max() + 1)
     else:
-        write_inter(target, pd.DataFrame({"userID": table["user"], "itemID": table["item"], "x_label": label}).sort_values(
-            ["userID", "x_label"], kind="stable"))
-    print(f"{target}: {len(table):,} interactions written" + ("; .txt files hold no ratings and times" if form == "txt" else ""))
+        write_inter(
+            target,
+            pd.DataFrame({"userID": table["user"], "itemID": table["item"], "x_label": label}).sort_values(
+                ["userID", "x_label"], kind="stable"
+            ),
+        )
+    print(
+        f"{target}: {len(table):,} interactions written"
+        + ("; .txt files hold no ratings and times" if form == "txt" else "")
+    )
 
 
 # ---------------------------------------------------------------- command line
 
+
 def make_parser():
     """The flags, with their defaults."""
-    parser = Parser(prog="python -m data.prepare", allow_abbrev=False, formatter_class=argparse.RawDescriptionHelpFormatter,
-                    usage="%(prog)s NAME --interactions FILE [flags] | NAME --convert {txt,inter}", description=__doc__)
+    parser = Parser(
+        prog="python -m data.prepare",
+        allow_abbrev=False,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+        usage="%(prog)s NAME --interactions FILE [flags] | NAME --convert {txt,inter}",
+        description=__doc__,
+    )
     parser.add_argument("name", metavar="NAME", help="name of the dataset folder")
-    parser.add_argument("--data_root", default="data", metavar="DIR", help="folder that holds the dataset folders (default data)")
-    parser.add_argument("--convert", choices=("txt", "inter"),
-                        help="write the interactions of the existing folder NAME in this format, from the other")
+    parser.add_argument(
+        "--data_root",
+        default="data",
+        metavar="DIR",
+        help="folder that holds the dataset folders (default data)",
+    )
+    parser.add_argument(
+        "--convert",
+        choices=("txt", "inter"),
+        help="write the interactions of the existing folder NAME in this format, from the other",
+    )
 
     raw = parser.add_argument_group("raw files (.csv, .tsv, .jsonl, .json, each also .gz, or .parquet)")
-    raw.add_argument("--interactions", metavar="FILE", help="ratings_*.csv, reviews_*.json.gz, or a table of user, item[, rating, timestamp]")
-    raw.add_argument("--columns", metavar="A,B,...", help="the columns of a CSV or TSV file without a header line")
+    raw.add_argument(
+        "--interactions",
+        metavar="FILE",
+        help="ratings_*.csv, reviews_*.json.gz, or a table of user, item[, rating, timestamp]",
+    )
+    raw.add_argument(
+        "--columns", metavar="A,B,...", help="the columns of a CSV or TSV file without a header line"
+    )
     for role, usual in COLUMNS.items():
         none = "; '' uses none" if role in ("rating", "time") else ""
-        raw.add_argument(f"--{role}_column", metavar="COLUMN",
-                         help=f"its {role} column (default: the first there is of {', '.join(usual)}){none}")
-    raw.add_argument("--meta", metavar="FILE", help="meta_*.json.gz, or a table of the item column and title, brand, categories, "
-                     "description or some of these: makes item_text.jsonl")
-    raw.add_argument("--image_features", metavar="FILE", help="Amazon's image_features_*.b: makes image_feat.npy")
+        raw.add_argument(
+            f"--{role}_column",
+            metavar="COLUMN",
+            help=f"its {role} column (default: the first there is of {', '.join(usual)}){none}",
+        )
+    raw.add_argument(
+        "--meta",
+        metavar="FILE",
+        help="meta_*.json.gz, or a table of the item column and title, brand, categories, "
+        "description or some of these: makes item_text.jsonl",
+    )
+    raw.add_argument(
+        "--image_features", metavar="FILE", help="Amazon's image_features_*.b: makes image_feat.npy"
+    )
     for kind in FEATURES:
-        raw.add_argument(f"--{kind}_feat", metavar="FILE.npy=IDS", help=f"features of your own, brought into order as {kind}_feat.npy; the "
-                         "file IDS names the original id of each row: one a line, or ROW <tab> ID")
+        raw.add_argument(
+            f"--{kind}_feat",
+            metavar="FILE.npy=IDS",
+            help=f"features of your own, brought into order as {kind}_feat.npy; the "
+            "file IDS names the original id of each row: one a line, or ROW <tab> ID",
+        )
 
     how = parser.add_argument_group("how")
-    how.add_argument("--core", type=int, default=5, metavar="K", help="least interactions of every user and item; 1 keeps all (default 5)")
-    how.add_argument("--split", choices=RULES, default="mmrec",
-                     help="mmrec: per user, n < 10: n - 2 / 1 / 1, else 8:1:1; random: 8:1:1 over all; leave_one_out: each user's last for test, "
-                          "the one before for valid; temporal: one cut in time for all (default mmrec)")
-    how.add_argument("--valid_share", type=float, metavar="X", help="share of valid with --split random or temporal (default 0.1)")
-    how.add_argument("--test_share", type=float, metavar="X", help="share of test with --split random or temporal (default 0.1)")
+    how.add_argument(
+        "--core",
+        type=int,
+        default=5,
+        metavar="K",
+        help="least interactions of every user and item; 1 keeps all (default 5)",
+    )
+    how.add_argument(
+        "--split",
+        choices=RULES,
+        default="mmrec",
+        help="mmrec: per user, n < 10: n - 2 / 1 / 1, else 8:1:1; random: 8:1:1 over all; leave_one_out: each user's last for test, "
+        "the one before for valid; temporal: one cut in time for all (default mmrec)",
+    )
+    how.add_argument(
+        "--valid_share",
+        type=float,
+        metavar="X",
+        help="share of valid with --split random or temporal (default 0.1)",
+    )
+    how.add_argument(
+        "--test_share",
+        type=float,
+        metavar="X",
+        help="share of test with --split random or temporal (default 0.1)",
+    )
     how.add_argument("--seed", type=int, default=2025, metavar="N", help="seed of the split (default 2025)")
-    how.add_argument("--format", choices=("inter", "txt"), default="inter", help="inter keeps ratings and times (default inter)")
+    how.add_argument(
+        "--format",
+        choices=("inter", "txt"),
+        default="inter",
+        help="inter keeps ratings and times (default inter)",
+    )
     return parser
 
 
@@ -477,11 +646,17 @@ def check_flags(args, parser):
         raise UserError(f"NAME '{args.name}': give a plain folder name; --data_root says where it lies")
     if args.convert:
         own = ("name", "data_root", "convert")
-        given = [key for key, value in vars(args).items() if key not in own and value != parser.get_default(key)]
+        given = [
+            key for key, value in vars(args).items() if key not in own and value != parser.get_default(key)
+        ]
         if given:
-            raise UserError(f"--convert {args.convert}: only rewrites the folder NAME and has no use for --{given[0]}")
+            raise UserError(
+                f"--convert {args.convert}: only rewrites the folder NAME and has no use for --{given[0]}"
+            )
     elif not args.interactions:
-        raise UserError("--interactions FILE or --convert is needed (python -m data.prepare --help lists the flags)")
+        raise UserError(
+            "--interactions FILE or --convert is needed (python -m data.prepare --help lists the flags)"
+        )
     if args.image_features and args.image_feat:
         raise UserError("--image_features and --image_feat both make image_feat.npy; give one")
     for flag, least in (("core", 1), ("seed", 0)):

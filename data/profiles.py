@@ -20,9 +20,9 @@ from data.texts import json_lines
 from data.web import Refused, Transient, check_url, fetch, persistently
 from utils import UserError, atomic_write, content_hash
 
-MAX_ANSWER = 20_000            # characters of a profile
-MAX_REPLY = 4 * 2**20          # bytes of a reply, reasoning included
-GIVE_UP = 8                    # users in a row that the endpoint fails
+MAX_ANSWER = 20_000  # characters of a profile
+MAX_REPLY = 4 * 2**20  # bytes of a reply, reasoning included
+GIVE_UP = 8  # users in a row that the endpoint fails
 TAGS = re.compile(r"</?(?:think|answer)>", re.IGNORECASE)
 ANSWER = re.compile(r"<answer>(.*?)</answer>", re.IGNORECASE | re.DOTALL)
 
@@ -39,6 +39,7 @@ Write your reasoning inside <think> and </think>, and then the summary alone, on
 
 # ---------------------------------------------------------------- prompts
 
+
 def make_prompts(histories, texts, user_ids=None, item_ids=None, max_history=50, max_chars=400):
     """{user: chat messages} of the users in `histories` ({user: [items]}, the TRAIN split alone).
 
@@ -53,15 +54,20 @@ def make_prompts(histories, texts, user_ids=None, item_ids=None, max_history=50,
             item_lines[item] = f"- item {item_ids[item] if item_ids else item}: {text or '(no text)'}"
         return item_lines[item]
 
-    return {user: messages(user_ids[user] if user_ids else user, [line(item) for item in items[-max_history:]])
-            for user, items in histories.items() if items}
+    return {
+        user: messages(user_ids[user] if user_ids else user, [line(item) for item in items[-max_history:]])
+        for user, items in histories.items()
+        if items
+    }
 
 
 def messages(user, lines):
     """The two chat messages that ask for one user's profile (supplement, Table 1 of the paper, in other words)."""
     history = "\n".join(lines)
-    return [{"role": "system", "content": SYSTEM},
-            {"role": "user", "content": f"User {user} chose these {len(lines)} items:\n{history}\n\n{TASK}"}]
+    return [
+        {"role": "system", "content": SYSTEM},
+        {"role": "user", "content": f"User {user} chose these {len(lines)} items:\n{history}\n\n{TASK}"},
+    ]
 
 
 def parse_answer(reply):
@@ -69,7 +75,10 @@ def parse_answer(reply):
 
     What stands in <think> is left out, also where the server has taken the opening tag away.
     """
-    answers = [" ".join(found.split()) for found in ANSWER.findall(re.split(r"</think>", reply, flags=re.IGNORECASE)[-1])]
+    answers = [
+        " ".join(found.split())
+        for found in ANSWER.findall(re.split(r"</think>", reply, flags=re.IGNORECASE)[-1])
+    ]
     answers = [found.encode("utf-8", "replace").decode() for found in answers if found]
     if not answers:
         raise Malformed("no <answer>...</answer> with text in it")
@@ -84,36 +93,49 @@ class Malformed(Transient):
 
 # ---------------------------------------------------------------- the endpoint
 
+
 @dataclasses.dataclass(frozen=True)
 class Endpoint:
     """Where and how to ask."""
-    url: str                   # up to and with /v1
+
+    url: str  # up to and with /v1
     model: str
-    key: str = ""              # sent as a bearer token where there is one; never stored
+    key: str = ""  # sent as a bearer token where there is one; never stored
     temperature: float = 0.6
     max_tokens: int = 8192
     seed: int = 2025
-    timeout: float = 600.0     # seconds for one reply
-    attempts: int = 5          # for one user
-    backoff: float = 1.0       # seconds before the second attempt, doubled for each further one
-    workers: int = 16          # requests at a time
+    timeout: float = 600.0  # seconds for one reply
+    attempts: int = 5  # for one user
+    backoff: float = 1.0  # seconds before the second attempt, doubled for each further one
+    workers: int = 16  # requests at a time
 
     def payload(self, prompt, malformed=0):
         """The JSON body of a request; it names everything that the answer depends on.
 
         malformed: how many answers to it were no use. Each moves the seed, since the same one would only repeat itself.
         """
-        return {"model": self.model, "messages": prompt, "temperature": self.temperature, "max_tokens": self.max_tokens,
-                "seed": self.seed + malformed}
+        return {
+            "model": self.model,
+            "messages": prompt,
+            "temperature": self.temperature,
+            "max_tokens": self.max_tokens,
+            "seed": self.seed + malformed,
+        }
 
 
 def check_endpoint(endpoint):
     """Raise UserError unless the address can be asked, and the key does not travel in the open to another machine."""
     check_url(endpoint.url, "--endpoint")
     address = urlsplit(endpoint.url)
-    if endpoint.key and address.scheme == "http" and address.hostname not in ("localhost", "127.0.0.1", "::1"):
-        raise UserError(f"--endpoint {endpoint.url}: would send the API key unencrypted; take https, or --api_key_env '' for a server "
-                        "that wants no key")
+    if (
+        endpoint.key
+        and address.scheme == "http"
+        and address.hostname not in ("localhost", "127.0.0.1", "::1")
+    ):
+        raise UserError(
+            f"--endpoint {endpoint.url}: would send the API key unencrypted; take https, or --api_key_env '' for a server "
+            "that wants no key"
+        )
 
 
 def ask_patiently(endpoint, prompt, stop):
@@ -127,14 +149,22 @@ def ask_patiently(endpoint, prompt, stop):
         except Malformed:
             malformed += 1
             raise
+
     return persistently(once, endpoint.attempts, endpoint.backoff, stop)
 
 
 def ask(endpoint, payload):
     """One request -> the profile. Raises Transient or Refused."""
     headers = {"Authorization": f"Bearer {endpoint.key}"} if endpoint.key else {}
-    body = fetch("POST", f"{endpoint.url.rstrip('/')}/chat/completions", json=payload, headers=headers,
-                 allow_redirects=False, most_bytes=MAX_REPLY, timeout=endpoint.timeout)
+    body = fetch(
+        "POST",
+        f"{endpoint.url.rstrip('/')}/chat/completions",
+        json=payload,
+        headers=headers,
+        allow_redirects=False,
+        most_bytes=MAX_REPLY,
+        timeout=endpoint.timeout,
+    )
     try:
         reply = json.loads(body)["choices"][0]["message"]["content"]
     except (ValueError, RecursionError, LookupError, TypeError):
@@ -165,10 +195,14 @@ def ask_all(prompts, endpoint, path):
         done |= {user: text for user, key, text in read_answers(file) if keys.get(user) == key}
     todo = {user: prompt for user, prompt in prompts.items() if user not in done}
     with open(partial, "a", encoding="utf-8") as file:
+
         def keep(user, text):
             done[user] = text
-            file.write(json.dumps({"user": user, "text": text, "prompt": keys[user]}, ensure_ascii=False) + "\n")
+            file.write(
+                json.dumps({"user": user, "text": text, "prompt": keys[user]}, ensure_ascii=False) + "\n"
+            )
             file.flush()
+
         failed = ask_missing(todo, endpoint, keep)
     if not done:
         reason = next(iter(failed.values()), "no user has train items")
@@ -192,17 +226,21 @@ def ask_missing(prompts, endpoint, keep):
                 keep(user, job.result())
             else:
                 failed[user] = told(error, endpoint)
-            in_a_row = in_a_row + 1 if isinstance(error, Transient) and not isinstance(error, Malformed) else 0
+            in_a_row = (
+                in_a_row + 1 if isinstance(error, Transient) and not isinstance(error, Malformed) else 0
+            )
             if in_a_row >= GIVE_UP:
-                raise ConnectionError(f"{endpoint.url}: failed {in_a_row} users in a row ({error}); what came is kept: run this again "
-                                      "when the endpoint works")
+                raise ConnectionError(
+                    f"{endpoint.url}: failed {in_a_row} users in a row ({error}); what came is kept: run this again "
+                    "when the endpoint works"
+                )
     except KeyboardInterrupt:
         print("\nstopping after the requests under way (Ctrl-C again leaves at once)", file=sys.stderr)
         raise
     finally:
         stop.set()
         pool.shutdown(cancel_futures=True)
-        for job in jobs.keys() - seen:          # paid for, so not thrown away
+        for job in jobs.keys() - seen:  # paid for, so not thrown away
             if not job.cancelled() and job.exception() is None:
                 keep(jobs[job], job.result())
     return failed
@@ -212,12 +250,19 @@ def told(error, endpoint):
     """The reason of a failure that concerns one user. Raises whatever concerns all of them."""
     if not isinstance(error, (Refused, Transient)):
         raise error
-    if isinstance(error, Refused) and error.status not in (400, 413, 422):       # these may lie in one prompt, its length say
-        raise UserError(f"{endpoint.url}: refuses the requests ({error}); look at --endpoint (with its /v1), --llm and the API key")
+    if isinstance(error, Refused) and error.status not in (
+        400,
+        413,
+        422,
+    ):  # these may lie in one prompt, its length say
+        raise UserError(
+            f"{endpoint.url}: refuses the requests ({error}); look at --endpoint (with its /v1), --llm and the API key"
+        )
     return str(error)
 
 
 # ---------------------------------------------------------------- the answers on disk
+
 
 def read_answers(path):
     """(user, key, profile) of the lines of an answer file; none if it is not there. Raises UserError for other content."""
@@ -226,7 +271,9 @@ def read_answers(path):
     for number, record in json_lines(path):
         user, key, text = (record.get(name) for name in ("user", "prompt", "text"))
         if type(user) is not int or not isinstance(key, str) or not isinstance(text, str):
-            raise UserError(f"{path}, line {number}: is no answer of this tool; move the file away to ask again")
+            raise UserError(
+                f"{path}, line {number}: is no answer of this tool; move the file away to ask again"
+            )
         yield user, key, text
 
 
@@ -243,7 +290,14 @@ def write_answers(path, profiles, keys):
     """All answers, by user, atomically."""
     with atomic_write(path) as file:
         for user in sorted(profiles):
-            file.write((json.dumps({"user": user, "text": profiles[user], "prompt": keys[user]}, ensure_ascii=False) + "\n").encode())
+            file.write(
+                (
+                    json.dumps(
+                        {"user": user, "text": profiles[user], "prompt": keys[user]}, ensure_ascii=False
+                    )
+                    + "\n"
+                ).encode()
+            )
 
 
 def write_prompts(path, prompts):

@@ -29,28 +29,57 @@ from tqdm import tqdm
 
 from utils import UserError
 
-COLUMNS = {"user": ("user", "user_id", "userID", "userId", "reviewerID"),     # role -> names it goes by, first found first
-           "item": ("asin", "item", "item_id", "itemID", "itemId"),
-           "rating": ("rating", "overall"),
-           "time": ("timestamp", "time", "unixReviewTime")}
-TEXTS = {"title": ("title", "name"), "brand": ("brand",), "categories": ("categories", "category"), "description": ("description",)}
-AMAZON_RATINGS = ("user", "item", "rating", "timestamp")                       # ratings_*.csv has no header
-KINDS = {".csv": "csv", ".tsv": "tsv", ".inter": "tsv", ".parquet": "parquet", ".jsonl": "json", ".ndjson": "json", ".json": "json"}
-CHUNK = 200_000                     # rows of a table in memory
-MAX_LINE = 1 << 20                  # bytes of a JSON line
-MAX_ID = 1000                       # characters of an id
-UNFIT = r"[\x00-\x1f\x7f\x85\u2028\u2029]"   # would break the lines of user_ids.tsv and item_ids.tsv
+COLUMNS = {
+    "user": (
+        "user",
+        "user_id",
+        "userID",
+        "userId",
+        "reviewerID",
+    ),  # role -> names it goes by, first found first
+    "item": ("asin", "item", "item_id", "itemID", "itemId"),
+    "rating": ("rating", "overall"),
+    "time": ("timestamp", "time", "unixReviewTime"),
+}
+TEXTS = {
+    "title": ("title", "name"),
+    "brand": ("brand",),
+    "categories": ("categories", "category"),
+    "description": ("description",),
+}
+AMAZON_RATINGS = ("user", "item", "rating", "timestamp")  # ratings_*.csv has no header
+KINDS = {
+    ".csv": "csv",
+    ".tsv": "tsv",
+    ".inter": "tsv",
+    ".parquet": "parquet",
+    ".jsonl": "json",
+    ".ndjson": "json",
+    ".json": "json",
+}
+CHUNK = 200_000  # rows of a table in memory
+MAX_LINE = 1 << 20  # bytes of a JSON line
+MAX_ID = 1000  # characters of an id
+UNFIT = r"[\x00-\x1f\x7f\x85\u2028\u2029]"  # would break the lines of user_ids.tsv and item_ids.tsv
 IMAGE = np.dtype([("id", "S10"), ("vector", "<f4", 4096)])
 
 
 # ---------------------------------------------------------------- bytes
+
 
 class Tracked(io.RawIOBase):
     """A file on disk that moves a progress bar and a SHA-256 along while it is read."""
 
     def __init__(self, file):
         self.file, self.digest, self.bytes = file, hashlib.sha256(), 0
-        self.bar = tqdm(total=os.fstat(file.fileno()).st_size, desc=Path(file.name).name, unit="B", unit_scale=True, leave=False, delay=1)
+        self.bar = tqdm(
+            total=os.fstat(file.fileno()).st_size,
+            desc=Path(file.name).name,
+            unit="B",
+            unit_scale=True,
+            leave=False,
+            delay=1,
+        )
 
     def readable(self):
         return True
@@ -81,7 +110,7 @@ def reading(path, inputs):
                 file = io.BufferedReader(gzip.GzipFile(fileobj=buffered), 1 << 20)
             yield file
             while buffered.read(1 << 20):
-                pass                                        # the checksum is of the whole file
+                pass  # the checksum is of the whole file
             inputs[str(path)] = {"bytes": raw.bytes, "sha256": raw.digest.hexdigest()}
     except (EOFError, zlib.error, gzip.BadGzipFile) as error:
         raise UserError(f"{path}: is no whole gzip file ({error}); fetch it again") from None
@@ -93,11 +122,14 @@ def kind_of(path):
     """csv, tsv, parquet or json, by the name of a file. Raises UserError for other names."""
     suffix = Path(str(path).removesuffix(".gz")).suffix
     if suffix not in KINDS or (suffix == ".parquet" and str(path).endswith(".gz")):
-        raise UserError(f"{path}: is not called .csv, .tsv, .jsonl, .json (these also with .gz) or .parquet; rename it by what it holds")
+        raise UserError(
+            f"{path}: is not called .csv, .tsv, .jsonl, .json (these also with .gz) or .parquet; rename it by what it holds"
+        )
     return KINDS[suffix]
 
 
 # ---------------------------------------------------------------- records
+
 
 def lines(path, inputs):
     """Yield (number from 1, bytes) of every line that is not blank."""
@@ -107,7 +139,9 @@ def lines(path, inputs):
             if not line:
                 return
             if len(line) > MAX_LINE:
-                raise UserError(f"{path}, line {number}: is longer than {MAX_LINE} bytes; write one record a line")
+                raise UserError(
+                    f"{path}, line {number}: is longer than {MAX_LINE} bytes; write one record a line"
+                )
             if not line.isspace():
                 yield number, line
 
@@ -119,18 +153,22 @@ def parse_record(line, path, number):
         try:
             record = json.loads(text)
         except ValueError:
-            record = ast.literal_eval(text)                 # constants and containers only: runs nothing
+            record = ast.literal_eval(text)  # constants and containers only: runs nothing
     except (ValueError, SyntaxError, TypeError, RecursionError, MemoryError) as error:
-        raise UserError(f"{path}, line {number}: is neither a JSON object nor a Python dict ({type(error).__name__}); "
-                        "write one record a line") from None
+        raise UserError(
+            f"{path}, line {number}: is neither a JSON object nor a Python dict ({type(error).__name__}); "
+            "write one record a line"
+        ) from None
     if not isinstance(record, dict):
-        raise UserError(f"{path}, line {number}: holds a {type(record).__name__} instead of an object with named fields")
+        raise UserError(
+            f"{path}, line {number}: holds a {type(record).__name__} instead of an object with named fields"
+        )
     return record
 
 
 def records(path, inputs, wanted=lambda line: True):
     """Yield (line, dict) of a file of JSON lines. wanted: says of a line's bytes whether it is worth parsing."""
-    with warnings.catch_warnings(action="ignore"):          # of odd escapes in Python literals
+    with warnings.catch_warnings(action="ignore"):  # of odd escapes in Python literals
         for number, line in lines(path, inputs):
             if wanted(line):
                 yield number, parse_record(line, path, number)
@@ -142,6 +180,7 @@ def plain(value):
 
 
 # ---------------------------------------------------------------- tables
+
 
 def pick_columns(names, wanted, path):
     """{role: column} for user, item and, where there are such, rating and time.
@@ -156,8 +195,10 @@ def pick_columns(names, wanted, path):
         found[role] = next((name for name in options if name in names), None)
         if found[role] is None and (asked or role in ("user", "item")):
             there = ", ".join(map(str, names))[:200]
-            raise UserError(f"{path}: has no column {' or '.join(options)} for the {role}; its columns are {there}: name one with "
-                            f"--{role}_column, or all with --columns if it has no header")
+            raise UserError(
+                f"{path}: has no column {' or '.join(options)} for the {role}; its columns are {there}: name one with "
+                f"--{role}_column, or all with --columns if it has no header"
+            )
     return {role: name for role, name in found.items() if name is not None}
 
 
@@ -171,17 +212,34 @@ def csv_frames(path, kind, pick, columns, inputs):
     start = 1 if columns else 2
     try:
         with reading(path, inputs) as file, warnings.catch_warnings(action="ignore"):
-            for frame in pd.read_csv(file, dtype=str, na_filter=False, chunksize=CHUNK, encoding="utf-8", skip_blank_lines=False,
-                                     **options, **header):
-                if not isinstance(frame.index, pd.RangeIndex):      # pandas takes surplus first cells for row labels
-                    raise UserError(f"{path}, line {start}: has more cells than there are columns; see --columns")
+            for frame in pd.read_csv(
+                file,
+                dtype=str,
+                na_filter=False,
+                chunksize=CHUNK,
+                encoding="utf-8",
+                skip_blank_lines=False,
+                **options,
+                **header,
+            ):
+                if not isinstance(
+                    frame.index, pd.RangeIndex
+                ):  # pandas takes surplus first cells for row labels
+                    raise UserError(
+                        f"{path}, line {start}: has more cells than there are columns; see --columns"
+                    )
                 filled = (frame != "").any(axis=1).to_numpy()
-                yield np.arange(start, start + len(frame))[filled], select(frame[filled], pick(list(frame.columns)))
+                yield (
+                    np.arange(start, start + len(frame))[filled],
+                    select(frame[filled], pick(list(frame.columns))),
+                )
                 start += len(frame)
     except (pd.errors.ParserError, pd.errors.EmptyDataError, UnicodeDecodeError) as error:
         line = re.search(r"line (\d+)", str(error))
-        raise UserError(f"{path}{f', line {line[1]}' if line else ''}: is no {kind.upper()} table in UTF-8 "
-                        f"({str(error).strip()[:80]})") from None
+        raise UserError(
+            f"{path}{f', line {line[1]}' if line else ''}: is no {kind.upper()} table in UTF-8 "
+            f"({str(error).strip()[:80]})"
+        ) from None
 
 
 def select(frame, picked):
@@ -195,14 +253,18 @@ def parquet_frames(path, pick, inputs):
         import pyarrow as pa
         import pyarrow.parquet as pq
     except ImportError:
-        raise UserError(f"{path}: reading Parquet needs pyarrow: pip install -r data/requirements.txt") from None
+        raise UserError(
+            f"{path}: reading Parquet needs pyarrow: pip install -r data/requirements.txt"
+        ) from None
     with reading(path, inputs):
-        pass                                                # for the checksum: Parquet is not read from start to end
+        pass  # for the checksum: Parquet is not read from start to end
     try:
         file, start = pq.ParquetFile(path), 1
         picked = pick([field.name for field in file.schema_arrow if not pa.types.is_nested(field.type)])
         for batch in file.iter_batches(CHUNK, columns=list(picked.values())):
-            cells = {new: batch[old].cast(pa.string()).fill_null("").to_pylist() for new, old in picked.items()}
+            cells = {
+                new: batch[old].cast(pa.string()).fill_null("").to_pylist() for new, old in picked.items()
+            }
             yield np.arange(start, start + len(batch)), pd.DataFrame(cells, dtype=object)
             start += len(batch)
     except pa.ArrowException as error:
@@ -222,10 +284,14 @@ def frames(path, pick, columns, inputs):
     """The reader for the kind of a file, see csv_frames."""
     kind = kind_of(path)
     if columns and kind not in ("csv", "tsv"):
-        raise UserError(f"--columns {','.join(columns)}: only CSV and TSV files lack a header; {path} is {kind}")
+        raise UserError(
+            f"--columns {','.join(columns)}: only CSV and TSV files lack a header; {path} is {kind}"
+        )
     if kind == "parquet":
         return parquet_frames(path, pick, inputs)
-    return json_frames(path, pick, inputs) if kind == "json" else csv_frames(path, kind, pick, columns, inputs)
+    return (
+        json_frames(path, pick, inputs) if kind == "json" else csv_frames(path, kind, pick, columns, inputs)
+    )
 
 
 def tables(path, wanted, columns, inputs):
@@ -234,14 +300,25 @@ def tables(path, wanted, columns, inputs):
     wanted: see pick_columns. columns: the columns of a file without a header, else None; ratings_*.csv is known.
     Raises UserError for an empty or unfit id, and for a rating or time that is no number.
     """
-    if columns is None and not any(wanted.values()) and re.fullmatch(r"ratings_.*\.csv(\.gz)?", Path(path).name):
+    if (
+        columns is None
+        and not any(wanted.values())
+        and re.fullmatch(r"ratings_.*\.csv(\.gz)?", Path(path).name)
+    ):
         columns = AMAZON_RATINGS
     for number, frame in frames(path, lambda names: pick_columns(names, wanted, path), columns, inputs):
         for role in ("user", "item"):
             check_ids(frame[role], role, path, number)
         if "rating" in frame:
             frame["rating"] = to_numbers(frame["rating"], "rating", path, number)
-            refuse(frame["rating"] <= 0, frame["rating"], "is not positive, as the trainer needs it", "rating", path, number)
+            refuse(
+                frame["rating"] <= 0,
+                frame["rating"],
+                "is not positive, as the trainer needs it",
+                "rating",
+                path,
+                number,
+            )
         if "time" in frame:
             frame["time"] = to_times(frame["time"], path, number)
         yield number, frame
@@ -252,7 +329,11 @@ def refuse(bad, cells, problem, role, path, number):
     bad = np.asarray(bad, dtype=bool)
     if bad.any():
         at = bad.argmax()
-        remedy = f"; mend it, or leave the column out with --{role}_column ''" if role in ("rating", "time") else ""
+        remedy = (
+            f"; mend it, or leave the column out with --{role}_column ''"
+            if role in ("rating", "time")
+            else ""
+        )
         raise UserError(f"{path}, line {number[at]}: {role} {str(cells[at])[:40]!r} {problem}{remedy}")
 
 
@@ -260,7 +341,14 @@ def check_ids(ids, role, path, number):
     """Raise UserError for the first id that is empty, too long, or holds a tab, line break or other control character."""
     refuse(ids == "", ids, "is empty", role, path, number)
     refuse(ids.str.len() > MAX_ID, ids, f"is longer than {MAX_ID} characters", role, path, number)
-    refuse(ids.str.contains(UNFIT), ids, "holds a tab, a line break or another control character; replace it", role, path, number)
+    refuse(
+        ids.str.contains(UNFIT),
+        ids,
+        "holds a tab, a line break or another control character; replace it",
+        role,
+        path,
+        number,
+    )
 
 
 def to_numbers(cells, role, path, number):
@@ -282,6 +370,7 @@ def to_times(cells, path, number):
 
 # ---------------------------------------------------------------- items
 
+
 def item_records(path, wanted, item_ids, inputs):
     """Yield (line, id, {title, brand, categories, description}) of the items of a metadata file that are in item_ids.
 
@@ -292,9 +381,14 @@ def item_records(path, wanted, item_ids, inputs):
         for number, record in records(path, inputs, lambda line: wanted or may_name(line, item_ids)):
             name = plain(next((record[key] for key in names if key in record), None))
             if not name:
-                raise UserError(f"{path}, line {number}: has no item id ({' or '.join(names)}); name its field with --item_column")
+                raise UserError(
+                    f"{path}, line {number}: has no item id ({' or '.join(names)}); name its field with --item_column"
+                )
             if name in item_ids:
-                cells = {key: next((record[column] for column in usual if column in record), "") for key, usual in TEXTS.items()}
+                cells = {
+                    key: next((record[column] for column in usual if column in record), "")
+                    for key, usual in TEXTS.items()
+                }
                 yield number, name, {key: flat(cell, key) for key, cell in cells.items()}
         return
     for number, frame in frames(path, lambda there: pick_texts(there, names, path), None, inputs):
@@ -308,8 +402,10 @@ def pick_texts(there, id_names, path):
     roles = {"id": id_names, **TEXTS}
     found = {role: next((name for name in usual if name in there), None) for role, usual in roles.items()}
     if found["id"] is None or not any(found[key] for key in TEXTS):
-        raise UserError(f"{path}: needs a column {' or '.join(id_names)} and one of {', '.join(TEXTS)}; its columns are "
-                        f"{', '.join(map(str, there))[:200]}")
+        raise UserError(
+            f"{path}: needs a column {' or '.join(id_names)} and one of {', '.join(TEXTS)}; its columns are "
+            f"{', '.join(map(str, there))[:200]}"
+        )
     return {role: name for role, name in found.items() if name}
 
 
@@ -337,6 +433,7 @@ def leaves(value):
 
 # ---------------------------------------------------------------- features
 
+
 def image_records(path, inputs, block=256):
     """Yield (ids, vectors [b, 4096] float32) of an Amazon image_features_*.b file: records of a 10-byte id and 4096 floats."""
     with reading(path, inputs) as file:
@@ -345,8 +442,10 @@ def image_records(path, inputs, block=256):
             if not data:
                 return
             if len(data) % IMAGE.itemsize:
-                raise UserError(f"{path}, record {start + len(data) // IMAGE.itemsize + 1}: ends after {len(data) % IMAGE.itemsize} of "
-                                f"{IMAGE.itemsize} bytes; fetch the file again")
+                raise UserError(
+                    f"{path}, record {start + len(data) // IMAGE.itemsize + 1}: ends after {len(data) % IMAGE.itemsize} of "
+                    f"{IMAGE.itemsize} bytes; fetch the file again"
+                )
             block_of = np.frombuffer(data, IMAGE)
             yield [name.decode("utf-8", "replace") for name in block_of["id"]], block_of["vector"]
 
@@ -364,14 +463,16 @@ def row_ids(path, rows, inputs):
     width = {len(row) for row in cells}
     if width == {1} and len(cells) == rows:
         return [row[0] for row in cells]
-    for table in (cells, cells[1:]):                        # the first line may be a header
-        for column in ((0, 1) if width == {2} and len(table) == rows else ()):
+    for table in (cells, cells[1:]):  # the first line may be a header
+        for column in (0, 1) if width == {2} and len(table) == rows else ():
             numbers = [row[column] for row in table]
             if sorted(numbers) == sorted(map(str, range(rows))):
                 names = dict(zip(map(int, numbers), (row[1 - column] for row in table)))
                 return [names[row] for row in range(rows)]
-    raise UserError(f"{path}: does not name an id for each of {rows} rows; write one a line in their order, or ROW <tab> ID with "
-                    "rows from 0")
+    raise UserError(
+        f"{path}: does not name an id for each of {rows} rows; write one a line in their order, or ROW <tab> ID with "
+        "rows from 0"
+    )
 
 
 def text_line(line, path, number):

@@ -29,22 +29,26 @@ from pathlib import Path
 
 import numpy as np
 
-from utils import UserError, atomic_write, write_text
 from cli import Parser, run_tool
+from utils import UserError, atomic_write, write_text
 
-FACTORS = 16                  # dimensions of the latent space
-TEXT_FACTORS = slice(0, 12)   # what the text tells of them
+FACTORS = 16  # dimensions of the latent space
+TEXT_FACTORS = slice(0, 12)  # what the text tells of them
 IMAGE_FACTORS = slice(8, 16)  # what the image tells of them; 8..11 are in both
 TOPICS = 160
-ITEM_SPREAD, USER_SPREAD = 0.6, 0.4      # deviation from the topic centre, or from the mix of two, relative to its length
-SHARPNESS = 11.0                         # of a user's choice: 0 follows popularity alone
-POPULARITY = 0.8                         # standard deviation of log popularity
+ITEM_SPREAD, USER_SPREAD = (
+    0.6,
+    0.4,
+)  # deviation from the topic centre, or from the mix of two, relative to its length
+SHARPNESS = 11.0  # of a user's choice: 0 follows popularity alone
+POPULARITY = 0.8  # standard deviation of log popularity
 TEXT = dict(dims=96, nuisance=32, noise=0.5)
 IMAGE = dict(dims=128, nuisance=64, noise=1.0)
-MARK = "synthetic.json"                  # the settings; its presence says that the folder may be written again
+MARK = "synthetic.json"  # the settings; its presence says that the folder may be written again
 
 
 # ---------------------------------------------------------------- the planted world
+
 
 def unit(x):
     """Rows of x scaled to length 1: [n, d] -> [n, d]."""
@@ -63,7 +67,7 @@ def draw_items(rng, items, topics, spread):
 
 def draw_users(rng, users, centres, spread):
     """Preference vectors [U, F] on the unit sphere: a random mix of two topics, and a deviation as in draw_items."""
-    topic = np.argsort(rng.random((users, len(centres))), axis=1)[:, :2]                # [U, 2], distinct
+    topic = np.argsort(rng.random((users, len(centres))), axis=1)[:, :2]  # [U, 2], distinct
     share = rng.uniform(0.3, 0.7, users)[:, None]
     mix = unit(share * centres[topic[:, 0]] + (1 - share) * centres[topic[:, 1]])
     return unit(mix + spread * unit(rng.standard_normal(mix.shape)))
@@ -84,9 +88,11 @@ def draw_interactions(rng, preference, factors, popularity, sharpness, per_user)
 def split_items(items_of):
     """8:1:1 per user, with one valid and one test item at the least. items_of: U arrays of >= 3 -> {split: U arrays}."""
     held = [max(1, round(len(items) / 10)) for items in items_of]
-    return {"train": [items[2 * n:] for items, n in zip(items_of, held)],
-            "valid": [items[:n] for items, n in zip(items_of, held)],
-            "test": [items[n:2 * n] for items, n in zip(items_of, held)]}
+    return {
+        "train": [items[2 * n :] for items, n in zip(items_of, held)],
+        "valid": [items[:n] for items, n in zip(items_of, held)],
+        "test": [items[n : 2 * n] for items, n in zip(items_of, held)],
+    }
 
 
 def draw_features(rng, factors, dims, nuisance, noise):
@@ -96,7 +102,9 @@ def draw_features(rng, factors, dims, nuisance, noise):
     where the signal's is about 1.
     """
     told = dims - nuisance
-    signal = np.tanh(factors / factors.std() @ rng.standard_normal((factors.shape[1], told)) / np.sqrt(factors.shape[1]))
+    signal = np.tanh(
+        factors / factors.std() @ rng.standard_normal((factors.shape[1], told)) / np.sqrt(factors.shape[1])
+    )
     signal = np.concatenate([signal / signal.std(), np.zeros((len(factors), nuisance))], axis=1)
     return (signal + noise * rng.standard_normal(signal.shape)).astype(np.float32)
 
@@ -114,25 +122,36 @@ def make_dataset(users, items, interactions_per_user, seed):
     preference = draw_users(rng, users, centres, USER_SPREAD)
     popularity = POPULARITY * rng.standard_normal(items)
     chosen = draw_interactions(rng, preference, factors, popularity, SHARPNESS, interactions_per_user)
-    features = {"text": draw_features(rng, factors[:, TEXT_FACTORS], **TEXT),
-                "image": draw_features(rng, factors[:, IMAGE_FACTORS], **IMAGE)}
+    features = {
+        "text": draw_features(rng, factors[:, TEXT_FACTORS], **TEXT),
+        "image": draw_features(rng, factors[:, IMAGE_FACTORS], **IMAGE),
+    }
     return {"splits": split_items(chosen), "features": features, "topic": topic}
 
 
 def check_sizes(users, items, interactions_per_user, seed):
     """Raise UserError unless a dataset can be drawn with these."""
-    for flag, value, least in (("--users", users, 1), ("--items", items, 30), ("--interactions-per-user", interactions_per_user, 3),
-                               ("--seed", seed, 0)):
-        if not value >= least:                                   # "not >=" also catches NaN
+    for flag, value, least in (
+        ("--users", users, 1),
+        ("--items", items, 30),
+        ("--interactions-per-user", interactions_per_user, 3),
+        ("--seed", seed, 0),
+    ):
+        if not value >= least:  # "not >=" also catches NaN
             raise UserError(f"{flag} {value}: must be at least {least}")
     if interactions_per_user > items / 6:
-        raise UserError(f"--interactions-per-user {interactions_per_user}: at most a sixth of --items {items}, so that there is "
-                        "something left to rank")
+        raise UserError(
+            f"--interactions-per-user {interactions_per_user}: at most a sixth of --items {items}, so that there is "
+            "something left to rank"
+        )
     if users * items > 10**8:
-        raise UserError(f"--users {users} --items {items}: more than 10^8 user-item scores to draw from; make either smaller")
+        raise UserError(
+            f"--users {users} --items {items}: more than 10^8 user-item scores to draw from; make either smaller"
+        )
 
 
 # ---------------------------------------------------------------- the folder
+
 
 def write_dataset(folder, dataset, settings):
     """Write a dataset folder: train/valid/test.txt, text_feat.npy, image_feat.npy, item_ids.tsv, user_ids.tsv.
@@ -143,17 +162,25 @@ def write_dataset(folder, dataset, settings):
     folder = Path(folder)
     try:
         if folder.exists() and any(folder.iterdir()) and not (folder / MARK).exists():
-            raise UserError(f"{folder}: exists and was not made by this tool; give another NAME, or remove it")
+            raise UserError(
+                f"{folder}: exists and was not made by this tool; give another NAME, or remove it"
+            )
         folder.mkdir(parents=True, exist_ok=True)
         write_text(folder / MARK, json.dumps(settings, indent=1) + "\n")
         for split, rows in dataset["splits"].items():
-            write_text(folder / f"{split}.txt", "".join(f"{user} {' '.join(map(str, row))}\n" for user, row in enumerate(rows)))
+            write_text(
+                folder / f"{split}.txt",
+                "".join(f"{user} {' '.join(map(str, row))}\n" for user, row in enumerate(rows)),
+            )
         for modality, matrix in dataset["features"].items():
             with atomic_write(folder / f"{modality}_feat.npy") as file:
                 np.save(file, matrix)
         users = len(dataset["splits"]["train"])
         write_text(folder / "user_ids.tsv", "".join(f"{user}\tuser{user}\n" for user in range(users)))
-        write_text(folder / "item_ids.tsv", "".join(f"{item}\titem{item}-topic{topic}\n" for item, topic in enumerate(dataset["topic"])))
+        write_text(
+            folder / "item_ids.tsv",
+            "".join(f"{item}\titem{item}-topic{topic}\n" for item, topic in enumerate(dataset["topic"])),
+        )
     except OSError as error:
         raise UserError(f"{folder}: cannot be written ({error.strerror})") from None
 
@@ -163,25 +190,42 @@ def summary(folder, dataset):
     splits = {split: np.concatenate(rows) for split, rows in dataset["splits"].items()}
     degree = np.bincount(splits["train"], minlength=len(dataset["topic"]))
     features = ", ".join(f"{m} {matrix.shape[1]}" for m, matrix in dataset["features"].items())
-    return (f"{folder}: {len(dataset['splits']['train'])} users, {len(degree)} items in {len(np.unique(dataset['topic']))} topics, "
-            f"{' / '.join(str(len(items)) for items in splits.values())} interactions (train / valid / test); train users an item: "
-            f"median {np.median(degree):.0f}, most {degree.max()}, none for {(degree == 0).sum()} items; feature dimensions: {features}")
+    return (
+        f"{folder}: {len(dataset['splits']['train'])} users, {len(degree)} items in {len(np.unique(dataset['topic']))} topics, "
+        f"{' / '.join(str(len(items)) for items in splits.values())} interactions (train / valid / test); train users an item: "
+        f"median {np.median(degree):.0f}, most {degree.max()}, none for {(degree == 0).sum()} items; feature dimensions: {features}"
+    )
 
 
 # ---------------------------------------------------------------- command line
 
+
 def make_parser():
     """The flags, with their defaults."""
-    parser = Parser(prog="python -m data.synthetic", allow_abbrev=False, formatter_class=argparse.ArgumentDefaultsHelpFormatter,
-                    description="Make a dataset folder <data_root>/<NAME>/ with planted structure: users and items share latent "
-                                "factors, text and image features tell of them with noise. Same flags, same files.")
-    parser.add_argument("name", metavar="NAME", help="name of the dataset folder; one made earlier by this tool is replaced")
+    parser = Parser(
+        prog="python -m data.synthetic",
+        allow_abbrev=False,
+        formatter_class=argparse.ArgumentDefaultsHelpFormatter,
+        description="Make a dataset folder <data_root>/<NAME>/ with planted structure: users and items share latent "
+        "factors, text and image features tell of them with noise. Same flags, same files.",
+    )
+    parser.add_argument(
+        "name", metavar="NAME", help="name of the dataset folder; one made earlier by this tool is replaced"
+    )
     parser.add_argument("--users", type=int, default=4000, metavar="N", help="users")
     parser.add_argument("--items", type=int, default=2500, metavar="N", help="items")
-    parser.add_argument("--interactions-per-user", "--interactions_per_user", type=float, default=6.0, metavar="X",
-                        help="mean number of interactions a user, over all splits (3 + Poisson)")
+    parser.add_argument(
+        "--interactions-per-user",
+        "--interactions_per_user",
+        type=float,
+        default=6.0,
+        metavar="X",
+        help="mean number of interactions a user, over all splits (3 + Poisson)",
+    )
     parser.add_argument("--seed", type=int, default=2025, metavar="N", help="seed of every draw")
-    parser.add_argument("--data_root", default="data", metavar="DIR", help="folder that holds the dataset folders")
+    parser.add_argument(
+        "--data_root", default="data", metavar="DIR", help="folder that holds the dataset folders"
+    )
     return parser
 
 

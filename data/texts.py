@@ -1,6 +1,6 @@
 """Texts of items and users: JSON lines -> one text an internal id; the sizes and ids of a dataset folder.
 
-    texts, counts = read_texts(folder / "item_text.jsonl", 7050)   # a text or "" for each internal id
+texts, counts = read_texts(folder / "item_text.jsonl", 7050)   # a text or "" for each internal id
 """
 
 import json
@@ -10,17 +10,20 @@ from pathlib import Path
 from data.formats import inter_path, read_ids, read_inter, read_interactions, read_txt
 from utils import UserError
 
-MAX_LINE = 2**20                                        # bytes of one JSON line
+MAX_LINE = 2**20  # bytes of one JSON line
 FIELDS = ("title", "brand", "categories", "description")
 
 
 # ---------------------------------------------------------------- the dataset folder
 
+
 def dataset_path(root, name):
     """The folder root/name. Raises UserError if it is not there."""
     folder = Path(root) / name
     if not folder.is_dir():
-        raise UserError(f"{folder}: no such dataset folder; name one that lies in --data_root (README, 'Data')")
+        raise UserError(
+            f"{folder}: no such dataset folder; name one that lies in --data_root (README, 'Data')"
+        )
     return folder
 
 
@@ -42,12 +45,17 @@ def train_histories(folder):
     train.txt is the only file that is opened; of an .inter table only the rows of x_label 0 are returned.
     """
     folder = Path(folder)
-    table = read_txt(folder / "train.txt") if (folder / "train.txt").exists() else read_inter(inter_path(folder))["train"]
+    table = (
+        read_txt(folder / "train.txt")
+        if (folder / "train.txt").exists()
+        else read_inter(inter_path(folder))["train"]
+    )
     table = table.drop_duplicates(["user", "item"])
     return {int(user): rows.tolist() for user, rows in table.groupby("user", sort=True)["item"]}
 
 
 # ---------------------------------------------------------------- JSON lines
+
 
 def json_lines(path):
     """Yield (line number, object) of a file with one JSON object a line. Blank lines are skipped.
@@ -57,7 +65,9 @@ def json_lines(path):
     try:
         file = open(path, "rb")
     except OSError as error:
-        raise UserError(f"{path}: cannot be read ({error.strerror}); name a file with one JSON object a line") from None
+        raise UserError(
+            f"{path}: cannot be read ({error.strerror}); name a file with one JSON object a line"
+        ) from None
     with file:
         number = 0
         while line := file.readline(MAX_LINE + 1):
@@ -109,19 +119,26 @@ def row_finder(ids, n, matching, id_field):
     """
     if matching == "original":
         if ids is None:
-            raise UserError("--ids original needs item_ids.tsv (user_ids.tsv) in the dataset folder; make it, or take --ids internal")
+            raise UserError(
+                "--ids original needs item_ids.tsv (user_ids.tsv) in the dataset folder; make it, or take --ids internal"
+            )
         rows = {original: row for row, original in enumerate(ids)}
 
     def find(record, where):
         value = record.get(id_field)
         if isinstance(value, bool) or not isinstance(value, (int, str)):
-            raise UserError(f"{where}: has no '{id_field}'; --id_field names the field of the id, here one of "
-                            f"{', '.join(map(str, record))[:80]}")
+            raise UserError(
+                f"{where}: has no '{id_field}'; --id_field names the field of the id, here one of "
+                f"{', '.join(map(str, record))[:80]}"
+            )
         if matching == "original":
             return rows.get(str(value))
         if not re.fullmatch(r"[0-9]{1,10}", str(value)):
-            raise UserError(f"{where}: '{id_field}' {str(value)[:40]} is no whole number from 0; for original ids take --ids original")
+            raise UserError(
+                f"{where}: '{id_field}' {str(value)[:40]} is no whole number from 0; for original ids take --ids original"
+            )
         return int(value) if int(value) < n else None
+
     return find
 
 
@@ -138,12 +155,21 @@ def read_texts(path, n, ids=None, matching="internal", id_field="item", text_fie
         if row is None:
             unknown += 1
         elif row in line_of:
-            raise UserError(f"{where}: '{id_field}' {str(record[id_field])[:40]} stands on line {line_of[row]} already; keep one")
+            raise UserError(
+                f"{where}: '{id_field}' {str(record[id_field])[:40]} stands on line {line_of[row]} already; keep one"
+            )
         else:
             line_of[row] = number
             texts[row] = item_text(record, where, text_field)
     filled = sum(map(bool, texts))
     if not filled:
-        raise UserError(f"{path}: holds no text of the dataset's {n} ids ({unknown} records of other ids, {len(line_of)} without text); "
-                        "--id_field, --text_field and --ids say where ids and texts stand")
-    return texts, {"texts": filled, "empty": len(line_of) - filled, "absent": n - len(line_of), "unknown": unknown}
+        raise UserError(
+            f"{path}: holds no text of the dataset's {n} ids ({unknown} records of other ids, {len(line_of)} without text); "
+            "--id_field, --text_field and --ids say where ids and texts stand"
+        )
+    return texts, {
+        "texts": filled,
+        "empty": len(line_of) - filled,
+        "absent": n - len(line_of),
+        "unknown": unknown,
+    }

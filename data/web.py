@@ -28,7 +28,11 @@ class Transient(Exception):
 
 def check_url(url, where):
     """Raise UserError unless url is an http or https address."""
-    if not isinstance(url, str) or not re.fullmatch(r"https?://[^\s/?#]+[^\s]*", url, re.IGNORECASE) or len(url) > 4000:
+    if (
+        not isinstance(url, str)
+        or not re.fullmatch(r"https?://[^\s/?#]+[^\s]*", url, re.IGNORECASE)
+        or len(url) > 4000
+    ):
         raise UserError(f"{where}: '{str(url)[:60]}' is no http:// or https:// address")
 
 
@@ -52,20 +56,26 @@ def fetch(method, url, *, most_bytes, timeout, **options):
         with session().request(method, url, timeout=timeout, stream=True, **options) as answer:
             check_status(answer)
             return read_body(answer, most_bytes, deadline)
-    except requests.exceptions.InvalidSchema as error:           # a redirect to file:// and the like
+    except requests.exceptions.InvalidSchema as error:  # a redirect to file:// and the like
         raise Refused(str(error)[:200]) from None
     except (requests.exceptions.InvalidURL, requests.exceptions.TooManyRedirects) as error:
         raise Refused(str(error)[:200]) from None
     except (requests.exceptions.RequestException, OSError) as error:
-        cause = error.args[0] if error.args else error                 # requests wraps urllib3's error, which wraps the cause
-        raise Transient(f"{type(error).__name__}: {str(getattr(cause, 'reason', cause)).split(': ')[-1]}"[:200]) from None
+        cause = (
+            error.args[0] if error.args else error
+        )  # requests wraps urllib3's error, which wraps the cause
+        raise Transient(
+            f"{type(error).__name__}: {str(getattr(cause, 'reason', cause)).split(': ')[-1]}"[:200]
+        ) from None
 
 
 def check_status(answer):
     """Raise Transient or Refused unless an answer's status is 200."""
     if answer.status_code in (408, 425, 429) or answer.status_code >= 500:
         wait = answer.headers.get("Retry-After", "")
-        raise Transient(f"status {answer.status_code}", float(wait) if re.fullmatch(r"[0-9]{1,4}", wait) else 0.0)
+        raise Transient(
+            f"status {answer.status_code}", float(wait) if re.fullmatch(r"[0-9]{1,4}", wait) else 0.0
+        )
     if answer.status_code != 200:
         raise Refused(f"status {answer.status_code} {answer.reason or ''}".strip(), answer.status_code)
 
@@ -82,7 +92,9 @@ def read_body(answer, most_bytes, deadline):
                 raise Transient("timed out")
     except (Refused, Transient):
         raise
-    except Exception as error:      # urllib3 raises its own errors here: IncompleteRead, ReadTimeoutError, DecodeError, ...
+    except (
+        Exception
+    ) as error:  # urllib3 raises its own errors here: IncompleteRead, ReadTimeoutError, DecodeError, ...
         raise Transient(f"{type(error).__name__}: {error}"[:200]) from None
     told = answer.headers.get("Content-Length", "")
     if told.isdigit() and "Content-Encoding" not in answer.headers and len(body) < int(told):

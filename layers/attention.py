@@ -1,14 +1,16 @@
 """Graph attention."""
 
-from torch import nn
-from torch.nn import functional as F
 import dataclasses
+
 import numpy as np
 import scipy.sparse as sp
 import torch
-from layers.sparse import csr_product, csr_tensor
+from torch import nn
+from torch.nn import functional as F
+
 from layers.dropout import Dropout
 from layers.kernels import _Attention, product, product_type
+from layers.sparse import csr_product, csr_tensor
 
 
 @dataclasses.dataclass(frozen=True)
@@ -19,16 +21,17 @@ class AttentionGraph:
     viewed as [H * n, c] are multiplied by it as they lie in memory, head after head: what one head gathers stays in the
     cache. The graph of a loader has all nodes on both sides and is symmetric; at_rows takes some of the targets.
     """
+
     heads: int
     n: int
-    crow: torch.Tensor        # [H * m + 1] int32
-    col: torch.Tensor         # [H * E] int32
-    target: torch.Tensor      # [E] int64, the row of each edge within a head
-    source: torch.Tensor      # [E] int64, its column within a head
-    back_crow: torch.Tensor   # the transposed pattern: [H * n + 1] int32
-    back_col: torch.Tensor    # [H * E] int32
-    back: torch.Tensor        # [E] int64, which edge each entry of the transposed pattern is
-    rows: torch.Tensor | None = None      # [m] int64, the nodes that the targets are; None: all of them
+    crow: torch.Tensor  # [H * m + 1] int32
+    col: torch.Tensor  # [H * E] int32
+    target: torch.Tensor  # [E] int64, the row of each edge within a head
+    source: torch.Tensor  # [E] int64, its column within a head
+    back_crow: torch.Tensor  # the transposed pattern: [H * n + 1] int32
+    back_col: torch.Tensor  # [H * E] int32
+    back: torch.Tensor  # [E] int64, which edge each entry of the transposed pattern is
+    rows: torch.Tensor | None = None  # [m] int64, the nodes that the targets are; None: all of them
 
     def matrix(self, values):
         """The block-diagonal matrix [H m, H n] with these values [H * E] as a sparse tensor."""
@@ -50,9 +53,16 @@ class AttentionGraph:
         """Sum of the values [H * E] of each source: [H * n]."""
         if values.device.type == "cpu":
             sums = values.new_zeros(self.heads, self.n)
-            return sums.scatter_add_(1, self.source.expand(self.heads, -1), values.view(self.heads, -1)).flatten()
-        size = (self.heads * self.n, len(self.crow) - 1)        # a GPU adds in whatever order, so the result would not be the same twice
-        return csr_tensor(self.back_crow, self.back_col, each_head(values, self.back, self.heads), size) @ values.new_ones(size[1])
+            return sums.scatter_add_(
+                1, self.source.expand(self.heads, -1), values.view(self.heads, -1)
+            ).flatten()
+        size = (
+            self.heads * self.n,
+            len(self.crow) - 1,
+        )  # a GPU adds in whatever order, so the result would not be the same twice
+        return csr_tensor(
+            self.back_crow, self.back_col, each_head(values, self.back, self.heads), size
+        ) @ values.new_ones(size[1])
 
     def sampled_product(self, a, b):
         """a[i] . b[j] at every entry (i, j) of the pattern: [H * m, c] and [H * n, c] -> [H * E]."""
@@ -77,7 +87,9 @@ class AttentionGraph:
         source = self.source.index_select(0, edges)
         back = source.int().sort(stable=True).indices
         back_crow = torch.cat([counts.new_zeros(1), torch.bincount(source, minlength=self.n).cumsum(0)])
-        return with_heads(self.heads, self.n, crow, target, source, (back_crow, target.index_select(0, back), back), rows)
+        return with_heads(
+            self.heads, self.n, crow, target, source, (back_crow, target.index_select(0, back), back), rows
+        )
 
 
 def each_head(x, index, heads):
@@ -95,7 +107,14 @@ def attention_graph(neighbours, heads, device):
     back = sp.csr_matrix((np.arange(one_head.nnz), one_head.indices, one_head.indptr), (n, n)).T.tocsr()
     back.sort_indices()
     target = np.repeat(np.arange(n), np.diff(one_head.indptr))
-    return with_heads(heads, n, *(torch.from_numpy(part).long().to(device) for part in (one_head.indptr, target, one_head.indices, back.data)))
+    return with_heads(
+        heads,
+        n,
+        *(
+            torch.from_numpy(part).long().to(device)
+            for part in (one_head.indptr, target, one_head.indices, back.data)
+        ),
+    )
 
 
 def with_heads(heads, n, crow, target, source, back, rows=None):
@@ -112,7 +131,9 @@ def with_heads(heads, n, crow, target, source, back, rows=None):
     pattern = repeat(crow, source, n)
     if isinstance(back, tuple):
         back_crow, back_column, back = back
-        return AttentionGraph(heads, n, *pattern, target, source, *repeat(back_crow, back_column, len(crow) - 1), back, rows)
+        return AttentionGraph(
+            heads, n, *pattern, target, source, *repeat(back_crow, back_column, len(crow) - 1), back, rows
+        )
     return AttentionGraph(heads, n, *pattern, target, source, *pattern, back, rows)
 
 
@@ -135,10 +156,12 @@ class GraphAttention(nn.Module):
 
     def forward(self, graph, x):
         """graph: AttentionGraph of n nodes with the same number of heads; x: [n, d_in]."""
-        h = product(x, self.weight.T, self.dtype)                       # [n, d]
-        vectors = torch.block_diag(*torch.stack([self.a_dst, self.a_src], 2))           # [d, 2 H]: one product for all heads
-        s_dst, s_src = (h @ vectors).view(len(x), self.heads, 2).permute(2, 1, 0).contiguous()           # [H, n] each
-        h = h.view(len(x), self.heads, -1).transpose(0, 1).contiguous()                # [H, n, d / H]
+        h = product(x, self.weight.T, self.dtype)  # [n, d]
+        vectors = torch.block_diag(
+            *torch.stack([self.a_dst, self.a_src], 2)
+        )  # [d, 2 H]: one product for all heads
+        s_dst, s_src = (h @ vectors).view(len(x), self.heads, 2).permute(2, 1, 0).contiguous()  # [H, n] each
+        h = h.view(len(x), self.heads, -1).transpose(0, 1).contiguous()  # [H, n, d / H]
         if graph.rows is not None:
             s_dst = s_dst.index_select(1, graph.rows)
         dropout = self.attn_dropout.p if self.attn_dropout.training else 0.0
@@ -154,13 +177,15 @@ class Branch(nn.Module):
         d, self.dtype = config.recdim, product_type(config)
         self.project = nn.Linear(d_in, d) if config.feat_proj else nn.Identity()
         sizes = [d if config.feat_proj else d_in] + [d] * (layers - 1)
-        self.layers = nn.ModuleList(GraphAttention(size, d, config.attn_heads, config.attn_dropout, dtype=self.dtype)
-                                    for size in sizes)
+        self.layers = nn.ModuleList(
+            GraphAttention(size, d, config.attn_heads, config.attn_dropout, dtype=self.dtype)
+            for size in sizes
+        )
         self.before, self.after = Dropout(config.feat_dropout), Dropout(config.branch_dropout)
 
     def forward(self, graph, x, rows=None):
         """graph: AttentionGraph over the rows of x [n, d_m]; rows: [r] int64, the nodes that are wanted, each once; None: all."""
-        if isinstance(self.project, nn.Linear):       # its operands are rounded too
+        if isinstance(self.project, nn.Linear):  # its operands are rounded too
             x = product(x, self.project.weight.T, self.dtype) + self.project.bias
         for layer in self.layers:
             if rows is not None and layer is self.layers[-1]:

@@ -1,7 +1,7 @@
 """Dropout masks."""
 
-from torch import nn
 import torch
+from torch import nn
 
 
 def keep_mask(x, p):
@@ -10,9 +10,9 @@ def keep_mask(x, p):
     Sixteen random bits decide, so that four numbers share a draw of the generator; torch's own dropout takes one draw or more each,
     on a single thread of a CPU.
     """
-    bits = torch.empty(-(-x.numel() // 4), dtype=torch.int64, device=x.device).random_(-2**63, None)
+    bits = torch.empty(-(-x.numel() // 4), dtype=torch.int64, device=x.device).random_(-(2**63), None)
     kept = torch.empty(x.shape, dtype=x.dtype, device=x.device)
-    return torch.ge(bits.view(torch.int16)[:x.numel()].view(x.shape), round(p * 2**16) - 2**15, out=kept)
+    return torch.ge(bits.view(torch.int16)[: x.numel()].view(x.shape), round(p * 2**16) - 2**15, out=kept)
 
 
 class Dropout(nn.Dropout):

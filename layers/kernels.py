@@ -1,10 +1,12 @@
 """Autograd functions."""
-import torch
-import math
-from torch.nn import functional as F
-from layers.sparse import csr_product
-from layers.dropout import keep_mask
 
+import math
+
+import torch
+from torch.nn import functional as F
+
+from layers.dropout import keep_mask
+from layers.sparse import csr_product
 
 
 def column_major(features):
@@ -28,14 +30,19 @@ class _InfoNCE(torch.autograd.Function):
     def forward(ctx, a, b, target, temperature, block, dtype):
         a = a / temperature
         positive = (a * b.index_select(0, target)).sum(1)
-        narrow_a, narrow_b = (a * math.log2(math.e)).to(dtype), b.to(dtype)    # exp2 is faster than exp
+        narrow_a, narrow_b = (a * math.log2(math.e)).to(dtype), b.to(dtype)  # exp2 is faster than exp
         grad_a, grad_b, total = torch.empty_like(a), torch.zeros_like(b), a.new_empty(len(a))
-        loss, memory = -positive.sum(), narrow_b.new_empty(len(b) * min(block, len(a)))      # one for all blocks: it stays in the cache
+        loss, memory = (
+            -positive.sum(),
+            narrow_b.new_empty(len(b) * min(block, len(a))),
+        )  # one for all blocks: it stays in the cache
         parts = (matrix.split(block) for matrix in (a, narrow_a, grad_a, total))
         for part, narrow, grad, sums in zip(*parts):
-            scores = memory[:len(b) * len(part)].view(len(b), len(part))       # [m, block], faster to make than [block, m]
+            scores = memory[: len(b) * len(part)].view(
+                len(b), len(part)
+            )  # [m, block], faster to make than [block, m]
             torch.mm(narrow_b, narrow.T, out=scores)
-            if temperature < 1 / 60:            # else cosines are too small for exp to overflow
+            if temperature < 1 / 60:  # else cosines are too small for exp to overflow
                 top = scores.amax(0)
                 scores -= top
                 loss += math.log(2) * top.sum()
@@ -45,7 +52,7 @@ class _InfoNCE(torch.autograd.Function):
             if dtype == a.dtype:
                 torch.mm(likelihood.T, narrow_b, out=grad)
                 grad_b.addmm_(likelihood, weighted)
-            else:                                                              # sums in the wide type
+            else:  # sums in the wide type
                 grad[:] = likelihood.T @ narrow_b
                 grad_b += likelihood @ weighted.to(dtype)
         loss += total.log().sum()
@@ -79,7 +86,9 @@ class _Product(torch.autograd.Function):
         a, b = ctx.saved_tensors
         grad = grad.to(a.dtype)
         grad_a = (grad @ b.T).to(ctx.types[0]) if ctx.needs_input_grad[0] else None
-        width = 1024 if a.device.type == "cpu" else a.shape[1]         # MKL is up to a tenth faster for parts of a wide matrix
+        width = (
+            1024 if a.device.type == "cpu" else a.shape[1]
+        )  # MKL is up to a tenth faster for parts of a wide matrix
         grad_b = torch.cat([part.T @ grad for part in a.split(width, 1)])
         return grad_a, grad_b.to(ctx.types[1]), None
 
@@ -105,7 +114,11 @@ class _SparseProduct(torch.autograd.Function):
     @staticmethod
     def backward(ctx, grad):
         matrix = ctx.transposed
-        return None, None, csr_product(matrix.crow_indices(), matrix.col_indices(), matrix.values(), grad.contiguous())
+        return (
+            None,
+            None,
+            csr_product(matrix.crow_indices(), matrix.col_indices(), matrix.values(), grad.contiguous()),
+        )
 
 
 class _Attention(torch.autograd.Function):
@@ -114,7 +127,7 @@ class _Attention(torch.autograd.Function):
     @staticmethod
     def forward(ctx, h, s_dst, s_src, graph, slope, dropout):
         """h: [H n, c]; s_dst: [H m]; s_src: [H n]; graph: n sources, m targets; returns [H m, c]."""
-        scores = graph.at_target(s_dst).add_(graph.at_source(s_src))                      # [H E]
+        scores = graph.at_target(s_dst).add_(graph.at_source(s_src))  # [H E]
         scores = F.leaky_relu_(scores, slope)
         weights = softmax_numerators(scores, s_dst, s_src, graph)
         total = graph.row_sums(weights)[:, None]
@@ -139,7 +152,7 @@ class _Attention(torch.autograd.Function):
 def softmax_numerators(scores, s_dst, s_src, graph):
     """exp(scores) up to a factor a row, without over- or underflow. scores: [H E], LeakyReLU of s_dst + s_src [H n]."""
     if scores.device.type == "cpu" and s_dst.abs().max() + s_src.abs().max() < 60:
-        return scores.exp()                                             # in range as they are; saves a third of this function
+        return scores.exp()  # in range as they are; saves a third of this function
     top = torch.segment_reduce(scores, "max", offsets=graph.crow)
     return (scores - graph.at_target(top)).exp_()
 
@@ -151,11 +164,11 @@ class _L1Cost(torch.autograd.Function):
         if x.device.type != "cpu":
             return torch.cdist(x.T.contiguous(), y.T.contiguous(), p=1) / len(x)
         (n, p), q, block = x.shape, y.shape[1], 128
-        width = max(2**20 // (block * q), 1)                            # so many differences at a time stay in the cache
+        width = max(2**20 // (block * q), 1)  # so many differences at a time stay in the cache
         cost, memory = x.new_zeros(p, q), x.new_empty(min(block, n) * min(width, p) * q)
         for columns, part in zip(x.split(width, 1), cost.split(width)):
             for a, b in zip(columns.split(block), y.split(block)):
-                difference = memory[:a.numel() * q].view(*a.shape, q)
+                difference = memory[: a.numel() * q].view(*a.shape, q)
                 torch.sub(a[:, :, None], b[:, None], out=difference)
                 part += difference.abs_().sum(0)
         return cost / n
@@ -165,7 +178,7 @@ class _L1Cost(torch.autograd.Function):
         x, y = ctx.saved_tensors
         grad = grad / len(x)
         grad_x, grad_y = torch.empty_like(x), torch.zeros_like(y)
-        for i in range(x.shape[1]):                                     # one [n, q] sign matrix at a time
+        for i in range(x.shape[1]):  # one [n, q] sign matrix at a time
             sign = torch.sign(x[:, i, None] - y)
             grad_x[:, i] = sign @ grad[i]
             grad_y -= sign * grad[i]

@@ -2,6 +2,7 @@
 
 import torch
 from torch.nn import functional as F
+
 from layers.kernels import _InfoNCE
 
 
@@ -20,7 +21,11 @@ def squared_norm(*taken):
 
 def triple_bpr(user, item, batch):
     """BPR of a batch of triples. user: [v, d], vectors of batch.each_user; item: [r, d], of batch.each_item."""
-    return bpr_loss(user.index_select(0, batch.user_at), item.index_select(0, batch.pos_at), item.index_select(0, batch.neg_at))
+    return bpr_loss(
+        user.index_select(0, batch.user_at),
+        item.index_select(0, batch.pos_at),
+        item.index_select(0, batch.neg_at),
+    )
 
 
 def info_nce(a, b, temperature, target=None, block=480, dtype=None):

@@ -1,8 +1,9 @@
 """Sparse products and LightGCN's propagation."""
 
-import scipy.sparse as sp
-import numpy as np
 import warnings
+
+import numpy as np
+import scipy.sparse as sp
 import torch
 from torch.nn import functional as F
 
@@ -13,7 +14,9 @@ def csr_product(crow, col, values, dense):
     On a CPU this is a weighted embedding bag: its kernel takes a third of the time of torch's CSR product or less.
     """
     if dense.device.type == "cpu":
-        return F.embedding_bag(col, dense, crow, mode="sum", per_sample_weights=values, include_last_offset=True)
+        return F.embedding_bag(
+            col, dense, crow, mode="sum", per_sample_weights=values, include_last_offset=True
+        )
     return csr_tensor(crow, col, values, (len(crow) - 1, len(dense))) @ dense
 
 
@@ -22,7 +25,9 @@ class _Propagation(torch.autograd.Function):
     def forward(ctx, matrix, layers, rows, *parts):
         ctx.matrix, ctx.layers, ctx.rows, ctx.sizes = matrix, layers, rows, [len(part) for part in parts]
         means = mean_of_powers(matrix, parts, layers, rows)
-        return means if rows is None else (*means, *(part.index_select(0, at) for part, at in zip(parts, rows)))
+        return (
+            means if rows is None else (*means, *(part.index_select(0, at) for part, at in zip(parts, rows)))
+        )
 
     @staticmethod
     def backward(ctx, *grads):
@@ -31,9 +36,9 @@ class _Propagation(torch.autograd.Function):
         x = grads[0].new_zeros(sum(ctx.sizes), grads[0].shape[1])
         for part, at, grad in zip(x.split(ctx.sizes), ctx.rows, grads):
             part.index_add_(0, at, grad)
-        out, = mean_of_powers(ctx.matrix, (x,), ctx.layers)
+        (out,) = mean_of_powers(ctx.matrix, (x,), ctx.layers)
         out = out.split(ctx.sizes)
-        for part, at, grad in zip(out, ctx.rows, grads[len(ctx.rows):]):
+        for part, at, grad in zip(out, ctx.rows, grads[len(ctx.rows) :]):
             part.index_add_(0, at, grad)
         return None, None, None, *out
 
@@ -97,5 +102,9 @@ def bipartite_adjacency(pairs, n_users, n_items, device, weight=1.0):
 def to_csr_tensor(matrix, device):
     """scipy CSR -> torch CSR on device, its columns in order."""
     matrix.sort_indices()
-    return csr_tensor(torch.from_numpy(matrix.indptr.astype(np.int32)), torch.from_numpy(matrix.indices.astype(np.int32)),
-                      torch.from_numpy(matrix.data), matrix.shape).to(device)
+    return csr_tensor(
+        torch.from_numpy(matrix.indptr.astype(np.int32)),
+        torch.from_numpy(matrix.indices.astype(np.int32)),
+        torch.from_numpy(matrix.data),
+        matrix.shape,
+    ).to(device)

@@ -13,9 +13,9 @@ def top_columns(scores, k, group=64):
     if n % group or 2 * k * group >= n:
         return scores.topk(k, dim=1).indices
     groups = scores.view(rows, -1, group)
-    best = groups.amax(2).topk(k, dim=1, sorted=False).indices                                # [rows, k]
+    best = groups.amax(2).topk(k, dim=1, sorted=False).indices  # [rows, k]
     flat = best + groups.shape[1] * torch.arange(rows, device=scores.device)[:, None]
-    candidates = groups.flatten(0, 1).index_select(0, flat.flatten()).view(rows, -1)          # [rows, k * group]
+    candidates = groups.flatten(0, 1).index_select(0, flat.flatten()).view(rows, -1)  # [rows, k * group]
     at = candidates.topk(k, dim=1).indices
     return best.gather(1, at // group) * group + at % group
 
@@ -28,5 +28,5 @@ def first_columns(scores, k, group=64):
     top = top_columns(scores, min(k + 1, scores.shape[1]), group)
     values = scores.gather(1, top)
     tied = (values[:, 1:] == values[:, :-1]).any(1).nonzero()[:, 0]
-    top[tied] = scores[tied].sort(dim=1, descending=True, stable=True).indices[:, :top.shape[1]]
+    top[tied] = scores[tied].sort(dim=1, descending=True, stable=True).indices[:, : top.shape[1]]
     return top[:, :k]

@@ -1,7 +1,9 @@
 """Costs and Sinkhorn."""
 
 import math
+
 import torch
+
 from layers.kernels import _L1Cost
 
 
@@ -31,7 +33,13 @@ def cost_unit(cost, unit):
         return 1.0
     if unit == "mean":
         return cost.mean().clamp_min(1e-30)
-    return (cost - cost.mean(0) - cost.mean(1, keepdim=True) + cost.mean()).square().mean().sqrt().clamp_min(1e-30)
+    return (
+        (cost - cost.mean(0) - cost.mean(1, keepdim=True) + cost.mean())
+        .square()
+        .mean()
+        .sqrt()
+        .clamp_min(1e-30)
+    )
 
 
 def sinkhorn_log(cost, epsilon, iterations, start=None, tolerance=1e-4, check_every=10):
@@ -50,12 +58,12 @@ def sinkhorn_log(cost, epsilon, iterations, start=None, tolerance=1e-4, check_ev
     for done in range(0, iterations, check_every):
         row = -torch.logsumexp(column - scaled, 1) - math.log(p)
         column = -torch.logsumexp(row[:, None] - scaled, 0) - math.log(q)
-        kernel = torch.exp(row[:, None] + column - scaled)             # a plan with exact column marginals
+        kernel = torch.exp(row[:, None] + column - scaled)  # a plan with exact column marginals
         u, v = torch.ones_like(row), torch.ones_like(column)
         for _ in range(min(check_every, iterations - done) - 1):
             u = 1 / (p * (kernel @ v))
             v = 1 / (q * (u @ kernel))
-        error = (u * (kernel @ v) - 1 / p).abs().sum()                  # not finite if u or v is not
+        error = (u * (kernel @ v) - 1 / p).abs().sum()  # not finite if u or v is not
         row = torch.where(error.isfinite(), row + u.log(), row)
         column = torch.where(error.isfinite(), column + v.log(), column)
         if cost.device.type == "cpu" and error <= tolerance:

@@ -2,10 +2,10 @@
 
 import torch
 from torch import nn
-from layers.sparse import bipartite_adjacency
-from layers.sparse import propagate_rows
+
 from layers.kernels import _SparseProduct
 from layers.losses import triple_bpr
+from layers.sparse import bipartite_adjacency, propagate_rows
 from models.lightgcn import LightGCN
 
 
@@ -20,13 +20,15 @@ class FREEDOM(LightGCN):
         super().__init__(config, dataset)
         train = dataset.interactions.train
         self.config, self.item_graph, self.pairs = config, dataset.item_graph, train
-        self.steps = -(-len(train) // config.bpr_batch)                       # an epoch
+        self.steps = -(-len(train) // config.bpr_batch)  # an epoch
         degrees = [torch.bincount(ids).sqrt()[ids] for ids in torch.from_numpy(train).unbind(1)]
-        self.odds = 1 / (degrees[0] * degrees[1]).double()                    # [n] of an edge to be kept
+        self.odds = 1 / (degrees[0] * degrees[1]).double()  # [n] of an edge to be kept
         self.projected = list(dataset.features)
         for m, matrix in dataset.features.items():
             self.register_buffer(f"{m}_features", matrix, persistent=False)
-        self.project = nn.ModuleDict({m: nn.Linear(matrix.shape[1], config.recdim) for m, matrix in dataset.features.items()})
+        self.project = nn.ModuleDict(
+            {m: nn.Linear(matrix.shape[1], config.recdim) for m, matrix in dataset.features.items()}
+        )
         self.age, self.thinned = 0, (-1, None)
 
     def get_extra_state(self):
@@ -49,7 +51,11 @@ class FREEDOM(LightGCN):
         generator = torch.Generator().manual_seed((self.config.seed << 32) + epoch)
         # the smallest of exponential times with these rates: sampling without replacement (Efraimidis & Spirakis 2006)
         times = torch.empty(len(self.odds), dtype=torch.float64).exponential_(generator=generator) / self.odds
-        kept = times.topk(max(int(len(times) * (1 - self.config.edge_dropout)), 1), largest=False).indices.sort().values
+        kept = (
+            times.topk(max(int(len(times) * (1 - self.config.edge_dropout)), 1), largest=False)
+            .indices.sort()
+            .values
+        )
         return bipartite_adjacency(self.pairs[kept.numpy()], len(self.user), len(self.item), self.user.device)
 
     def content(self):
@@ -69,7 +75,9 @@ class FREEDOM(LightGCN):
         adjacency = self.adjacency
         if self.training:
             adjacency, self.age = self.thinned_adjacency(), self.age + 1
-        user, item, *layer0 = propagate_rows(adjacency, self.layers, (batch.each_user, batch.each_item), self.user, self.item)
+        user, item, *layer0 = propagate_rows(
+            adjacency, self.layers, (batch.each_user, batch.each_item), self.user, self.item
+        )
         return user, item + self.content().index_select(0, batch.each_item), *layer0
 
     def loss(self, batch):
@@ -84,4 +92,6 @@ class FREEDOM(LightGCN):
 
     def feature_bpr(self, user, m, batch):
         """BPR of users [v, d] with the projected features of modality m; each item of the batch is projected once."""
-        return triple_bpr(user, self.project[m](getattr(self, f"{m}_features").index_select(0, batch.each_item)), batch)
+        return triple_bpr(
+            user, self.project[m](getattr(self, f"{m}_features").index_select(0, batch.each_item)), batch
+        )

@@ -18,4 +18,6 @@ class LightGCN(MF):
 
     def of_batch(self, batch):
         """Propagated vectors of batch.each_user [v, d] and batch.each_item [r, d], and the same of layer 0: (user, item, user, item)."""
-        return propagate_rows(self.adjacency, self.layers, (batch.each_user, batch.each_item), self.user, self.item)
+        return propagate_rows(
+            self.adjacency, self.layers, (batch.each_user, batch.each_item), self.user, self.item
+        )

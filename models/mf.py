@@ -2,6 +2,7 @@
 
 import torch
 from torch import nn
+
 from layers.losses import squared_norm, triple_bpr
 
 
@@ -11,8 +12,8 @@ class MF(nn.Module):
     def __init__(self, config, dataset):
         super().__init__()
         self.decay = config.decay
-        self.user = nn.Parameter(0.1 * torch.randn(dataset.interactions.n_users, config.recdim))   # [U, d]
-        self.item = nn.Parameter(0.1 * torch.randn(dataset.interactions.n_items, config.recdim))   # [I, d]
+        self.user = nn.Parameter(0.1 * torch.randn(dataset.interactions.n_users, config.recdim))  # [U, d]
+        self.item = nn.Parameter(0.1 * torch.randn(dataset.interactions.n_items, config.recdim))  # [I, d]
 
     def embeddings(self):
         """User vectors [U, d] and item vectors [I, d]."""

@@ -2,13 +2,14 @@
 
 import dataclasses
 import zipfile
+
 import numpy as np
 import torch
 from tqdm import tqdm
+
+from training.metrics import ranking_metrics
 from training.ranking import row_numbers
 from utils import UserError
-from training.metrics import ranking_metrics
-
 
 ITEM_BINS = ("head", "middle", "tail", "cold")
 
@@ -20,6 +21,7 @@ class Ranking:
     users, history (train items): [n]; values: {"recall@10": [n] float64, ...}; found: {K: [4] recommended relevant pairs by
     item bin}; relevant, items: [4] relevant pairs and items by item bin.
     """
+
     users: np.ndarray
     history: np.ndarray
     values: dict
@@ -46,7 +48,9 @@ def history_bins(history):
     """Lengths [n] -> bin of each [n] at the quartiles, and the bins' names; equal lengths share a bin, so there may be fewer."""
     edges = np.unique(np.quantile(history, [0.25, 0.5, 0.75]))
     _, bins = np.unique(np.searchsorted(edges, history), return_inverse=True)
-    ends = [(history[bins == number].min(), history[bins == number].max()) for number in range(bins.max() + 1)]
+    ends = [
+        (history[bins == number].min(), history[bins == number].max()) for number in range(bins.max() + 1)
+    ]
     return bins, [f"{low}" if low == high else f"{low}–{high}" for low, high in ends]
 
 
@@ -57,20 +61,32 @@ def read_ranking(run):
         return None
     try:
         with np.load(path, allow_pickle=False) as file:
-            ranking = summarise(*(file[name] for name in ("users", "items", "relevant_crow", "relevant_items", "history", "popularity")), ks)
+            ranking = summarise(
+                *(
+                    file[name]
+                    for name in ("users", "items", "relevant_crow", "relevant_items", "history", "popularity")
+                ),
+                ks,
+            )
     except (OSError, ValueError, KeyError, IndexError, RuntimeError, zipfile.BadZipFile) as error:
-        raise UserError(f"{path}: is damaged ({str(error).splitlines()[0][:80]}); remove it or leave this run out") from None
+        raise UserError(
+            f"{path}: is damaged ({str(error).splitlines()[0][:80]}); remove it or leave this run out"
+        ) from None
     for metric, values in ranking.values.items():
-        if metric in run.result["test"] and not np.isclose(values.mean(), run.result["test"][metric], atol=1e-6):
-            raise UserError(f"{path}: gives {metric} {values.mean():.6f} where result.json says {run.result['test'][metric]:.6f}; "
-                            "they are not of one run: leave it out")
+        if metric in run.result["test"] and not np.isclose(
+            values.mean(), run.result["test"][metric], atol=1e-6
+        ):
+            raise UserError(
+                f"{path}: gives {metric} {values.mean():.6f} where result.json says {run.result['test'][metric]:.6f}; "
+                "they are not of one run: leave it out"
+            )
     return ranking
 
 
 def find_hits(top, relevant, n_items):
     """Which of the items [n, k] of each row are relevant: [n, k] bool. relevant: CSR (crow [n + 1], items)."""
     crow, items = relevant
-    keys = row_numbers(crow, 0, len(top)) * n_items + items             # ascending
+    keys = row_numbers(crow, 0, len(top)) * n_items + items  # ascending
     wanted = torch.arange(len(top), device=top.device)[:, None] * n_items + top
     return keys[torch.searchsorted(keys, wanted).clamp_(max=len(keys) - 1)] == wanted
 
@@ -78,10 +94,21 @@ def find_hits(top, relevant, n_items):
 def summarise(users, items, crow, relevant, history, popularity, ks):
     """The arrays of test_ranking.npz -> Ranking."""
     bins, crow = item_bins(popularity), torch.from_numpy(crow.astype(np.int64))
-    hits = find_hits(torch.from_numpy(items.astype(np.int64)), (crow, torch.from_numpy(relevant.astype(np.int64))), len(popularity))
+    hits = find_hits(
+        torch.from_numpy(items.astype(np.int64)),
+        (crow, torch.from_numpy(relevant.astype(np.int64))),
+        len(popularity),
+    )
     values = {metric: value.numpy() for metric, value in ranking_metrics(hits, crow.diff(), ks).items()}
     found = {k: np.bincount(bins[items[:, :k][hits[:, :k].numpy()]], minlength=4) for k in ks}
-    return Ranking(users, history, values, found, np.bincount(bins[relevant], minlength=4), np.bincount(bins, minlength=4))
+    return Ranking(
+        users,
+        history,
+        values,
+        found,
+        np.bincount(bins[relevant], minlength=4),
+        np.bincount(bins, minlength=4),
+    )
 
 
 def read_rankings(groups):
@@ -96,9 +123,17 @@ def read_rankings(groups):
 
 def check_users(section, rankings):
     """Raise UserError if the ranked lists of a table are not of the same users."""
-    lists = [(run.folder, ranking) for group in section if group.name in rankings for run, ranking in zip(group.runs, rankings[group.name])]
+    lists = [
+        (run.folder, ranking)
+        for group in section
+        if group.name in rankings
+        for run, ranking in zip(group.runs, rankings[group.name])
+    ]
     for folder, ranking in lists[1:]:
-        if not (np.array_equal(ranking.users, lists[0][1].users) and np.array_equal(ranking.history, lists[0][1].history)):
+        if not (
+            np.array_equal(ranking.users, lists[0][1].users)
+            and np.array_equal(ranking.history, lists[0][1].history)
+        ):
             raise UserError(f"{folder}: its test users are not those of {lists[0][0]}; leave one of them out")
 
 

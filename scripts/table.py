@@ -17,7 +17,9 @@ NAMES = {"mf": "MF", "lgn": "LightGCN", "lgn_mm": "RecGOAT"}
 def read_run(folder):
     """A run folder -> (settings, result) as dicts; the settings gain "group", the folder above it. Raises ValueError, in one line, if the run is not finished."""
     try:
-        config, result = (json.loads((Path(folder) / name).read_text()) for name in ("config.json", "result.json"))
+        config, result = (
+            json.loads((Path(folder) / name).read_text()) for name in ("config.json", "result.json")
+        )
     except (OSError, json.JSONDecodeError) as error:
         raise ValueError(f"{folder}: is not a finished run ({error})") from None
     if "test" not in result:
@@ -37,10 +39,25 @@ def table(runs):
     metrics = columns([result for _, result in runs])
     groups = {config["group"] for config, _ in runs}
     runs = sorted(runs, key=lambda run: [run[1]["test"][metric] for metric in metrics])
-    lines = ["".join([f"{'run':<12}{'seed':>6}{'best epoch':>12}", *(f"{metric:>11}" for metric in metrics), f"{'seconds':>9}"])]
+    lines = [
+        "".join(
+            [
+                f"{'run':<12}{'seed':>6}{'best epoch':>12}",
+                *(f"{metric:>11}" for metric in metrics),
+                f"{'seconds':>9}",
+            ]
+        )
+    ]
     for config, result in runs:
-        lines.append("".join([f"{run_name(config, groups):<12}{config['seed']:>6}{result['best_epoch']:>12}",
-                              *(f"{result['test'][metric]:>11.4f}" for metric in metrics), f"{result['seconds']:>9.1f}"]))
+        lines.append(
+            "".join(
+                [
+                    f"{run_name(config, groups):<12}{config['seed']:>6}{result['best_epoch']:>12}",
+                    *(f"{result['test'][metric]:>11.4f}" for metric in metrics),
+                    f"{result['seconds']:>9.1f}",
+                ]
+            )
+        )
     return lines
 
 
@@ -59,23 +76,34 @@ def mean_table(runs):
     for config, result in runs:
         seeds = named.setdefault(run_name(config, groups), {})
         if config["seed"] in seeds:
-            raise ValueError(f"{run_name(config, groups)}: has two runs of seed {config['seed']}; name one of them")
+            raise ValueError(
+                f"{run_name(config, groups)}: has two runs of seed {config['seed']}; name one of them"
+            )
         seeds[config["seed"]] = result["test"]
 
     def cell(values):
         return f"{statistics.mean(values):.4f} ± {statistics.stdev(values) if len(values) > 1 else 0:.4f}"
 
-    rows = sorted((statistics.mean(test[metrics[0]] for test in seeds.values()), name) for name, seeds in named.items())
+    rows = sorted(
+        (statistics.mean(test[metrics[0]] for test in seeds.values()), name) for name, seeds in named.items()
+    )
     lines = ["".join([f"{'run':<20}{'seeds':>6}", *(f"{metric:>18}" for metric in metrics)])]
     for _, name in rows:
         tests = list(named[name].values())
-        lines.append("".join([f"{name:<20}{len(tests):>6}", *(f"{cell([test[metric] for test in tests]):>18}" for metric in metrics)]))
+        lines.append(
+            "".join(
+                [
+                    f"{name:<20}{len(tests):>6}",
+                    *(f"{cell([test[metric] for test in tests]):>18}" for metric in metrics),
+                ]
+            )
+        )
     return lines
 
 
 def main(folders):
     """Print the table of these run folders. Returns the exit code: 0, or 2 on bad input (one line on stderr)."""
-    mean, folders = folders[:1] == ["--mean"], folders[folders[:1] == ["--mean"]:]
+    mean, folders = folders[:1] == ["--mean"], folders[folders[:1] == ["--mean"] :]
     if not folders or folders[0] in ("-h", "--help"):
         print(__doc__.strip(), file=sys.stdout if folders else sys.stderr)
         return 0 if folders else 2

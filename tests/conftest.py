@@ -5,7 +5,6 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-
 from helpers import random_pairs, write_txt
 
 N_USERS, N_ITEMS = 40, 30

@@ -15,7 +15,7 @@ def random_pairs(seed, n_users, n_items, per_user):
     rng = np.random.default_rng(seed)
     pairs = {split: [] for split in SPLITS}
     for user in range(n_users):
-        items = rng.permutation(n_items - 1)[:per_user + 2]
+        items = rng.permutation(n_items - 1)[: per_user + 2]
         if user < n_users - 1:
             pairs["train"] += [(user, item) for item in items[2:]]
         pairs["valid"].append((user, items[0]))
@@ -30,7 +30,9 @@ def write_txt(folder, train, valid, test):
         items = {}
         for user, item in pairs:
             items.setdefault(int(user), []).append(str(int(item)))
-        (folder / f"{split}.txt").write_text("".join(f"{user} {' '.join(row)}\n" for user, row in items.items()))
+        (folder / f"{split}.txt").write_text(
+            "".join(f"{user} {' '.join(row)}\n" for user, row in items.items())
+        )
 
 
 def write_inter(folder, train, valid, test, ratings=None):
@@ -56,4 +58,5 @@ def stop_after(monkeypatch, steps, happening):
             if len(calls) == steps:
                 happening()
             yield batch
+
     monkeypatch.setattr(Sampler, "epoch", epoch)

@@ -11,8 +11,9 @@ sys.path.append(str(Path(__file__).resolve().parents[1] / "benchmarks"))
 import bench
 import step
 import textbook
-from dataloader import Sampler
+
 from data.graphs import nearest_neighbours
+from dataloader import Sampler
 from model import make_model
 from procedure import splits_of
 from training.ranking import evaluate
@@ -23,13 +24,22 @@ CPU = torch.device("cpu")
 def model_and_graphs(**changes):
     """A RecGOAT of the tiny shape in eval mode with a new plan, its dataset, and the textbook's graphs."""
     config = bench.baby_command(recdim=16, item_knn_k=5, **changes)
-    dataset = bench.make_dataset(bench.SHAPES["tiny"], config, CPU, neighbours=lambda matrix: nearest_neighbours(matrix, 5, CPU))
+    dataset = bench.make_dataset(
+        bench.SHAPES["tiny"], config, CPU, neighbours=lambda matrix: nearest_neighbours(matrix, 5, CPU)
+    )
     torch.manual_seed(0)
     model = make_model(config, dataset, CPU).eval()
     _, z_id, z = model.represent()
     for m in model.modalities:
         model.fusion.transports[m].refresh(z[m], z_id)
-    return model, dataset, {"adjacency": textbook.coo_adjacency(dataset.adjacency), **{m: textbook.edge_index(g) for m, g in dataset.graphs.items()}}
+    return (
+        model,
+        dataset,
+        {
+            "adjacency": textbook.coo_adjacency(dataset.adjacency),
+            **{m: textbook.edge_index(g) for m, g in dataset.graphs.items()},
+        },
+    )
 
 
 @pytest.mark.parametrize("ot_cost", ["l1", "squared"])
@@ -39,13 +49,17 @@ def test_loss_and_gradients_are_those_of_the_textbook(ot_cost):
     ours, theirs = model.loss(batch)["loss"], textbook.loss(model, graphs, *batch[:3])
     torch.testing.assert_close(ours, theirs, rtol=1e-5, atol=0)
     weights = [weight for weight in model.parameters() if weight.requires_grad]
-    for a, b in zip(*(torch.autograd.grad(loss, weights, allow_unused=True) for loss in (ours, theirs)), strict=True):
+    for a, b in zip(
+        *(torch.autograd.grad(loss, weights, allow_unused=True) for loss in (ours, theirs)), strict=True
+    ):
         assert (a is None) == (b is None)
         if a is not None:
             torch.testing.assert_close(a, b, rtol=1e-3, atol=1e-3 * float(b.abs().max()) + 1e-9)
 
 
-def test_the_step_benchmark_times_training_with_dropout_and_plans_and_compares_the_same_loss(monkeypatch, tmp_path):
+def test_the_step_benchmark_times_training_with_dropout_and_plans_and_compares_the_same_loss(
+    monkeypatch, tmp_path
+):
     monkeypatch.setattr(bench, "CACHE", tmp_path)
     monkeypatch.setattr(step, "keep_freed_memory", lambda: None)
     config = bench.baby_command(recdim=16, item_knn_k=5, bpr_batch=512, sinkhorn_iters=1000)
@@ -55,9 +69,13 @@ def test_the_step_benchmark_times_training_with_dropout_and_plans_and_compares_t
     assert all(module.training for side in sides for module in side.model.modules())
     ours = sides[0]
     plans, refresh = [], type(ours.model.fusion.transports["text"]).refresh
-    monkeypatch.setattr(type(ours.model.fusion.transports["text"]), "refresh", lambda *parts: plans.append(1) or refresh(*parts))
+    monkeypatch.setattr(
+        type(ours.model.fusion.transports["text"]),
+        "refresh",
+        lambda *parts: plans.append(1) or refresh(*parts),
+    )
     ours.seconds()
-    assert len(plans) == len(ours.model.modalities)           # one of its steps takes new plans
+    assert len(plans) == len(ours.model.modalities)  # one of its steps takes new plans
 
 
 def test_bf16_changes_the_loss_by_little_and_the_gradient_direction_hardly():
@@ -70,7 +88,9 @@ def test_bf16_changes_the_loss_by_little_and_the_gradient_direction_hardly():
     for each in (model, narrow):
         loss = each.loss(batch)["loss"]
         loss.backward()
-        grads.append((loss.item(), torch.cat([p.grad.flatten() for p in each.parameters() if p.grad is not None])))
+        grads.append(
+            (loss.item(), torch.cat([p.grad.flatten() for p in each.parameters() if p.grad is not None]))
+        )
     assert grads[0][0] == pytest.approx(grads[1][0], rel=1e-3) and grads[0][0] != grads[1][0]
     assert torch.nn.functional.cosine_similarity(grads[0][1], grads[1][1], dim=0) > 0.999
 
@@ -86,4 +106,6 @@ def test_metrics_are_those_of_the_textbook():
             lists[split].setdefault(u, []).append(i)
     results = evaluate(user, item, splits_of(data, model.config, CPU), (5, 20))
     for split, result in zip(("valid", "test"), results, strict=True):
-        assert result == pytest.approx(textbook.evaluate(user, item, lists["train"], lists[split], (5, 20)), rel=1e-9)
+        assert result == pytest.approx(
+            textbook.evaluate(user, item, lists["train"], lists[split], (5, 20)), rel=1e-9
+        )

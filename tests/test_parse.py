@@ -11,22 +11,59 @@ from utils import UserError
 from world import GROUPS, RECIPES, Config
 
 RELEASED_COMMANDS = [
-    ('--dataset baby_raw   --model lgn_mm --use_multimodal 1 --text_feat ./data/baby_raw/text_feat.npy '
-     '--image_feat ./data/baby_raw/image_feat.npy --item_knn_k 20 --item_branch_layers 1 --epochs 1000 --recdim 800 --layer 3 '
-     '--lr 8e-4 --bpr_batch 4096 --topks "[10]" --fusion oat --contrastive_weight 0.032',
-     dict(dataset="baby_raw", recdim=800, item_knn_k=20, epochs=1000, contrastive_weight=0.032,
-          text_feat="./data/baby_raw/text_feat.npy", image_feat="./data/baby_raw/image_feat.npy")),
-    ('--dataset sports_raw --model lgn_mm --use_multimodal 1 --text_feat ./data/sports_raw/text_feat.npy '
-     '--image_feat ./data/sports_raw/image_feat.npy --item_knn_k 30 --item_branch_layers 1 --epochs 1000 --recdim 600 --layer 3 '
-     '--lr 8e-4 --bpr_batch 4096 --topks "[10]" --fusion oat --contrastive_weight 0.005',
-     dict(dataset="sports_raw", recdim=600, item_knn_k=30, epochs=1000, contrastive_weight=0.005,
-          text_feat="./data/sports_raw/text_feat.npy", image_feat="./data/sports_raw/image_feat.npy")),
-    ('--dataset electronics --model lgn_mm --use_multimodal 1 --text_feat ./data/electronics_raw/text_feat.npy '
-     '--image_feat ./data/electronics_raw/image_feat.npy --item_knn_k 20 --item_branch_layers 1 --epochs 2000 --recdim 200 --layer 3 '
-     '--lr 8e-4 --bpr_batch 4096 --topks "[10]" --fusion oat --contrastive_weight 0.05',
-     dict(dataset="electronics", recdim=200, item_knn_k=20, epochs=2000, contrastive_weight=0.05,
-          text_feat="./data/electronics_raw/text_feat.npy", image_feat="./data/electronics_raw/image_feat.npy"))]
-IN_ALL = dict(model="lgn_mm", use_multimodal=1, item_branch_layers=1, layer=3, lr=8e-4, bpr_batch=4096, topks=(10,), fusion="oat")
+    (
+        "--dataset baby_raw   --model lgn_mm --use_multimodal 1 --text_feat ./data/baby_raw/text_feat.npy "
+        "--image_feat ./data/baby_raw/image_feat.npy --item_knn_k 20 --item_branch_layers 1 --epochs 1000 --recdim 800 --layer 3 "
+        '--lr 8e-4 --bpr_batch 4096 --topks "[10]" --fusion oat --contrastive_weight 0.032',
+        dict(
+            dataset="baby_raw",
+            recdim=800,
+            item_knn_k=20,
+            epochs=1000,
+            contrastive_weight=0.032,
+            text_feat="./data/baby_raw/text_feat.npy",
+            image_feat="./data/baby_raw/image_feat.npy",
+        ),
+    ),
+    (
+        "--dataset sports_raw --model lgn_mm --use_multimodal 1 --text_feat ./data/sports_raw/text_feat.npy "
+        "--image_feat ./data/sports_raw/image_feat.npy --item_knn_k 30 --item_branch_layers 1 --epochs 1000 --recdim 600 --layer 3 "
+        '--lr 8e-4 --bpr_batch 4096 --topks "[10]" --fusion oat --contrastive_weight 0.005',
+        dict(
+            dataset="sports_raw",
+            recdim=600,
+            item_knn_k=30,
+            epochs=1000,
+            contrastive_weight=0.005,
+            text_feat="./data/sports_raw/text_feat.npy",
+            image_feat="./data/sports_raw/image_feat.npy",
+        ),
+    ),
+    (
+        "--dataset electronics --model lgn_mm --use_multimodal 1 --text_feat ./data/electronics_raw/text_feat.npy "
+        "--image_feat ./data/electronics_raw/image_feat.npy --item_knn_k 20 --item_branch_layers 1 --epochs 2000 --recdim 200 --layer 3 "
+        '--lr 8e-4 --bpr_batch 4096 --topks "[10]" --fusion oat --contrastive_weight 0.05',
+        dict(
+            dataset="electronics",
+            recdim=200,
+            item_knn_k=20,
+            epochs=2000,
+            contrastive_weight=0.05,
+            text_feat="./data/electronics_raw/text_feat.npy",
+            image_feat="./data/electronics_raw/image_feat.npy",
+        ),
+    ),
+]
+IN_ALL = dict(
+    model="lgn_mm",
+    use_multimodal=1,
+    item_branch_layers=1,
+    layer=3,
+    lr=8e-4,
+    bpr_batch=4096,
+    topks=(10,),
+    fusion="oat",
+)
 
 RELEASED_FLAGS = """seed cuda gpu_id recdim layer lr decay bpr_batch epochs topks test_u_batch_size tensorboard dataset path model
     use_multimodal text_feat user_text_feat image_feat audio_feat item_text_graph user_text_graph item_image_graph item_audio_graph
@@ -35,7 +72,9 @@ RELEASED_FLAGS = """seed cuda gpu_id recdim layer lr decay bpr_batch epochs topk
 
 
 def test_every_setting_has_a_flag_and_every_flag_a_setting():
-    flags = {option.removeprefix("--") for action in make_parser()._actions for option in action.option_strings}
+    flags = {
+        option.removeprefix("--") for action in make_parser()._actions for option in action.option_strings
+    }
     fields = {field.name for field in dataclasses.fields(Config)}
     assert fields <= flags
     assert flags - fields == {"h", "-h", "help", "test_u_batch_size"} & flags | set(NO_EFFECT)
@@ -53,8 +92,11 @@ def test_no_flags_give_the_defaults_and_no_notes():
 READS_A_RUN = ("resume", "checkpoint", "evaluate_only")  # tested where there are run folders
 
 
-@pytest.mark.parametrize("field", [field for field in dataclasses.fields(Config) if field.name not in READS_A_RUN],
-                         ids=lambda field: field.name)
+@pytest.mark.parametrize(
+    "field",
+    [field for field in dataclasses.fields(Config) if field.name not in READS_A_RUN],
+    ids=lambda field: field.name,
+)
 def test_a_flag_sets_its_own_field_and_no_other(field):
     rules = field.metadata
     if rules["choices"]:
@@ -79,14 +121,44 @@ def test_test_u_batch_size_is_another_name_of_eval_chunk():
     assert parse_args(["--test_u_batch_size", "77"])[0].eval_chunk == 77
 
 
-@pytest.mark.parametrize("text, ks", [("[10]", (10,)), ("[10,20]", (10, 20)), ("10,20", (10, 20)), ("20", (20,)),
-                                      ("[10, 20]", (10, 20)), (" 20 , 5,20 ", (5, 20)), ("[ 1 ]", (1,))])
+@pytest.mark.parametrize(
+    "text, ks",
+    [
+        ("[10]", (10,)),
+        ("[10,20]", (10, 20)),
+        ("10,20", (10, 20)),
+        ("20", (20,)),
+        ("[10, 20]", (10, 20)),
+        (" 20 , 5,20 ", (5, 20)),
+        ("[ 1 ]", (1,)),
+    ],
+)
 def test_forms_of_topks(text, ks):
     assert parse_args(["--topks", text])[0].topks == ks
 
 
-@pytest.mark.parametrize("text", ["[10", "10]", "[[10]]", '__import__("os")', "10;20", "10 20", "", "[]", "-1", "0", "5,0", "10.5",
-                                  "1e2", "ten", "10,", "٣", "9" * 30])
+@pytest.mark.parametrize(
+    "text",
+    [
+        "[10",
+        "10]",
+        "[[10]]",
+        '__import__("os")',
+        "10;20",
+        "10 20",
+        "",
+        "[]",
+        "-1",
+        "0",
+        "5,0",
+        "10.5",
+        "1e2",
+        "ten",
+        "10,",
+        "٣",
+        "9" * 30,
+    ],
+)
 def test_refused_forms_of_topks(text):
     with pytest.raises(UserError, match="--topks"):
         parse_args(["--topks", text])
@@ -99,7 +171,9 @@ def test_recipe_released_sets_its_values_and_explicit_flags_win():
         assert getattr(config, name) == value, name
     assert config == Config(**RECIPES["released"], recipe="released") != Config(recipe="released")
     config, _ = parse_args(["--plan_every", "7", "--recipe", "released", "--contrastive_sign", "attract"])
-    assert config == Config(**{**RECIPES["released"], "recipe": "released", "plan_every": 7, "contrastive_sign": "attract"})
+    assert config == Config(
+        **{**RECIPES["released"], "recipe": "released", "plan_every": 7, "contrastive_sign": "attract"}
+    )
 
 
 def test_an_explicit_flag_equal_to_the_default_wins_over_the_recipe():
@@ -115,7 +189,12 @@ def test_recipe_paper_is_the_default():
 def test_a_flag_without_effect_changes_nothing_and_is_answered(name):
     config, notes = parse_args([f"--{name}", "3"])
     assert config == Config()
-    assert len(notes) == 1 and notes[0].startswith("note: ") and f"--{name} " in notes[0] and NO_EFFECT[name] in notes[0]
+    assert (
+        len(notes) == 1
+        and notes[0].startswith("note: ")
+        and f"--{name} " in notes[0]
+        and NO_EFFECT[name] in notes[0]
+    )
 
 
 @pytest.mark.parametrize("argv", [["--dat", "baby"], ["--epoch", "3"], ["--data", "x"], ["--use_multi", "1"]])
@@ -124,18 +203,36 @@ def test_abbreviations_are_refused(argv):
         parse_args(argv)
 
 
-@pytest.mark.parametrize("argv, words", [
-    (["--no_such", "1"], "--no_such"), (["baby"], "baby"), (["--epochs", "ten"], "--epochs"), (["--epochs", "1.5"], "--epochs"),
-    (["--epochs"], "--epochs"), (["--lr", "fast"], "--lr"), (["--model", "svd"], "--model"), (["--cuda", "2"], "--cuda"),
-    (["--epochs", "0"], "--epochs 0: must be at least 1"), (["--lr", "nan"], "--lr nan"), (["--lr", "inf"], "--lr inf"),
-    (["--eta", "1.01"], "--eta 1.01: must be at most 1"), (["--seed", "-1"], "--seed -1"), (["--seed", str(2**32)], "--seed")])
+@pytest.mark.parametrize(
+    "argv, words",
+    [
+        (["--no_such", "1"], "--no_such"),
+        (["baby"], "baby"),
+        (["--epochs", "ten"], "--epochs"),
+        (["--epochs", "1.5"], "--epochs"),
+        (["--epochs"], "--epochs"),
+        (["--lr", "fast"], "--lr"),
+        (["--model", "svd"], "--model"),
+        (["--cuda", "2"], "--cuda"),
+        (["--epochs", "0"], "--epochs 0: must be at least 1"),
+        (["--lr", "nan"], "--lr nan"),
+        (["--lr", "inf"], "--lr inf"),
+        (["--eta", "1.01"], "--eta 1.01: must be at most 1"),
+        (["--seed", "-1"], "--seed -1"),
+        (["--seed", str(2**32)], "--seed"),
+    ],
+)
 def test_bad_values_name_the_flag(argv, words):
     with pytest.raises(UserError) as caught:
         parse_args(argv)
     assert words in str(caught.value) and "\n" not in str(caught.value)
 
 
-@pytest.mark.parametrize("command, own", RELEASED_COMMANDS, ids=lambda value: value.get("dataset") if isinstance(value, dict) else "")
+@pytest.mark.parametrize(
+    "command, own",
+    RELEASED_COMMANDS,
+    ids=lambda value: value.get("dataset") if isinstance(value, dict) else "",
+)
 def test_command_lines_of_the_released_readme(command, own):
     assert parse_args(shlex.split(command)) == (Config(**IN_ALL, **own), [])
 

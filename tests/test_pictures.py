@@ -10,10 +10,10 @@ import pytest
 
 pytest.importorskip("PIL", reason="pip install -r data/requirements.txt")
 from PIL import Image
-
-from data import pictures, web
 from test_features_tool import bomb
 from tiny_models import reply, serve
+
+from data import pictures, web
 from utils import UserError
 
 FAST = dict(workers=3, attempts=3, timeout=5.0, backoff=0.01)
@@ -43,7 +43,7 @@ class Shop:
             reply(handler, status=429, headers=[("Retry-After", "0")])
         elif kind == "drops":
             handler.close_connection = True
-        elif kind == "short":                       # promises more than it sends
+        elif kind == "short":  # promises more than it sends
             handler.send_response(200)
             handler.send_header("Content-Length", "99999")
             handler.end_headers()
@@ -57,7 +57,7 @@ class Shop:
             reply(handler, b"<html>not here</html>")
         elif kind == "bomb":
             reply(handler, bomb(10_000, 10_000))
-        elif kind == "gzip":                        # unpacks to more than it may
+        elif kind == "gzip":  # unpacks to more than it may
             reply(handler, zlib.compress(b"\0" * 3 * 10**7), headers=[("Content-Encoding", "deflate")])
         elif kind == "drip":
             handler.send_response(200)
@@ -80,19 +80,38 @@ def shop():
 def test_fetched_once_and_what_fails_is_told(shop, tmp_path):
     """Good and recovering addresses end in the cache; each failure has its reason; permanent ones are not asked for again."""
     answer, url = shop
-    names = ["ok-1", "flaky-1", "busy-1", "drops-1", "moved-1", "gone-1", "page-1", "bomb-1", "local-1", "short-1", "ok-1"]
+    names = [
+        "ok-1",
+        "flaky-1",
+        "busy-1",
+        "drops-1",
+        "moved-1",
+        "gone-1",
+        "page-1",
+        "bomb-1",
+        "local-1",
+        "short-1",
+        "ok-1",
+    ]
     urls = {row: f"{url}/{name}" for row, name in enumerate(names)}
     found, failed = pictures.download(urls, tmp_path, **FAST)
     assert sorted(found) == [0, 1, 2, 3, 4, 10] and found[0] == found[10]
     assert found[1].read_bytes() == jpeg(len("/flaky-1")) and found[4].read_bytes() == jpeg(len("/ok-moved"))
     assert "404" in failed[5] and "no picture" in failed[6] and "pixels" in failed[7] and "file:" in failed[8]
-    assert answer.hits["/ok-1"] == 1 and answer.hits["/flaky-1"] == 3 and answer.hits["/short-1"] == 3 and answer.hits["/gone-1"] == 1
+    assert (
+        answer.hits["/ok-1"] == 1
+        and answer.hits["/flaky-1"] == 3
+        and answer.hits["/short-1"] == 3
+        and answer.hits["/gone-1"] == 1
+    )
     before = dict(answer.hits)
     again = pictures.download(urls, tmp_path, **FAST)
     assert again[0] == found and sorted(again[1]) == [5, 6, 7, 8, 9]
     changed = {path for path in answer.hits if answer.hits[path] != before[path]}
-    assert changed == {"/short-1"}                                   # it may come back, the others will not
-    assert {path.name for path in tmp_path.iterdir()} == {path.name for path in found.values()} | {"refused.json"}
+    assert changed == {"/short-1"}  # it may come back, the others will not
+    assert {path.name for path in tmp_path.iterdir()} == {path.name for path in found.values()} | {
+        "refused.json"
+    }
 
 
 def test_slow_and_swollen_bodies_end(shop, tmp_path, monkeypatch):
@@ -126,18 +145,36 @@ def test_waits_double_and_the_servers_word_counts():
     assert waits == [1, 2, 30, 120]
 
 
-@pytest.mark.parametrize("name, text", [
-    ("urls.tsv", "B1\thttps://a.example/1.jpg\n\nB0\thttp://a.example/0.jpg\r\nB7\thttp://a.example/7.jpg\n"),
-    ("urls.jsonl", '{"asin": "B1", "image": "https://a.example/1.jpg"}\n{"asin": "B0", "image": "http://a.example/0.jpg"}\n{"asin": "B2"}\n')])
+@pytest.mark.parametrize(
+    "name, text",
+    [
+        (
+            "urls.tsv",
+            "B1\thttps://a.example/1.jpg\n\nB0\thttp://a.example/0.jpg\r\nB7\thttp://a.example/7.jpg\n",
+        ),
+        (
+            "urls.jsonl",
+            '{"asin": "B1", "image": "https://a.example/1.jpg"}\n{"asin": "B0", "image": "http://a.example/0.jpg"}\n{"asin": "B2"}\n',
+        ),
+    ],
+)
 def test_url_lists(tmp_path, name, text):
     (tmp_path / name).write_text(text)
     urls = pictures.read_urls(tmp_path / name, 3, ["B0", "B1", "B2"], "original", "asin", "image")
     assert urls == {1: "https://a.example/1.jpg", 0: "http://a.example/0.jpg"}
 
 
-@pytest.mark.parametrize("line, told", [
-    ("0\tfile:///etc/passwd", "no http"), ("0\tftp://a/b", "no http"), ("0 http://a/b", "no tab"), ("0\thttp://a b", "no http"),
-    ("0\thttp://a/b\n0\thttp://a/c", "line 2: 'item' 0 stands twice"), ("9\thttp://a/b", "names no picture")])
+@pytest.mark.parametrize(
+    "line, told",
+    [
+        ("0\tfile:///etc/passwd", "no http"),
+        ("0\tftp://a/b", "no http"),
+        ("0 http://a/b", "no tab"),
+        ("0\thttp://a b", "no http"),
+        ("0\thttp://a/b\n0\thttp://a/c", "line 2: 'item' 0 stands twice"),
+        ("9\thttp://a/b", "names no picture"),
+    ],
+)
 def test_bad_url_lists(tmp_path, line, told):
     (tmp_path / "urls.tsv").write_text(line + "\n")
     with pytest.raises(UserError, match=told):
@@ -160,7 +197,9 @@ def test_percent_encoded_names(tmp_path):
     assert pictures.find_pictures(tmp_path, 2, ["x", "a/b"]) == ({1: tmp_path / "a%2Fb.png"}, 0)
 
 
-@pytest.mark.parametrize("content", [b"", b"GIF89a", b"%PDF-1.4", bomb(40_000, 40_000), bomb(9_000, 9_000), jpeg()[:-200]])
+@pytest.mark.parametrize(
+    "content", [b"", b"GIF89a", b"%PDF-1.4", bomb(40_000, 40_000), bomb(9_000, 9_000), jpeg()[:-200]]
+)
 def test_broken_pictures(tmp_path, content):
     (tmp_path / "x.png").write_bytes(content)
     for source in (tmp_path / "x.png", io.BytesIO(content)):

@@ -29,7 +29,7 @@ def refused(capsys, root, *flags):
     """The one line on stderr of a command line that ends with 2 and leaves nothing behind."""
     assert prepare.main(["toy", "--data_root", str(root / "out"), *map(str, flags)]) == 2
     out, err = capsys.readouterr()
-    err = err.split("\r")[-1]                               # a progress bar may have been there
+    err = err.split("\r")[-1]  # a progress bar may have been there
     assert out == "" and err.count("\n") == 1 and err.startswith("error: "), err
     assert not (root / "out").exists() or not any((root / "out").iterdir())
     return err
@@ -38,8 +38,15 @@ def refused(capsys, root, *flags):
 def events(seed=0, users=30, items=20, count=400):
     """[(user, item, rating, time)] with repeated pairs and equal times, in random order."""
     draw = random.Random(seed)
-    return [(f"ü{draw.randrange(users):03}", f"item {draw.randrange(items)}", float(draw.randint(1, 5)), 10**9 + 1000 * draw.randrange(200))
-            for _ in range(count)]
+    return [
+        (
+            f"ü{draw.randrange(users):03}",
+            f"item {draw.randrange(items)}",
+            float(draw.randint(1, 5)),
+            10**9 + 1000 * draw.randrange(200),
+        )
+        for _ in range(count)
+    ]
 
 
 def write_csv(path, rows, header=("user", "item", "rating", "timestamp"), sep=","):
@@ -63,10 +70,18 @@ def log_of(rows):
 
 # ---------------------------------------------------------------- the published split
 
+
 def baby_rows(baby):
     """(user, item) of Baby under their original ids, shuffled."""
-    names = {kind: {row[1]: row[0] for row in csv.reader(open(baby / f"{kind}_id_mapping.csv"), delimiter="\t")} for kind in "ui"}
-    rows = [(names["u"][row[0]], names["i"][row[1]]) for row in csv.reader(open(baby / "baby.inter"), delimiter="\t") if row[0] != "userID"]
+    names = {
+        kind: {row[1]: row[0] for row in csv.reader(open(baby / f"{kind}_id_mapping.csv"), delimiter="\t")}
+        for kind in "ui"
+    }
+    rows = [
+        (names["u"][row[0]], names["i"][row[1]])
+        for row in csv.reader(open(baby / "baby.inter"), delimiter="\t")
+        if row[0] != "userID"
+    ]
     random.Random(3).shuffle(rows)
     return rows
 
@@ -74,18 +89,34 @@ def baby_rows(baby):
 def test_baby_has_the_published_counts(baby, tmp_path, capsys):
     """From original ids in any order: 5-core keeps everything, and every user has as many items in each split as published."""
     table = write_csv(tmp_path / "baby.csv", baby_rows(baby), ("user", "item"))
-    folder = run(tmp_path, "--interactions", table, "--text_feat", f"{baby}/text_feat_recon_d128.npy={baby}/i_id_mapping.csv")
+    folder = run(
+        tmp_path,
+        "--interactions",
+        table,
+        "--text_feat",
+        f"{baby}/text_feat_recon_d128.npy={baby}/i_id_mapping.csv",
+    )
     ours, published = read_interactions(folder), read_interactions(baby, "txt")
     assert (ours.n_users, ours.n_items) == (19445, 7050)
     assert [len(getattr(ours, split)) for split in SPLITS] == [118551, 20559, 21682]
-    number = {row[0]: int(row[1]) for row in csv.reader(open(baby / "u_id_mapping.csv"), delimiter="\t") if row[1] != "userID"}
+    number = {
+        row[0]: int(row[1])
+        for row in csv.reader(open(baby / "u_id_mapping.csv"), delimiter="\t")
+        if row[1] != "userID"
+    }
     theirs = [number[line.split("\t")[1]] for line in (folder / "user_ids.tsv").read_text().splitlines()]
     for split in SPLITS:
-        counts, expected = (np.bincount(getattr(data, split)[:, 0], minlength=19445) for data in (ours, published))
+        counts, expected = (
+            np.bincount(getattr(data, split)[:, 0], minlength=19445) for data in (ours, published)
+        )
         assert (counts == expected[theirs]).all()
     item = dict(line.split("\t") for line in (folder / "item_ids.tsv").read_text().splitlines())
     features, original = np.load(folder / "text_feat.npy"), np.load(baby / "text_feat_recon_d128.npy")
-    row = {r[0]: int(r[1]) for r in csv.reader(open(baby / "i_id_mapping.csv"), delimiter="\t") if r[1] != "itemID"}
+    row = {
+        r[0]: int(r[1])
+        for r in csv.reader(open(baby / "i_id_mapping.csv"), delimiter="\t")
+        if r[1] != "itemID"
+    }
     assert (features == original[[row[item[str(at)]] for at in range(7050)]]).all()
 
 
@@ -103,6 +134,7 @@ def test_baby_converts_there_and_back(baby, tmp_path):
 
 
 # ---------------------------------------------------------------- core, order, splits
+
 
 @pytest.mark.parametrize("k", [1, 2, 4, 6])
 def test_core_is_that_of_a_naive_loop(k):
@@ -124,7 +156,9 @@ def test_core_is_that_of_a_naive_loop(k):
 def test_numbers_go_by_first_appearance_in_what_is_kept(tmp_path):
     """The dropped user and item get no number; the others are numbered as they come in the file."""
     rows = [("dropped", "rare"), *[(u, i) for u in ("z", "a", "m") for i in ("i9", "i1", "i5")]]
-    folder = run(tmp_path, "--interactions", write_csv(tmp_path / "t.csv", rows, ("user", "item")), "--core", 3)
+    folder = run(
+        tmp_path, "--interactions", write_csv(tmp_path / "t.csv", rows, ("user", "item")), "--core", 3
+    )
     assert (folder / "user_ids.tsv").read_text() == "0\tz\n1\ta\n2\tm\n"
     assert (folder / "item_ids.tsv").read_text() == "0\ti9\n1\ti1\n2\ti5\n"
 
@@ -135,9 +169,15 @@ def test_repeated_pairs_keep_the_earliest(tmp_path, capsys):
     table = write_csv(tmp_path / "t.csv", [*rows, ("a", "x", 1, 7), ("a", "y", 2, 900)])
     folder = run(tmp_path, "--interactions", table, "--core", 1)
     table = pd.read_csv(folder / "toy.inter", sep="\t").set_index(["userID", "itemID"])
-    assert len(table) == 9 and tuple(table.loc[(0, 0), ["rating", "timestamp"]]) == (1, 7) and table.loc[(0, 1), "rating"] == 5
+    assert (
+        len(table) == 9
+        and tuple(table.loc[(0, 0), ["rating", "timestamp"]]) == (1, 7)
+        and table.loc[(0, 1), "rating"] == 5
+    )
     assert "2 repeated (user, item) pairs left out" in capsys.readouterr().out
-    untimed = run(tmp_path, "--interactions", tmp_path / "t.csv", "--core", 1, "--time_column", "", name="untimed")
+    untimed = run(
+        tmp_path, "--interactions", tmp_path / "t.csv", "--core", 1, "--time_column", "", name="untimed"
+    )
     table = pd.read_csv(untimed / "untimed.inter", sep="\t").set_index(["userID", "itemID"])
     assert "timestamp" not in table and table.loc[(0, 0), "rating"] == 5
 
@@ -149,28 +189,53 @@ def test_mmrec_rule_for_every_length():
     for user in range(60):
         n, got = user + 1, Counter(label[[u == user for u, _ in rows]].tolist())
         held = int(0.2 * n)
-        expected = (n, 0, 0) if n < 3 else (n - 2, 1, 1) if n < 10 else (n - held, held // 2, held - held // 2)
+        expected = (
+            (n, 0, 0) if n < 3 else (n - 2, 1, 1) if n < 10 else (n - held, held // 2, held - held // 2)
+        )
         assert (got[0], got[1], got[2]) == expected
 
 
 def test_mmrec_draws_which_items():
     """Over seeds, each of a user's items is held out equally often (5 standard errors)."""
     rows = [(0, item) for item in range(8)] + [(1, item) for item in range(8)]
-    held = np.mean([prepare.split(log_of(rows), "mmrec", None, seed) == prepare.TEST for seed in range(2000)], axis=0)
+    held = np.mean(
+        [prepare.split(log_of(rows), "mmrec", None, seed) == prepare.TEST for seed in range(2000)], axis=0
+    )
     assert (abs(held - 1 / 8) < 5 * np.sqrt(1 / 8 * 7 / 8 / 2000)).all()
 
 
 def test_leave_one_out_takes_the_last_two():
-    rows = [(0, 0, 5.0), (0, 1, 9.0), (0, 2, 7.0), (1, 0, 1.0), (1, 1, 2.0), (2, 3, 4.0), (2, 4, 4.0), (2, 5, 4.0)]
+    rows = [
+        (0, 0, 5.0),
+        (0, 1, 9.0),
+        (0, 2, 7.0),
+        (1, 0, 1.0),
+        (1, 1, 2.0),
+        (2, 3, 4.0),
+        (2, 4, 4.0),
+        (2, 5, 4.0),
+    ]
     assert prepare.split(log_of(rows), "leave_one_out", None, 0).tolist() == [0, 2, 1, 0, 0, 0, 1, 2]
-    untimed = [prepare.split(log_of([row[:2] for row in rows]), "leave_one_out", None, seed) for seed in range(30)]
+    untimed = [
+        prepare.split(log_of([row[:2] for row in rows]), "leave_one_out", None, seed) for seed in range(30)
+    ]
     assert {tuple(np.bincount(label, minlength=3)) for label in untimed} == {(4, 2, 2)}
     assert len({tuple(label) for label in untimed}) > 10
 
 
 def test_temporal_cuts_once_for_all(tmp_path, capsys):
     """All of train is before all of valid, before all of test; equal times are never parted; cold ids are told."""
-    folder = run(tmp_path, "--interactions", write_csv(tmp_path / "t.csv", events()), "--core", 2, "--split", "temporal", "--test_share", 0.2)
+    folder = run(
+        tmp_path,
+        "--interactions",
+        write_csv(tmp_path / "t.csv", events()),
+        "--core",
+        2,
+        "--split",
+        "temporal",
+        "--test_share",
+        0.2,
+    )
     table = pd.read_csv(folder / "toy.inter", sep="\t")
     times = [table.timestamp[table.x_label == k] for k in range(3)]
     assert times[0].max() < times[1].min() and times[1].max() < times[2].min()
@@ -185,12 +250,36 @@ def test_temporal_cuts_once_for_all(tmp_path, capsys):
 
 def test_temporal_reads_dates(tmp_path):
     """ISO dates order as the times they name, time zones included."""
-    rows = [("a", "x", "2024-01-01"), ("a", "y", "2024-01-01T12:00:00+02:00"), ("b", "x", "2024-01-01T11:00:00Z"), ("b", "y", "2024-01-02"),
-            ("a", "z", "2024-01-05"), ("b", "z", "2023-12-31")]
-    folder = run(tmp_path, "--interactions", write_csv(tmp_path / "t.csv", rows, ("user", "item", "timestamp")), "--core", 1,
-                 "--split", "temporal", "--valid_share", 0.25, "--test_share", 0.25)
+    rows = [
+        ("a", "x", "2024-01-01"),
+        ("a", "y", "2024-01-01T12:00:00+02:00"),
+        ("b", "x", "2024-01-01T11:00:00Z"),
+        ("b", "y", "2024-01-02"),
+        ("a", "z", "2024-01-05"),
+        ("b", "z", "2023-12-31"),
+    ]
+    folder = run(
+        tmp_path,
+        "--interactions",
+        write_csv(tmp_path / "t.csv", rows, ("user", "item", "timestamp")),
+        "--core",
+        1,
+        "--split",
+        "temporal",
+        "--valid_share",
+        0.25,
+        "--test_share",
+        0.25,
+    )
     table = pd.read_csv(folder / "toy.inter", sep="\t").set_index(["userID", "itemID"]).x_label
-    assert [int(table[pair]) for pair in ((0, 0), (0, 1), (1, 0), (1, 1), (0, 2), (1, 2))] == [0, 0, 1, 2, 2, 0]
+    assert [int(table[pair]) for pair in ((0, 0), (0, 1), (1, 0), (1, 1), (0, 2), (1, 2))] == [
+        0,
+        0,
+        1,
+        2,
+        2,
+        0,
+    ]
 
 
 def test_random_has_exact_shares():
@@ -204,32 +293,57 @@ def test_random_has_exact_shares():
 @pytest.mark.parametrize("rule", prepare.RULES)
 def test_every_pair_is_in_one_split_and_the_seed_decides(rule, tmp_path):
     table = write_csv(tmp_path / "t.csv", events())
-    first, again, other = (run(tmp_path / d, "--interactions", table, "--split", rule, "--seed", seed) for d, seed in (("a", 1), ("b", 1), ("c", 2)))
+    first, again, other = (
+        run(tmp_path / d, "--interactions", table, "--split", rule, "--seed", seed)
+        for d, seed in (("a", 1), ("b", 1), ("c", 2))
+    )
     data = read_interactions(first)
     pairs = {(u, i) for split in SPLITS for u, i in getattr(data, split).tolist()}
-    assert len(pairs) == sum(len(getattr(data, split)) for split in SPLITS) == len({row[:2] for row in events()})
+    assert (
+        len(pairs) == sum(len(getattr(data, split)) for split in SPLITS) == len({row[:2] for row in events()})
+    )
     assert contents(first) == contents(again)
     assert (contents(first) == contents(other)) == (rule in ("leave_one_out", "temporal"))
 
 
 # ---------------------------------------------------------------- formats
 
+
 def written_as(kind, path, rows):
     """The same interactions in one of the formats. Returns (file, flags)."""
     frame = pd.DataFrame(rows, columns=["user", "item", "rating", "timestamp"])
-    amazon = [{"reviewerID": u, "asin": i, "reviewText": "it's\n", "overall": r, "unixReviewTime": t} for u, i, r, t in rows]
+    amazon = [
+        {"reviewerID": u, "asin": i, "reviewText": "it's\n", "overall": r, "unixReviewTime": t}
+        for u, i, r, t in rows
+    ]
     if kind == "ratings":
         return write_csv(path / "ratings_Toy.csv", rows, None), []
     if kind == "columns":
-        return write_csv(path / "t.tsv.gz", [(t, i, u) for u, i, r, t in rows], None, "\t"), ["--columns", "timestamp,item,user", "--rating_column", ""]
+        return write_csv(path / "t.tsv.gz", [(t, i, u) for u, i, r, t in rows], None, "\t"), [
+            "--columns",
+            "timestamp,item,user",
+            "--rating_column",
+            "",
+        ]
     if kind == "named":
-        return write_csv(path / "t.csv.gz", rows, ("who", "what", "rating", "when")), ["--user_column", "who", "--item_column", "what", "--time_column", "when"]
+        return write_csv(path / "t.csv.gz", rows, ("who", "what", "rating", "when")), [
+            "--user_column",
+            "who",
+            "--item_column",
+            "what",
+            "--time_column",
+            "when",
+        ]
     if kind == "parquet":
         pytest.importorskip("pyarrow", reason="pyarrow is not installed (data/requirements.txt)")
-        frame.assign(timestamp=pd.to_datetime(frame.timestamp, unit="s", utc=True), list=[[1]] * len(frame)).to_parquet(path / "t.parquet")
+        frame.assign(
+            timestamp=pd.to_datetime(frame.timestamp, unit="s", utc=True), list=[[1]] * len(frame)
+        ).to_parquet(path / "t.parquet")
         return path / "t.parquet", []
     if kind == "reviews":
-        (path / "reviews_Toy_5.json.gz").write_bytes(gzip.compress("\n".join(map(json.dumps, amazon)).encode()))
+        (path / "reviews_Toy_5.json.gz").write_bytes(
+            gzip.compress("\n".join(map(json.dumps, amazon)).encode())
+        )
         return path / "reviews_Toy_5.json.gz", []
     if kind == "literals":
         (path / "t.json").write_text("\n".join(map(repr, amazon)))
@@ -244,7 +358,7 @@ def test_every_format_gives_the_same_folder(kind, tmp_path):
     path, flags = written_as(kind, tmp_path, rows)
     got = contents(run(tmp_path / kind, "--interactions", path, "--core", 3, *flags))
     want = contents(expected)
-    if kind == "columns":                                   # no ratings there
+    if kind == "columns":  # no ratings there
         table = pd.read_csv(expected / "toy.inter", sep="\t").drop(columns="rating")
         want["toy.inter"] = table.to_csv(sep="\t", index=False).encode()
     assert got == want
@@ -259,7 +373,10 @@ def test_small_chunks_change_nothing(tmp_path, monkeypatch):
 
 def test_txt_holds_what_inter_holds(tmp_path):
     table = write_csv(tmp_path / "t.csv", events())
-    one, two = (read_interactions(run(tmp_path / form, "--interactions", table, "--format", form)) for form in ("inter", "txt"))
+    one, two = (
+        read_interactions(run(tmp_path / form, "--interactions", table, "--format", form))
+        for form in ("inter", "txt")
+    )
     for split in SPLITS:
         assert (getattr(one, split) == getattr(two, split)).all()
     assert one.train_rating is not None
@@ -267,51 +384,102 @@ def test_txt_holds_what_inter_holds(tmp_path):
 
 def test_ids_stay_as_they_are(tmp_path):
     """Leading zeros, quotes, accents and numbers of JSON survive."""
-    names = ['007', '7', 'a "quoted", one', 'NA', '猫']
-    (tmp_path / "t.jsonl").write_text("".join(json.dumps({"user": u, "item": i}) + "\n" for u in names for i in (1, 2, 3)))
+    names = ["007", "7", 'a "quoted", one', "NA", "猫"]
+    (tmp_path / "t.jsonl").write_text(
+        "".join(json.dumps({"user": u, "item": i}) + "\n" for u in names for i in (1, 2, 3))
+    )
     folder = run(tmp_path, "--interactions", tmp_path / "t.jsonl", "--core", 1)
-    assert (folder / "user_ids.tsv").read_text(encoding="utf-8").splitlines() == [f"{at}\t{name}" for at, name in enumerate(names)]
+    assert (folder / "user_ids.tsv").read_text(encoding="utf-8").splitlines() == [
+        f"{at}\t{name}" for at, name in enumerate(names)
+    ]
     frame = pd.DataFrame([(u, i) for u in names for i in (1, 2, 3)], columns=["user", "item"])
     frame.to_csv(tmp_path / "t.csv", index=False)
-    assert contents(run(tmp_path / "csv", "--interactions", tmp_path / "t.csv", "--core", 1)) == contents(folder)
+    assert contents(run(tmp_path / "csv", "--interactions", tmp_path / "t.csv", "--core", 1)) == contents(
+        folder
+    )
 
 
 def test_inputs_are_named_with_their_checksums(tmp_path):
     import hashlib
+
     table = write_csv(tmp_path / "t.csv.gz", events())
     facts = json.loads((run(tmp_path, "--interactions", table) / prepare.MARK).read_text())
-    assert facts["inputs"] == [{"file": "t.csv.gz", "bytes": table.stat().st_size, "sha256": hashlib.sha256(table.read_bytes()).hexdigest()}]
+    assert facts["inputs"] == [
+        {
+            "file": "t.csv.gz",
+            "bytes": table.stat().st_size,
+            "sha256": hashlib.sha256(table.read_bytes()).hexdigest(),
+        }
+    ]
 
 
 # ---------------------------------------------------------------- texts and features
 
-META = [{"asin": "item 1", "title": "A &amp; B", "price": 1.5, "related": {"also_bought": ["item 2"]}, "categories": [["Baby", "Toys"], ["Gifts"]],
-         "description": "two\n lines, it's"},
-        {"asin": "item 2", "brand": "Basin", "title": 'says "asin": "item 3"'},
-        {"asin": "nobody", "title": "not in the data"},
-        {"asin": "item 1", "title": "a second record"},
-        {"description": "the id comes last", "asin": "item 5"}]
+META = [
+    {
+        "asin": "item 1",
+        "title": "A &amp; B",
+        "price": 1.5,
+        "related": {"also_bought": ["item 2"]},
+        "categories": [["Baby", "Toys"], ["Gifts"]],
+        "description": "two\n lines, it's",
+    },
+    {"asin": "item 2", "brand": "Basin", "title": 'says "asin": "item 3"'},
+    {"asin": "nobody", "title": "not in the data"},
+    {"asin": "item 1", "title": "a second record"},
+    {"description": "the id comes last", "asin": "item 5"},
+]
 
 
 @pytest.mark.parametrize("write", [repr, json.dumps])
 def test_item_texts(write, tmp_path):
     """Python literals and JSON, nested categories, entities, repeated and foreign ids."""
     (tmp_path / "meta_Toy.json.gz").write_bytes(gzip.compress("\n".join(map(write, META)).encode()))
-    folder = run(tmp_path, "--interactions", write_csv(tmp_path / "t.csv", events()), "--core", 1, "--meta", tmp_path / "meta_Toy.json.gz")
+    folder = run(
+        tmp_path,
+        "--interactions",
+        write_csv(tmp_path / "t.csv", events()),
+        "--core",
+        1,
+        "--meta",
+        tmp_path / "meta_Toy.json.gz",
+    )
     rows = [json.loads(line) for line in (folder / "item_text.jsonl").read_text().splitlines()]
     names = [line.split("\t")[1] for line in (folder / "item_ids.tsv").read_text().splitlines()]
     assert [(row["item"], row["id"]) for row in rows] == list(enumerate(names))
-    text = {row["id"]: {key: row[key] for key in ("title", "brand", "categories", "description")} for row in rows}
-    assert text["item 1"] == {"title": "A & B", "brand": "", "categories": "Baby, Toys, Gifts", "description": "two lines, it's"}
-    assert text["item 2"] == {"title": 'says "asin": "item 3"', "brand": "Basin", "categories": "", "description": ""}
+    text = {
+        row["id"]: {key: row[key] for key in ("title", "brand", "categories", "description")} for row in rows
+    }
+    assert text["item 1"] == {
+        "title": "A & B",
+        "brand": "",
+        "categories": "Baby, Toys, Gifts",
+        "description": "two lines, it's",
+    }
+    assert text["item 2"] == {
+        "title": 'says "asin": "item 3"',
+        "brand": "Basin",
+        "categories": "",
+        "description": "",
+    }
     assert set(text["item 3"].values()) == {""} and text["item 5"]["description"] == "the id comes last"
     assert json.loads((folder / prepare.MARK).read_text())["item_text.jsonl"] == {
-        "found": 3, "missing": len(names) - 3, "title": 2, "brand": 1, "categories": 1, "description": 2}
+        "found": 3,
+        "missing": len(names) - 3,
+        "title": 2,
+        "brand": 1,
+        "categories": 1,
+        "description": 2,
+    }
 
 
 def test_item_texts_from_a_table(tmp_path):
-    table = write_csv(tmp_path / "meta.csv", [("item 4", '"A, ""big"" one"', "sofa")], ("item", "title", "category"))
-    folder = run(tmp_path, "--interactions", write_csv(tmp_path / "t.csv", events()), "--core", 1, "--meta", table)
+    table = write_csv(
+        tmp_path / "meta.csv", [("item 4", '"A, ""big"" one"', "sofa")], ("item", "title", "category")
+    )
+    folder = run(
+        tmp_path, "--interactions", write_csv(tmp_path / "t.csv", events()), "--core", 1, "--meta", table
+    )
     row = next(row for row in map(json.loads, open(folder / "item_text.jsonl")) if row["id"] == "item 4")
     assert (row["title"], row["categories"], row["description"]) == ('A, "big" one', "sofa", "")
 
@@ -330,9 +498,22 @@ def test_missing_images_have_the_mean(name, tmp_path, capsys):
     vectors = rng.standard_normal((4, 4096)).astype(np.float32)
     broken = vectors[1].copy()
     broken[7] = np.nan
-    records = [("B000000002", vectors[2]), ("elsewhere", vectors[3]), ("B000000001", broken), ("B000000000", vectors[0]), ("B000000002", vectors[3])]
-    folder = run(tmp_path, "--interactions", write_csv(tmp_path / "t.csv", rows, ("user", "item")), "--core", 1,
-                 "--image_features", write_images(tmp_path / name, records))
+    records = [
+        ("B000000002", vectors[2]),
+        ("elsewhere", vectors[3]),
+        ("B000000001", broken),
+        ("B000000000", vectors[0]),
+        ("B000000002", vectors[3]),
+    ]
+    folder = run(
+        tmp_path,
+        "--interactions",
+        write_csv(tmp_path / "t.csv", rows, ("user", "item")),
+        "--core",
+        1,
+        "--image_features",
+        write_images(tmp_path / name, records),
+    )
     features = np.load(folder / "image_feat.npy")
     mean = (vectors[0] + vectors[2]).astype(np.float64) / 2
     assert features.dtype == np.float32
@@ -345,13 +526,27 @@ def test_missing_images_have_the_mean(name, tmp_path, capsys):
 def test_features_of_ones_own_are_reordered(layout, tmp_path):
     rng, names = np.random.default_rng(1), [f"i{n}" for n in range(8)]
     features = rng.standard_normal((8, 3)).astype(np.float16)
-    text, ids = {"one a line": (names, "ids.txt"), "row and id": ([f"{r}\t{n}" for r, n in reversed(list(enumerate(names)))], "ids.tsv"),
-                 "id and row with a header": (["asin\titemID", *(f"{n}\t{r}" for r, n in enumerate(names))], "map.csv"),
-                 "csv": (["row,id", *(f"{r},{n}" for r, n in enumerate(names))], "ids.csv")}[layout]
+    text, ids = {
+        "one a line": (names, "ids.txt"),
+        "row and id": ([f"{r}\t{n}" for r, n in reversed(list(enumerate(names)))], "ids.tsv"),
+        "id and row with a header": (
+            ["asin\titemID", *(f"{n}\t{r}" for r, n in enumerate(names))],
+            "map.csv",
+        ),
+        "csv": (["row,id", *(f"{r},{n}" for r, n in enumerate(names))], "ids.csv"),
+    }[layout]
     (tmp_path / ids).write_text("\n".join(text) + "\n")
     np.save(tmp_path / "f.npy", features)
     rows = [(u, i) for u in "abc" for i in ("i5", "i2", "unknown", "i7")]
-    folder = run(tmp_path, "--interactions", write_csv(tmp_path / "t.csv", rows, ("user", "item")), "--core", 1, "--audio_feat", f"{tmp_path}/f.npy={tmp_path}/{ids}")
+    folder = run(
+        tmp_path,
+        "--interactions",
+        write_csv(tmp_path / "t.csv", rows, ("user", "item")),
+        "--core",
+        1,
+        "--audio_feat",
+        f"{tmp_path}/f.npy={tmp_path}/{ids}",
+    )
     got = np.load(folder / "audio_feat.npy")
     assert got.dtype == np.float16 and (got[[0, 1, 3]] == features[[5, 2, 7]]).all()
     np.testing.assert_allclose(got[2], features[[5, 2, 7]].astype(float).mean(axis=0), rtol=2e-3)
@@ -361,48 +556,65 @@ def test_user_features_go_by_user_ids(tmp_path):
     np.save(tmp_path / "f.npy", np.eye(3))
     (tmp_path / "ids.txt").write_text("c\na\nb\n")
     rows = [(u, i) for u in "abc" for i in "xyz"]
-    folder = run(tmp_path, "--interactions", write_csv(tmp_path / "t.csv", rows, ("user", "item")), "--core", 1, "--user_text_feat", f"{tmp_path}/f.npy={tmp_path}/ids.txt")
+    folder = run(
+        tmp_path,
+        "--interactions",
+        write_csv(tmp_path / "t.csv", rows, ("user", "item")),
+        "--core",
+        1,
+        "--user_text_feat",
+        f"{tmp_path}/f.npy={tmp_path}/ids.txt",
+    )
     assert (np.load(folder / "user_text_feat.npy") == np.eye(3)[[1, 2, 0]]).all()
 
 
 # ---------------------------------------------------------------- bad input
 
-GOOD = "user,item,rating,timestamp\n" + "".join(f"{u},{i},5,{n}\n" for n, (u, i) in enumerate((u, i) for u in "abcd" for i in "wxyz"))
+GOOD = "user,item,rating,timestamp\n" + "".join(
+    f"{u},{i},5,{n}\n" for n, (u, i) in enumerate((u, i) for u in "abcd" for i in "wxyz")
+)
 
 
-@pytest.mark.parametrize("name, text, told", [
-    ("t.csv", GOOD + ",x,5,1\n", "line 18: user '' is empty"),
-    ("t.csv", GOOD + 'a,"x\ty",5,1\n', "line 18: item 'x\\ty' holds a tab"),
-    ("t.csv", GOOD + "a,x\u2028y,5,1\n", "line 18: item"),
-    ("t.csv", GOOD + f"a,{'x' * 2000},5,1\n", "longer than 1000"),
-    ("t.csv", GOOD + "a,new,much,1\n", "line 18: rating 'much' is no number"),
-    ("t.csv", GOOD + "a,new,0,1\n", "line 18: rating '0.0' is not positive"),
-    ("t.csv", GOOD + "a,new,5,soon\n", "line 18: time 'soon'"),
-    ("t.csv", GOOD + "a,new,5,inf\n", "line 18: time 'inf'"),
-    ("t.csv", GOOD + "a,new,5\n", "line 18: time ''"),
-    ("t.csv", GOOD + "a,new,5,1,9\n", "line 18"),
-    ("t.csv", "user,item\na,b,c\n", "line 2: has more cells"),
-    ("t.csv", "who,item\na,b\n", "has no column user"),
-    ("t.csv", "", "no CSV table"),
-    ("t.csv", "user,item\n", "holds no interactions"),
-    ("t.csv", b"user,item\na,\xff\n", "UTF-8"),
-    ("t.csv", "user,item\na,b\n", "5 interactions"),
-    ("t.csv.gz", GOOD, "no whole gzip file"),
-    ("t.csv.gz", gzip.compress(GOOD.encode())[:-9], "no whole gzip file"),
-    ("t.xls", GOOD, "is not called .csv"),
-    ("t.parquet", GOOD, "Parquet"),
-    ("t.jsonl", '{"user": "a", "item": "b"}\n[1]\n', "line 2: holds a list"),
-    ("t.jsonl", '{"user": "a", "item": "b"}\n{"user": "a"}\n', "line 2: item '' is empty"),
-    ("t.jsonl", '{"user": "a", "item": "b"}\n\n{"user": "a", "item": true}\n', "line 3: item '' is empty"),
-    ("t.jsonl", '{"user": "a"\n', "line 1: is neither"),
-    ("t.jsonl", "__import__('os').abort()\n", "line 1: is neither"),
-    ("t.jsonl", "{'user': 'a', 'item': __import__('os').abort()}\n", "line 1: is neither"),
-    ("t.jsonl", "[" * 100000 + "\n", "line 1: is neither"),
-    ("t.jsonl", "-" * 100000 + "1\n", "line 1: is neither"),
-    ("t.jsonl", "1" + "+1" * 100000 + "\n", "line 1: is neither"),
-    ("t.jsonl", '{"user": ' + "1" * 10000 + "}\n", "line 1: is neither"),
-    ("t.jsonl", '{"user": "' + "a" * (1 << 20) + '"}\n', "line 1: is longer than"),
-])
+@pytest.mark.parametrize(
+    "name, text, told",
+    [
+        ("t.csv", GOOD + ",x,5,1\n", "line 18: user '' is empty"),
+        ("t.csv", GOOD + 'a,"x\ty",5,1\n', "line 18: item 'x\\ty' holds a tab"),
+        ("t.csv", GOOD + "a,x\u2028y,5,1\n", "line 18: item"),
+        ("t.csv", GOOD + f"a,{'x' * 2000},5,1\n", "longer than 1000"),
+        ("t.csv", GOOD + "a,new,much,1\n", "line 18: rating 'much' is no number"),
+        ("t.csv", GOOD + "a,new,0,1\n", "line 18: rating '0.0' is not positive"),
+        ("t.csv", GOOD + "a,new,5,soon\n", "line 18: time 'soon'"),
+        ("t.csv", GOOD + "a,new,5,inf\n", "line 18: time 'inf'"),
+        ("t.csv", GOOD + "a,new,5\n", "line 18: time ''"),
+        ("t.csv", GOOD + "a,new,5,1,9\n", "line 18"),
+        ("t.csv", "user,item\na,b,c\n", "line 2: has more cells"),
+        ("t.csv", "who,item\na,b\n", "has no column user"),
+        ("t.csv", "", "no CSV table"),
+        ("t.csv", "user,item\n", "holds no interactions"),
+        ("t.csv", b"user,item\na,\xff\n", "UTF-8"),
+        ("t.csv", "user,item\na,b\n", "5 interactions"),
+        ("t.csv.gz", GOOD, "no whole gzip file"),
+        ("t.csv.gz", gzip.compress(GOOD.encode())[:-9], "no whole gzip file"),
+        ("t.xls", GOOD, "is not called .csv"),
+        ("t.parquet", GOOD, "Parquet"),
+        ("t.jsonl", '{"user": "a", "item": "b"}\n[1]\n', "line 2: holds a list"),
+        ("t.jsonl", '{"user": "a", "item": "b"}\n{"user": "a"}\n', "line 2: item '' is empty"),
+        (
+            "t.jsonl",
+            '{"user": "a", "item": "b"}\n\n{"user": "a", "item": true}\n',
+            "line 3: item '' is empty",
+        ),
+        ("t.jsonl", '{"user": "a"\n', "line 1: is neither"),
+        ("t.jsonl", "__import__('os').abort()\n", "line 1: is neither"),
+        ("t.jsonl", "{'user': 'a', 'item': __import__('os').abort()}\n", "line 1: is neither"),
+        ("t.jsonl", "[" * 100000 + "\n", "line 1: is neither"),
+        ("t.jsonl", "-" * 100000 + "1\n", "line 1: is neither"),
+        ("t.jsonl", "1" + "+1" * 100000 + "\n", "line 1: is neither"),
+        ("t.jsonl", '{"user": ' + "1" * 10000 + "}\n", "line 1: is neither"),
+        ("t.jsonl", '{"user": "' + "a" * (1 << 20) + '"}\n', "line 1: is longer than"),
+    ],
+)
 def test_bad_tables_end_in_one_line(name, text, told, tmp_path, capsys):
     if name.endswith("parquet"):
         pytest.importorskip("pyarrow", reason="pyarrow is not installed (data/requirements.txt)")
@@ -412,64 +624,88 @@ def test_bad_tables_end_in_one_line(name, text, told, tmp_path, capsys):
     assert told in error and str(path) in error
 
 
-@pytest.mark.parametrize("flags, told", [
-    ([], "--interactions FILE or --convert"),
-    (["--core", "0"], "--core 0"),
-    (["--seed", "-1"], "--seed -1"),
-    (["--user_column", "who"], "no column who"),
-    (["--columns", "a,b,c,d"], "no column user"),
-    (["--valid_share", "0.2"], "its own rule"),
-    (["--split", "random", "--valid_share", "0.6", "--test_share", "0.4"], "less than 1 together"),
-    (["--split", "random", "--valid_share", "0.001"], "leaves the valid split empty"),
-    (["--split", "temporal", "--time_column", ""], "no times"),
-    (["--convert", "txt"], "no use for --interactions"),
-    (["--text_feat", "f.npy"], "FILE.npy=IDS"),
-    (["--image_features", "x.b", "--image_feat", "f.npy=ids"], "give one"),
-    (["--meta", "{tmp}/none.json"], "cannot be read"),
-    (["--nonsense", "1"], "--nonsense"),
-])
+@pytest.mark.parametrize(
+    "flags, told",
+    [
+        ([], "--interactions FILE or --convert"),
+        (["--core", "0"], "--core 0"),
+        (["--seed", "-1"], "--seed -1"),
+        (["--user_column", "who"], "no column who"),
+        (["--columns", "a,b,c,d"], "no column user"),
+        (["--valid_share", "0.2"], "its own rule"),
+        (["--split", "random", "--valid_share", "0.6", "--test_share", "0.4"], "less than 1 together"),
+        (["--split", "random", "--valid_share", "0.001"], "leaves the valid split empty"),
+        (["--split", "temporal", "--time_column", ""], "no times"),
+        (["--convert", "txt"], "no use for --interactions"),
+        (["--text_feat", "f.npy"], "FILE.npy=IDS"),
+        (["--image_features", "x.b", "--image_feat", "f.npy=ids"], "give one"),
+        (["--meta", "{tmp}/none.json"], "cannot be read"),
+        (["--nonsense", "1"], "--nonsense"),
+    ],
+)
 def test_bad_flags_end_in_one_line(flags, told, tmp_path, capsys):
     (tmp_path / "t.csv").write_text(GOOD)
     flags = [flag.replace("{tmp}", str(tmp_path)) for flag in flags]
     table = ["--interactions", tmp_path / "t.csv"] if flags else []
-    assert told in refused(capsys, tmp_path, *table, *([] if "--core" in flags else ["--core", "3"] if flags and "--convert" not in flags else []), *flags)
+    assert told in refused(
+        capsys,
+        tmp_path,
+        *table,
+        *([] if "--core" in flags else ["--core", "3"] if flags and "--convert" not in flags else []),
+        *flags,
+    )
 
 
-@pytest.mark.parametrize("content, told", [
-    ("{'asin': 'nobody'}\n", "describes none of the 4 items"),
-    ("{'title': 'no id'}\n", "line 1: has no item id"),
-    ("{'asin': 'w', 'title': open('x')}\n", "line 1: is neither"),
-])
+@pytest.mark.parametrize(
+    "content, told",
+    [
+        ("{'asin': 'nobody'}\n", "describes none of the 4 items"),
+        ("{'title': 'no id'}\n", "line 1: has no item id"),
+        ("{'asin': 'w', 'title': open('x')}\n", "line 1: is neither"),
+    ],
+)
 def test_bad_metadata(content, told, tmp_path, capsys):
     (tmp_path / "t.csv").write_text(GOOD)
     (tmp_path / "meta.json").write_text(content)
-    assert told in refused(capsys, tmp_path, "--interactions", tmp_path / "t.csv", "--core", 3, "--meta", tmp_path / "meta.json")
+    assert told in refused(
+        capsys, tmp_path, "--interactions", tmp_path / "t.csv", "--core", 3, "--meta", tmp_path / "meta.json"
+    )
 
 
 def test_bad_features(tmp_path, capsys):
     (tmp_path / "t.csv").write_text(GOOD)
     base = ["--interactions", tmp_path / "t.csv", "--core", 3]
     (tmp_path / "i.b").write_bytes(b"x" * (raw.IMAGE.itemsize + 5))
-    assert "record 2: ends after 5 of 16394 bytes" in refused(capsys, tmp_path, *base, "--image_features", tmp_path / "i.b")
+    assert "record 2: ends after 5 of 16394 bytes" in refused(
+        capsys, tmp_path, *base, "--image_features", tmp_path / "i.b"
+    )
     (tmp_path / "i.b").write_bytes(b"x" * raw.IMAGE.itemsize)
-    assert "has features for none of the 4 ids" in refused(capsys, tmp_path, *base, "--image_features", tmp_path / "i.b")
+    assert "has features for none of the 4 ids" in refused(
+        capsys, tmp_path, *base, "--image_features", tmp_path / "i.b"
+    )
     np.save(tmp_path / "f.npy", np.eye(4))
     for text in ("w\nx\n", "0\tw\n0\tx\n2\ty\n3\tz\n", "", "w\tx\ty\n" * 4):
         (tmp_path / "ids").write_text(text)
-        assert "does not name an id for each of 4 rows" in refused(capsys, tmp_path, *base, "--text_feat", f"{tmp_path}/f.npy={tmp_path}/ids")
+        assert "does not name an id for each of 4 rows" in refused(
+            capsys, tmp_path, *base, "--text_feat", f"{tmp_path}/f.npy={tmp_path}/ids"
+        )
     np.save(tmp_path / "f.npy", np.array([{}], object), allow_pickle=True)
-    assert "not a plain .npy" in refused(capsys, tmp_path, *base, "--text_feat", f"{tmp_path}/f.npy={tmp_path}/ids")
+    assert "not a plain .npy" in refused(
+        capsys, tmp_path, *base, "--text_feat", f"{tmp_path}/f.npy={tmp_path}/ids"
+    )
 
 
 def test_parquet_without_pyarrow_names_the_package(tmp_path, capsys, monkeypatch):
     monkeypatch.setitem(__import__("sys").modules, "pyarrow", None)
     (tmp_path / "t.parquet").write_bytes(b"PAR1")
-    assert "pip install -r data/requirements.txt" in refused(capsys, tmp_path, "--interactions", tmp_path / "t.parquet")
+    assert "pip install -r data/requirements.txt" in refused(
+        capsys, tmp_path, "--interactions", tmp_path / "t.parquet"
+    )
 
 
 def test_conversion_refuses_what_it_would_lose_or_cannot_read(tmp_path, capsys):
     folder = run(tmp_path, "--interactions", write_csv(tmp_path / "t.csv", events()))
-    assert prepare.main(["toy", "--data_root", str(tmp_path), "--convert", "inter"]) == 2       # it is there
+    assert prepare.main(["toy", "--data_root", str(tmp_path), "--convert", "inter"]) == 2  # it is there
     assert "exists already" in capsys.readouterr().err
     (folder / "toy.inter").write_text("userID\titemID\tx_label\n0\t0\t0\n0\t0\t1\n0\t1\t2\n")
     assert prepare.main(["toy", "--data_root", str(tmp_path), "--convert", "txt"]) == 2
@@ -479,6 +715,7 @@ def test_conversion_refuses_what_it_would_lose_or_cannot_read(tmp_path, capsys):
 
 # ---------------------------------------------------------------- never half a folder
 
+
 def everything(path):
     """Flags that make every kind of file."""
     rows = [(u, f"B{i:09}", 5.0, 10 * u + i) for u in range(8) for i in range(6)]
@@ -487,7 +724,16 @@ def everything(path):
     (path / "meta.json").write_text("\n".join(repr({"asin": f"B{i:09}", "title": f"t{i}"}) for i in range(6)))
     np.save(path / "f.npy", np.eye(6))
     (path / "ids.txt").write_text("".join(f"B{i:09}\n" for i in range(6)))
-    return ["--interactions", path / "t.csv", "--meta", path / "meta.json", "--image_features", path / "i.b", "--text_feat", f"{path}/f.npy={path}/ids.txt"]
+    return [
+        "--interactions",
+        path / "t.csv",
+        "--meta",
+        path / "meta.json",
+        "--image_features",
+        path / "i.b",
+        "--text_feat",
+        f"{path}/f.npy={path}/ids.txt",
+    ]
 
 
 def die_at(step, argv):
@@ -509,10 +755,20 @@ def test_killed_and_restarted_gives_the_same_bytes(tmp_path, capsys):
     flags = list(map(str, everything(tmp_path)))
     whole = run(tmp_path / "whole", *flags)
     files = {path.name: path.read_bytes() for path in whole.iterdir()}
-    assert set(files) == {"toy.inter", "user_ids.tsv", "item_ids.tsv", "item_text.jsonl", "image_feat.npy", "text_feat.npy", "prepare.json"}
+    assert set(files) == {
+        "toy.inter",
+        "user_ids.tsv",
+        "item_ids.tsv",
+        "item_text.jsonl",
+        "image_feat.npy",
+        "text_feat.npy",
+        "prepare.json",
+    }
     for step in range(1, len(files) + 1):
         root = tmp_path / f"killed{step}"
-        process = multiprocessing.get_context("fork").Process(target=die_at, args=(step, ["toy", "--data_root", str(root), *flags]))
+        process = multiprocessing.get_context("fork").Process(
+            target=die_at, args=(step, ["toy", "--data_root", str(root), *flags])
+        )
         process.start()
         process.join(60)
         assert process.exitcode == -signal.SIGKILL
@@ -524,7 +780,9 @@ def test_killed_and_restarted_gives_the_same_bytes(tmp_path, capsys):
 
 def test_a_full_disk_leaves_nothing(tmp_path, capsys, monkeypatch):
     flags = everything(tmp_path)
-    monkeypatch.setattr(os, "fsync", lambda handle: (_ for _ in ()).throw(OSError(28, "No space left on device")))
+    monkeypatch.setattr(
+        os, "fsync", lambda handle: (_ for _ in ()).throw(OSError(28, "No space left on device"))
+    )
     assert prepare.main(["toy", "--data_root", str(tmp_path / "out"), *map(str, flags)]) == 1
     assert "No space left" in capsys.readouterr().err
     assert not any((tmp_path / "out").iterdir())
@@ -533,7 +791,12 @@ def test_a_full_disk_leaves_nothing(tmp_path, capsys, monkeypatch):
 def test_what_is_there_is_left_alone(tmp_path, capsys):
     folder = run(tmp_path, "--interactions", write_csv(tmp_path / "t.csv", events()))
     before = contents(folder)
-    assert prepare.main(["toy", "--data_root", str(tmp_path), "--interactions", str(tmp_path / "t.csv"), "--seed", "9"]) == 2
+    assert (
+        prepare.main(
+            ["toy", "--data_root", str(tmp_path), "--interactions", str(tmp_path / "t.csv"), "--seed", "9"]
+        )
+        == 2
+    )
     assert "exists already" in capsys.readouterr().err and contents(folder) == before
 
 
@@ -541,5 +804,8 @@ def test_two_at_a_time_do_not_mix(tmp_path, capsys):
     write_csv(tmp_path / "t.csv", events())
     (tmp_path / ".toy.partial").mkdir()
     with lock_file(tmp_path / ".toy.partial" / ".lock"):
-        assert prepare.main(["toy", "--data_root", str(tmp_path), "--interactions", str(tmp_path / "t.csv")]) == 2
+        assert (
+            prepare.main(["toy", "--data_root", str(tmp_path), "--interactions", str(tmp_path / "t.csv")])
+            == 2
+        )
     assert "another process is at work in this folder" in capsys.readouterr().err

@@ -13,30 +13,64 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-
-from training.run import Run
-from training.stop import Stop
-from benchmarks.faults import differences, errors, finish, launch, outcome, run_folders, stop_and_resume, wait_for
 from helpers import stop_after
+
+from benchmarks.faults import (
+    differences,
+    errors,
+    finish,
+    launch,
+    outcome,
+    run_folders,
+    stop_and_resume,
+    wait_for,
+)
 from main import main
 from models.mf import MF
-from utils import lock_file
 from training.checkpoint import newest_checkpoint
+from training.run import Run
+from training.stop import Stop
+from utils import lock_file
 
 MAIN = Path(__file__).resolve().parents[1] / "main.py"
-MODELS = {"lgn": {"model": "lgn"}, "freedom": {"model": "freedom"},
-          "lgn_mm": {"model": "lgn_mm", "user_text_feat": "mean", "feat_dropout": 0.1, "branch_dropout": 0.1, "plan_every": 3}}
+MODELS = {
+    "lgn": {"model": "lgn"},
+    "freedom": {"model": "freedom"},
+    "lgn_mm": {
+        "model": "lgn_mm",
+        "user_text_feat": "mean",
+        "feat_dropout": 0.1,
+        "branch_dropout": 0.1,
+        "plan_every": 3,
+    },
+}
 
 
 def command(folder, runs, **changes):
     """Command line of a run on small_dataset: 6 epochs of 8 steps."""
-    settings = {"dataset": folder.name, "data_root": folder.parent, "path": runs, "recdim": 8, "attn_heads": 2, "item_knn_k": 4, "user_knn_k": 4,
-                "topks": "3,5", "epochs": 6, "eval_every": 2, "bpr_batch": 32, "lr": 0.02, "tensorboard": 0, "cuda": 0, "threads": 1, **changes}
+    settings = {
+        "dataset": folder.name,
+        "data_root": folder.parent,
+        "path": runs,
+        "recdim": 8,
+        "attn_heads": 2,
+        "item_knn_k": 4,
+        "user_knn_k": 4,
+        "topks": "3,5",
+        "epochs": 6,
+        "eval_every": 2,
+        "bpr_batch": 32,
+        "lr": 0.02,
+        "tensorboard": 0,
+        "cuda": 0,
+        "threads": 1,
+        **changes,
+    }
     return [str(word) for name, value in settings.items() for word in (f"--{name}", value)]
 
 
 def only(runs):
-    folder, = runs.iterdir()
+    (folder,) = runs.iterdir()
     return folder
 
 
@@ -48,10 +82,12 @@ def model(request):
 @pytest.fixture
 def whole(small_dataset, tmp_path):
     """Function: settings -> run folder of an uninterrupted run by them."""
+
     def run(**changes):
         runs = tmp_path / "whole"
         assert main(command(small_dataset, runs, **changes)) == 0
         return only(runs)
+
     return run
 
 
@@ -71,6 +107,7 @@ def interrupted(small_dataset, runs, monkeypatch, steps, number=signal.SIGTERM, 
 
 # ---------------------------------------------------------------- stopped, and resumed
 
+
 def test_the_oracle_sees_a_changed_bit(whole, tmp_path):
     folder = whole(model="mf", epochs=2)
     other = shutil.copytree(folder, tmp_path / "other")
@@ -80,13 +117,20 @@ def test_the_oracle_sees_a_changed_bit(whole, tmp_path):
     assert len(differences(outcome(folder), outcome(other))) == 1
 
 
-@pytest.mark.parametrize("number, expected, steps", [   # in the first step; within an epoch; in its last; in the very last of all
-    (signal.SIGTERM, 143, 1), (signal.SIGINT, 130, 13), (signal.SIGTERM, 143, 16), (signal.SIGINT, 130, 48)])
+@pytest.mark.parametrize(
+    "number, expected, steps",
+    [  # in the first step; within an epoch; in its last; in the very last of all
+        (signal.SIGTERM, 143, 1),
+        (signal.SIGINT, 130, 13),
+        (signal.SIGTERM, 143, 16),
+        (signal.SIGINT, 130, 48),
+    ],
+)
 def test_signals(small_dataset, tmp_path, monkeypatch, whole, model, number, expected, steps):
     folder, code = interrupted(small_dataset, tmp_path / "runs", monkeypatch, steps, number, **model)
     result = json.loads((folder / "result.json").read_text())
     if steps == 48:
-        assert (code, result["status"]) == (0, "finished")    # nothing was left to do
+        assert (code, result["status"]) == (0, "finished")  # nothing was left to do
     else:
         assert (code, result["status"], result["reason"]) == (expected, "interrupted", number.name)
         assert (result["epoch"], result["step"]) == divmod(steps, 8)
@@ -96,7 +140,13 @@ def test_signals(small_dataset, tmp_path, monkeypatch, whole, model, number, exp
 
 
 def test_signals_reach_a_real_process_and_the_second_leaves_at_once(small_dataset, tmp_path):
-    words = [sys.executable, MAIN, *command(small_dataset, tmp_path / "runs", model="mf", epochs=10**6, eval_every=10**6, save_every=10**6)]
+    words = [
+        sys.executable,
+        MAIN,
+        *command(
+            small_dataset, tmp_path / "runs", model="mf", epochs=10**6, eval_every=10**6, save_every=10**6
+        ),
+    ]
     process = subprocess.Popen(words, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
     wait_for(lambda: list(tmp_path.glob("runs/*/metrics.jsonl")), process)
     time.sleep(0.3)
@@ -104,7 +154,10 @@ def test_signals_reach_a_real_process_and_the_second_leaves_at_once(small_datase
     _, err = process.communicate(timeout=60)
     assert process.returncode == 130 and "once more to leave at once" in err and "Traceback" not in err
     folder = only(tmp_path / "runs")
-    assert json.loads((folder / "result.json").read_text())["status"] == "interrupted" and (folder / "last.pt").exists()
+    assert (
+        json.loads((folder / "result.json").read_text())["status"] == "interrupted"
+        and (folder / "last.pt").exists()
+    )
 
 
 def test_a_second_signal_leaves_at_once(small_dataset, tmp_path):
@@ -124,7 +177,9 @@ def test_max_minutes(small_dataset, tmp_path, whole, model):
     assert main(command(small_dataset, runs, max_minutes=1e-9, **model)) == 0
     folder, times = only(runs), 1
     while (result := json.loads((folder / "result.json").read_text()))["status"] == "interrupted":
-        assert result["reason"] == "max_minutes" and 8 * result["epoch"] + result["step"] == times       # one step a process
+        assert (
+            result["reason"] == "max_minutes" and 8 * result["epoch"] + result["step"] == times
+        )  # one step a process
         minutes = 1e-9 if times < 20 else 10
         assert main(["--resume", str(folder), "--max_minutes", str(minutes)]) == 0
         times += 1
@@ -154,7 +209,9 @@ class Killed(BaseException):
 
 @pytest.mark.parametrize("before", ["best.pt", "last.pt"])
 @pytest.mark.parametrize("time_of_it", [1, 2])
-def test_killed_between_the_log_and_a_checkpoint(small_dataset, tmp_path, monkeypatch, whole, before, time_of_it):
+def test_killed_between_the_log_and_a_checkpoint(
+    small_dataset, tmp_path, monkeypatch, whole, before, time_of_it
+):
     settings = {**MODELS["lgn"], "eval_every": 1, "lr": 0.1}
     original, seen = Run.save, []
 
@@ -163,6 +220,7 @@ def test_killed_between_the_log_and_a_checkpoint(small_dataset, tmp_path, monkey
         if seen.count(before) == time_of_it and name == before:
             raise Killed
         original(self, name)
+
     with monkeypatch.context() as patch, pytest.raises(Killed):
         patch.setattr(Run, "save", save)
         main(command(small_dataset, tmp_path / "runs", **settings))
@@ -208,27 +266,39 @@ def test_a_folder_without_checkpoints_starts_afresh(small_dataset, tmp_path, who
 
 # ---------------------------------------------------------------- events
 
+
 def assert_events_fit(folder):
     """TensorBoard shows each epoch that metrics.jsonl has at most once, in order, and with its values."""
     from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+
     events = EventAccumulator(str(folder), size_guidance={"scalars": 0})
     events.Reload()
-    expected = {line["epoch"]: line["train"]["loss"] for line in map(json.loads, (folder / "metrics.jsonl").read_text().splitlines())}
+    expected = {
+        line["epoch"]: line["train"]["loss"]
+        for line in map(json.loads, (folder / "metrics.jsonl").read_text().splitlines())
+    }
     points = events.Scalars("train/loss")
     assert [point.step for point in points] == sorted({point.step for point in points})
-    assert all(point.value == pytest.approx(expected[point.step], rel=1e-5) for point in points if point.step in expected)
+    assert all(
+        point.value == pytest.approx(expected[point.step], rel=1e-5)
+        for point in points
+        if point.step in expected
+    )
     return [point.step for point in points]
 
 
 @pytest.mark.parametrize("steps", [3, 29])
 def test_events_go_on_where_they_stopped(small_dataset, tmp_path, monkeypatch, steps):
-    folder, _ = interrupted(small_dataset, tmp_path / "runs", monkeypatch, steps, tensorboard=1, **MODELS["lgn_mm"])
-    (folder / "last.pt").unlink()              # so that epochs are done, and logged, once more
+    folder, _ = interrupted(
+        small_dataset, tmp_path / "runs", monkeypatch, steps, tensorboard=1, **MODELS["lgn_mm"]
+    )
+    (folder / "last.pt").unlink()  # so that epochs are done, and logged, once more
     assert main(["--resume", str(folder)]) == 0
     assert assert_events_fit(folder) == [1, 2, 3, 4, 5, 6]
 
 
 # ---------------------------------------------------------------- what a resumed run refuses
+
 
 @pytest.fixture
 def stopped(small_dataset, tmp_path, monkeypatch):
@@ -244,9 +314,19 @@ def refused(capsys, argv, *words):
 
 
 def test_changed_settings(stopped, capsys):
-    refused(capsys, ["--resume", str(stopped), "--lr", "0.5", "--recdim", "16", "--seed", "1", "--eval_chunk", "7"],
-            "--lr 0.02 -> 0.5", "--recdim 8 -> 16", "--seed 2025 -> 1")
-    refused(capsys, ["--resume", str(stopped), "--recipe", "released"], "--recipe paper -> released", "--feat_proj 0 -> 1")
+    refused(
+        capsys,
+        ["--resume", str(stopped), "--lr", "0.5", "--recdim", "16", "--seed", "1", "--eval_chunk", "7"],
+        "--lr 0.02 -> 0.5",
+        "--recdim 8 -> 16",
+        "--seed 2025 -> 1",
+    )
+    refused(
+        capsys,
+        ["--resume", str(stopped), "--recipe", "released"],
+        "--recipe paper -> released",
+        "--feat_proj 0 -> 1",
+    )
     refused(capsys, ["--resume", str(stopped), "--epochs", "5"], "--epochs 5", "started with 6")
 
 
@@ -291,10 +371,16 @@ def test_a_folder_in_use(stopped, capsys):
 
 
 def test_a_folder_that_is_not_there(tmp_path, capsys):
-    refused(capsys, ["--resume", str(tmp_path / "nowhere")], "nowhere/config.json: cannot be read", "--resume takes a run folder")
+    refused(
+        capsys,
+        ["--resume", str(tmp_path / "nowhere")],
+        "nowhere/config.json: cannot be read",
+        "--resume takes a run folder",
+    )
 
 
 # ---------------------------------------------------------------- damaged checkpoints
+
 
 def cut(path):
     path.write_bytes(path.read_bytes()[:-1000])
@@ -332,6 +418,7 @@ def test_without_a_good_checkpoint_the_run_starts_again(stopped, capsys, whole):
 
 # ---------------------------------------------------------------- scoring a checkpoint
 
+
 def test_evaluate_only_reproduces_the_result(small_dataset, whole, model, capsys):
     folder = whole(**model)
     table = (folder / "train.log").read_text().split("best epoch")[1]
@@ -351,6 +438,7 @@ def test_evaluate_only_takes_other_fusion_weights(whole, capsys):
         capsys.readouterr()
         assert main(["--evaluate_only", "1", "--checkpoint", str(folder / "best.pt"), *flags]) == 0
         return capsys.readouterr().out
+
     fixed = whole(**MODELS["lgn_mm"])
     assert table(fixed) != table(fixed, "--beta", "0", "--alpha", "1")
 
@@ -358,16 +446,25 @@ def test_evaluate_only_takes_other_fusion_weights(whole, capsys):
 def test_evaluate_only_on_another_dataset(small_dataset, whole, capsys):
     folder = whole(**MODELS["lgn"])
     (small_dataset / "valid.txt").write_text((small_dataset / "valid.txt").read_text() + "40 3\n")
-    refused(capsys, ["--evaluate_only", "1", "--checkpoint", str(folder / "best.pt")], "best.pt: does not fit this dataset", "trained with")
+    refused(
+        capsys,
+        ["--evaluate_only", "1", "--checkpoint", str(folder / "best.pt")],
+        "best.pt: does not fit this dataset",
+        "trained with",
+    )
 
 
 # ---------------------------------------------------------------- failures
+
 
 def failed(folder):
     """The error in result.json; every checkpoint of the folder is finite."""
     for name in ("last.pt", "best.pt"):
         if (folder / name).exists():
-            assert all(weight.isfinite().all() for weight in torch.load(folder / name, weights_only=True)["model"].values())
+            assert all(
+                weight.isfinite().all()
+                for weight in torch.load(folder / name, weights_only=True)["model"].values()
+            )
     result = json.loads((folder / "result.json").read_text())
     assert result["status"] == "failed"
     return result["error"]
@@ -376,7 +473,12 @@ def failed(folder):
 def test_a_learning_rate_that_explodes(small_dataset, tmp_path, capsys):
     assert main(command(small_dataset, tmp_path / "runs", model="lgn", lr=1e30)) == 1
     err = capsys.readouterr().err.splitlines()[-1]
-    assert err.startswith("error: epoch 1, step ") and "not finite" in err and "there is no checkpoint yet" in err and "--lr" in err
+    assert (
+        err.startswith("error: epoch 1, step ")
+        and "not finite" in err
+        and "there is no checkpoint yet" in err
+        and "--lr" in err
+    )
     assert failed(only(tmp_path / "runs")) in err
 
 
@@ -391,6 +493,7 @@ def spoil(monkeypatch, step, term):
             terms[term] = terms[term] * torch.nan
             terms["loss"] = terms["loss"] + terms[term]
         return terms
+
     monkeypatch.setattr(MF, "loss", loss)
 
 
@@ -398,10 +501,13 @@ def spoil(monkeypatch, step, term):
 def test_a_loss_that_is_not_finite(small_dataset, tmp_path, monkeypatch, capsys, whole, term):
     reference = whole(**MODELS["lgn"])
     with monkeypatch.context() as patch:
-        spoil(patch, 21, term)                 # epoch 3, step 5
+        spoil(patch, 21, term)  # epoch 3, step 5
         assert main(command(small_dataset, tmp_path / "runs", **MODELS["lgn"])) == 1
     folder, err = only(tmp_path / "runs"), capsys.readouterr().err.splitlines()[-1]
-    assert f"epoch 3, step 5: the loss is not finite ({term})" in err and f"the last good checkpoint is {folder / 'last.pt'}" in err
+    assert (
+        f"epoch 3, step 5: the loss is not finite ({term})" in err
+        and f"the last good checkpoint is {folder / 'last.pt'}" in err
+    )
     assert failed(folder) in err and newest_checkpoint(folder)[0]["progress"]["epoch"] == 2
     assert main(["--resume", str(folder)]) == 0
     assert_same(reference, folder)
@@ -412,10 +518,11 @@ def test_weights_that_are_not_finite_though_every_loss_is(small_dataset, tmp_pat
 
     def loss(self, *batch):
         calls.append(1)
-        if len(calls) == 16:                   # the last step of epoch 2: no later loss of the epoch shows it
+        if len(calls) == 16:  # the last step of epoch 2: no later loss of the epoch shows it
             with torch.no_grad():
-                self.user[39] = torch.inf      # the user without train items, so no loss ever shows it
+                self.user[39] = torch.inf  # the user without train items, so no loss ever shows it
         return original(self, *batch)
+
     monkeypatch.setattr(MF, "loss", loss)
     assert main(command(small_dataset, tmp_path / "runs", model="mf")) == 1
     err = capsys.readouterr().err.splitlines()[-1]
@@ -423,12 +530,19 @@ def test_weights_that_are_not_finite_though_every_loss_is(small_dataset, tmp_pat
     assert failed(only(tmp_path / "runs"))
 
 
-@pytest.mark.parametrize("error", [torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 9 GiB"), MemoryError(),
-                                   RuntimeError("[enforce fail at alloc_cpu.cpp:124] DefaultCPUAllocator: can't allocate memory")])
+@pytest.mark.parametrize(
+    "error",
+    [
+        torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 9 GiB"),
+        MemoryError(),
+        RuntimeError("[enforce fail at alloc_cpu.cpp:124] DefaultCPUAllocator: can't allocate memory"),
+    ],
+)
 @pytest.mark.parametrize("place", ["loss", "embeddings"])
 def test_out_of_memory(small_dataset, tmp_path, monkeypatch, capsys, error, place):
     def fail(self, *_):
         raise error
+
     monkeypatch.setattr(MF, place, fail)
     assert main(command(small_dataset, tmp_path / "runs", model="mf")) == 1
     err = capsys.readouterr().err.splitlines()[-1]

@@ -9,15 +9,24 @@ import pytest
 import torch
 
 from data import synthetic
-from dataloader import load_dataset
-from data.graphs import nearest_neighbours
 from data.formats import read_interactions
+from data.graphs import nearest_neighbours
+from dataloader import load_dataset
 from utils import UserError
 from world import Config
 
 ROOT = Path(__file__).resolve().parents[1]
 SMALL = ["--users", "300", "--items", "200"]
-FILES = {"train.txt", "valid.txt", "test.txt", "text_feat.npy", "image_feat.npy", "item_ids.tsv", "user_ids.tsv", synthetic.MARK}
+FILES = {
+    "train.txt",
+    "valid.txt",
+    "test.txt",
+    "text_feat.npy",
+    "image_feat.npy",
+    "item_ids.tsv",
+    "user_ids.tsv",
+    synthetic.MARK,
+}
 
 
 def make(root, *flags, name="toy"):
@@ -51,7 +60,9 @@ def neighbours_met(met, features):
 
 
 def test_same_seed_same_files(tmp_path):
-    first, again, other = (make(tmp_path / d, "--seed", seed) for d, seed in (("a", "7"), ("b", "7"), ("c", "8")))
+    first, again, other = (
+        make(tmp_path / d, "--seed", seed) for d, seed in (("a", "7"), ("b", "7"), ("c", "8"))
+    )
     assert {path.name for path in first.iterdir()} == FILES
     for name in FILES:
         assert (first / name).read_bytes() == (again / name).read_bytes()
@@ -71,7 +82,10 @@ def test_loader_reads_it(tmp_path):
     assert not any(data.merged.values())
     config = Config(dataset="toy", data_root=str(tmp_path), model="lgn_mm", item_knn_k=5)
     dataset = load_dataset(config, torch.device("cpu"))
-    assert {m: tuple(x.shape) for m, x in dataset.features.items()} == {"text": (200, 96), "image": (200, 128)}
+    assert {m: tuple(x.shape) for m, x in dataset.features.items()} == {
+        "text": (200, 96),
+        "image": (200, 128),
+    }
     for name, rows in (("user_ids.tsv", 300), ("item_ids.tsv", 200)):
         ids = [line.split("\t") for line in (folder / name).read_text().splitlines()]
         assert [int(row[0]) for row in ids] == list(range(rows))
@@ -89,7 +103,11 @@ def test_splits_are_disjoint_and_every_user_is_in_each(full):
 def test_split_is_8_1_1():
     """Long histories are cut 8:1:1; short ones keep one item for valid and for test."""
     splits = synthetic.split_items([np.arange(30), np.arange(3)])
-    assert [[len(row) for row in splits[split]] for split in ("train", "valid", "test")] == [[24, 1], [3, 1], [3, 1]]
+    assert [[len(row) for row in splits[split]] for split in ("train", "valid", "test")] == [
+        [24, 1],
+        [3, 1],
+        [3, 1],
+    ]
 
 
 def test_sparse_with_a_long_tail(full):
@@ -122,19 +140,22 @@ def test_choices_follow_popularity_and_preference():
     assert (abs(drawn - expected) < 4 * np.sqrt(2 * np.maximum(expected * (1 - expected), 1e-3) / n)).all()
 
 
-@pytest.mark.parametrize("flags, told", [
-    ([], "NAME"),
-    (["toy", "--users", "0"], "--users 0"),
-    (["toy", "--items", "29"], "--items 29"),
-    (["toy", "--items", "many"], "--items"),
-    (["toy", "--interactions-per-user", "2"], "--interactions-per-user"),
-    (["toy", "--interactions-per-user", "nan"], "--interactions-per-user"),
-    (["toy", "--items", "60", "--interactions-per-user", "11"], "sixth"),
-    (["toy", "--seed", "-1"], "--seed -1"),
-    (["toy", "--users", "1000000"], "10^8"),
-    (["../toy"], "folder name"),
-    (["toy", "--nonsense"], "--nonsense"),
-])
+@pytest.mark.parametrize(
+    "flags, told",
+    [
+        ([], "NAME"),
+        (["toy", "--users", "0"], "--users 0"),
+        (["toy", "--items", "29"], "--items 29"),
+        (["toy", "--items", "many"], "--items"),
+        (["toy", "--interactions-per-user", "2"], "--interactions-per-user"),
+        (["toy", "--interactions-per-user", "nan"], "--interactions-per-user"),
+        (["toy", "--items", "60", "--interactions-per-user", "11"], "sixth"),
+        (["toy", "--seed", "-1"], "--seed -1"),
+        (["toy", "--users", "1000000"], "10^8"),
+        (["../toy"], "folder name"),
+        (["toy", "--nonsense"], "--nonsense"),
+    ],
+)
 def test_bad_arguments_end_in_one_line(flags, told, tmp_path, capsys):
     assert synthetic.main([*flags, "--data_root", str(tmp_path)]) == 2
     out, err = capsys.readouterr()
@@ -158,7 +179,11 @@ def test_make_dataset_raises_for_callers():
 
 def test_as_a_command(tmp_path):
     """python -m data.synthetic says what it wrote."""
-    done = subprocess.run([sys.executable, "-m", "data.synthetic", "toy", "--data_root", str(tmp_path), *SMALL], cwd=ROOT,
-                          capture_output=True, text=True)
+    done = subprocess.run(
+        [sys.executable, "-m", "data.synthetic", "toy", "--data_root", str(tmp_path), *SMALL],
+        cwd=ROOT,
+        capture_output=True,
+        text=True,
+    )
     assert done.returncode == 0, done.stderr
     assert "300 users, 200 items" in done.stdout and done.stdout.count("\n") == 1

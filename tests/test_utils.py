@@ -6,13 +6,13 @@ import numpy as np
 import pytest
 import torch
 
+from cli import Parser, run_tool
+from layers.dropout import keep_mask
+from layers.sparse import csr_product, csr_tensor, mean_of_powers, propagate, propagate_rows
+from layers.topk import first_columns, top_columns
+from training.metrics import ranking_metrics
 from utils import UserError, atomic_write, content_hash
 from world import peak_memory_mb
-from cli import Parser, run_tool
-from training.metrics import ranking_metrics
-from layers.dropout import keep_mask
-from layers.topk import first_columns, top_columns
-from layers.sparse import csr_product, csr_tensor, mean_of_powers, propagate, propagate_rows
 
 
 def naive_metrics(hits, n_relevant, k):
@@ -25,8 +25,13 @@ def naive_metrics(hits, n_relevant, k):
             precisions += found / rank
     best = min(n_relevant, k)
     ideal = sum(1 / math.log2(rank + 1) for rank in range(1, best + 1))
-    return {f"recall@{k}": found / n_relevant, f"ndcg@{k}": dcg / ideal, f"precision@{k}": found / k,
-            f"map@{k}": precisions / best, f"hitrate@{k}": float(found > 0)}
+    return {
+        f"recall@{k}": found / n_relevant,
+        f"ndcg@{k}": dcg / ideal,
+        f"precision@{k}": found / k,
+        f"map@{k}": precisions / best,
+        f"hitrate@{k}": float(found > 0),
+    }
 
 
 def assert_equal_to_naive(hits, n_relevant, ks):
@@ -46,9 +51,18 @@ def test_metrics_equal_loops_over_random_hits():
     assert_equal_to_naive(hits.tolist(), np.maximum(n_relevant, 1).tolist(), (1, 5, 10, 20))
 
 
-@pytest.mark.parametrize("hits, n_relevant", [
-    ([True] * 5, 5), ([True] * 5, 50), ([False] * 5, 1), ([False] * 5, 9),
-    ([True, False, False, False, False], 1), ([False, False, False, False, True], 1), ([True, True, False, False, False], 2)])
+@pytest.mark.parametrize(
+    "hits, n_relevant",
+    [
+        ([True] * 5, 5),
+        ([True] * 5, 50),
+        ([False] * 5, 1),
+        ([False] * 5, 9),
+        ([True, False, False, False, False], 1),
+        ([False, False, False, False, True], 1),
+        ([True, True, False, False, False], 2),
+    ],
+)
 def test_metrics_at_the_edges(hits, n_relevant):
     assert_equal_to_naive([hits], [n_relevant], (1, 3, 5))
 
@@ -73,7 +87,9 @@ def mean_of_dense_powers(dense, x, layers):
 def test_csr_product_equals_dense_with_empty_rows():
     dense = torch.tensor([[0, 2.0, 0], [0, 0, 0], [1, 0, 3], [0, 0, 0]], dtype=torch.float64)
     matrix, x = dense.to_sparse_csr(), torch.randn(3, 5, dtype=torch.float64)
-    torch.testing.assert_close(csr_product(matrix.crow_indices(), matrix.col_indices(), matrix.values(), x), dense @ x)
+    torch.testing.assert_close(
+        csr_product(matrix.crow_indices(), matrix.col_indices(), matrix.values(), x), dense @ x
+    )
 
 
 @pytest.mark.parametrize("layers", [0, 1, 3])
@@ -81,7 +97,10 @@ def test_csr_product_equals_dense_with_empty_rows():
 @pytest.mark.parametrize("sizes", [[12], [7, 5], [1, 0, 11]])
 def test_propagation_is_the_mean_of_the_powers_forward_and_backward(monkeypatch, layers, width, sizes):
     monkeypatch.setattr(mean_of_powers, "__defaults__", (None, width))
-    dense, x = random_symmetric(12, torch.float64), torch.randn(12, 35, dtype=torch.float64, requires_grad=True)
+    dense, x = (
+        random_symmetric(12, torch.float64),
+        torch.randn(12, 35, dtype=torch.float64, requires_grad=True),
+    )
     weight = torch.randn(12, 35, dtype=torch.float64)
     parts = propagate(dense.to_sparse_csr(), layers, *x.split(sizes))
     assert [len(part) for part in parts] == sizes
@@ -93,7 +112,10 @@ def test_propagation_is_the_mean_of_the_powers_forward_and_backward(monkeypatch,
 @pytest.mark.parametrize("layers", [0, 2])
 @pytest.mark.parametrize("rows", [([0, 3, 6], [4, 1, 1]), ([5, 5, 5], []), (range(7), range(5))])
 def test_some_rows_of_the_propagation_are_those_of_all(layers, rows):
-    matrix, x = random_symmetric(12, torch.float64).to_sparse_csr(), torch.randn(12, 35, dtype=torch.float64, requires_grad=True)
+    matrix, x = (
+        random_symmetric(12, torch.float64).to_sparse_csr(),
+        torch.randn(12, 35, dtype=torch.float64, requires_grad=True),
+    )
     rows = [torch.tensor(list(at), dtype=torch.int64) for at in rows]
     weights = [torch.randn(len(at), 35, dtype=torch.float64) for at in rows * 2]
 
@@ -105,8 +127,13 @@ def test_some_rows_of_the_propagation_are_those_of_all(layers, rows):
         return list(propagate_rows(matrix, layers, rows, *x.split([7, 5])))
 
     torch.testing.assert_close(some(), whole())
-    for used in (4, 1):                                             # outputs that a loss may leave out
-        torch.testing.assert_close(*(torch.autograd.grad(sum((w * part).sum() for w, part in zip(weights[:used], make())), x)[0] for make in (some, whole)))
+    for used in (4, 1):  # outputs that a loss may leave out
+        torch.testing.assert_close(
+            *(
+                torch.autograd.grad(sum((w * part).sum() for w, part in zip(weights[:used], make())), x)[0]
+                for make in (some, whole)
+            )
+        )
 
 
 def test_propagation_passes_gradcheck():
@@ -125,9 +152,9 @@ def test_propagation_takes_a_gradient_that_is_not_contiguous():
 def test_top_columns_are_those_of_topk_whatever_the_groups(n, k):
     torch.manual_seed(n)
     scores = torch.randn(9, n)
-    scores[1, :n - k] = -torch.inf                                      # just enough candidates
+    scores[1, : n - k] = -torch.inf  # just enough candidates
     assert torch.equal(top_columns(scores, k), scores.topk(k, dim=1).indices)
-    scores = torch.randint(4, (9, n)).float()                           # ties: any of the best will do
+    scores = torch.randint(4, (9, n)).float()  # ties: any of the best will do
     top = top_columns(scores, k)
     assert torch.equal(scores.gather(1, top), scores.topk(k, dim=1).values)
     assert all(len(set(row)) == k for row in top.tolist())
@@ -138,7 +165,9 @@ def test_top_columns_are_those_of_topk_whatever_the_groups(n, k):
 def test_first_columns_are_those_of_a_stable_sort(n, k, levels):
     torch.manual_seed(n)
     scores = torch.randint(levels, (30, n)).float()
-    assert torch.equal(first_columns(scores, k), scores.sort(dim=1, descending=True, stable=True).indices[:, :k])
+    assert torch.equal(
+        first_columns(scores, k), scores.sort(dim=1, descending=True, stable=True).indices[:, :k]
+    )
 
 
 @pytest.mark.parametrize("p", [0.0, 0.1, 0.5, 0.95])
@@ -152,14 +181,16 @@ def test_keep_mask_drops_the_given_share_independently_and_follows_the_seed(p, d
     assert kept.shape == x.shape
     assert abs(share - (1 - p)) <= 5 * math.sqrt(p * (1 - p) / n) + 2**-17
     flat = kept.flatten().double() - share
-    for lag in (1, 2, 3, 4, 203):                                       # four numbers share a draw
+    for lag in (1, 2, 3, 4, 203):  # four numbers share a draw
         assert abs((flat[lag:] * flat[:-lag]).mean()) <= 5 * max(share * (1 - share), 1e-12) / math.sqrt(n)
     torch.manual_seed(3)
     assert torch.equal(kept, keep_mask(x, p))
 
 
 def test_csr_tensor_holds_what_it_is_given():
-    got = csr_tensor(torch.tensor([0, 2, 2, 3]), torch.tensor([0, 2, 1]), torch.tensor([1.0, 2.0, 3.0]), (3, 3))
+    got = csr_tensor(
+        torch.tensor([0, 2, 2, 3]), torch.tensor([0, 2, 1]), torch.tensor([1.0, 2.0, 3.0]), (3, 3)
+    )
     assert got.to_dense().tolist() == [[1, 0, 2], [0, 0, 0], [0, 3, 0]]
 
 
@@ -190,8 +221,19 @@ def test_content_hash_is_stable_and_sees_dtype_shape_values_and_order():
     base = np.arange(6, dtype=np.int32).reshape(2, 3)
     other = base.copy()
     other[1, 2] = 7
-    variants = [(base,), (other,), (base.astype(np.int64),), (base.reshape(3, 2),), (base.T,), (base.view(np.float32),),
-                (base, 5), (base, 6), (base, "5"), (base, other), (other, base)]
+    variants = [
+        (base,),
+        (other,),
+        (base.astype(np.int64),),
+        (base.reshape(3, 2),),
+        (base.T,),
+        (base.view(np.float32),),
+        (base, 5),
+        (base, 6),
+        (base, "5"),
+        (base, other),
+        (other, base),
+    ]
     hashes = [content_hash(*parts) for parts in variants]
     assert len(set(hashes)) == len(variants)
     assert hashes == [content_hash(*parts) for parts in variants]
@@ -199,7 +241,7 @@ def test_content_hash_is_stable_and_sees_dtype_shape_values_and_order():
 
 
 def test_peak_memory_is_at_least_what_was_touched():
-    block = np.ones(8_000_000)                               # 64 MB
+    block = np.ones(8_000_000)  # 64 MB
     assert peak_memory_mb(torch.device("cpu")) > block.nbytes / 1e6
 
 
@@ -211,6 +253,7 @@ def test_run_tool_turns_errors_into_exit_codes(capsys):
         def run(args):
             if error:
                 raise error
+
         return run
 
     assert run_tool(command(None), parser, ["--rows", "3"]) == 0

@@ -8,7 +8,9 @@ import torch
 import transformers
 from tokenizers import Tokenizer, models, pre_tokenizers, processors
 
-WORDS = "red blue green old new soft loud bottle toy shoe song band guitar warm cold night day of the a".split()
+WORDS = (
+    "red blue green old new soft loud bottle toy shoe song band guitar warm cold night day of the a".split()
+)
 
 
 def save_tokenizer(folder, end=False):
@@ -17,9 +19,16 @@ def save_tokenizer(folder, end=False):
     tokenizer = Tokenizer(models.WordLevel(vocabulary, unk_token="<unk>"))
     tokenizer.pre_tokenizer = pre_tokenizers.Whitespace()
     if end:
-        tokenizer.post_processor = processors.TemplateProcessing(single="$A <end>", special_tokens=[("<end>", 2)])
-    fast = transformers.PreTrainedTokenizerFast(tokenizer_object=tokenizer, pad_token="<pad>", unk_token="<unk>",
-                                                padding_side="left" if end else "right", model_max_length=32)
+        tokenizer.post_processor = processors.TemplateProcessing(
+            single="$A <end>", special_tokens=[("<end>", 2)]
+        )
+    fast = transformers.PreTrainedTokenizerFast(
+        tokenizer_object=tokenizer,
+        pad_token="<pad>",
+        unk_token="<unk>",
+        padding_side="left" if end else "right",
+        model_max_length=32,
+    )
     fast.save_pretrained(folder)
     return len(vocabulary)
 
@@ -27,8 +36,17 @@ def save_tokenizer(folder, end=False):
 def save_qwen3(folder):
     """A causal language model of Qwen3's class: last-token pooling by default."""
     torch.manual_seed(1)
-    size = dict(hidden_size=32, intermediate_size=48, num_hidden_layers=2, num_attention_heads=4, num_key_value_heads=2, head_dim=8)
-    config = transformers.Qwen3Config(vocab_size=save_tokenizer(folder, end=True), max_position_embeddings=64, **size)
+    size = dict(
+        hidden_size=32,
+        intermediate_size=48,
+        num_hidden_layers=2,
+        num_attention_heads=4,
+        num_key_value_heads=2,
+        head_dim=8,
+    )
+    config = transformers.Qwen3Config(
+        vocab_size=save_tokenizer(folder, end=True), max_position_embeddings=64, **size
+    )
     transformers.Qwen3ForCausalLM(config).save_pretrained(folder)
     return folder
 
@@ -36,13 +54,26 @@ def save_qwen3(folder):
 def save_bert(folder):
     """An encoder of BERT's class: mean pooling by default."""
     torch.manual_seed(2)
-    config = transformers.BertConfig(vocab_size=save_tokenizer(folder), hidden_size=32, num_hidden_layers=2, num_attention_heads=4,
-                                     intermediate_size=48, max_position_embeddings=64)
+    config = transformers.BertConfig(
+        vocab_size=save_tokenizer(folder),
+        hidden_size=32,
+        num_hidden_layers=2,
+        num_attention_heads=4,
+        intermediate_size=48,
+        max_position_embeddings=64,
+    )
     transformers.BertModel(config).save_pretrained(folder)
     return folder
 
 
-VISION = dict(hidden_size=16, intermediate_size=24, num_hidden_layers=2, num_attention_heads=2, image_size=16, patch_size=8)
+VISION = dict(
+    hidden_size=16,
+    intermediate_size=24,
+    num_hidden_layers=2,
+    num_attention_heads=2,
+    image_size=16,
+    patch_size=8,
+)
 TEXT = dict(hidden_size=16, intermediate_size=24, num_hidden_layers=1, num_attention_heads=2, vocab_size=24)
 SQUARE = dict(size={"height": 16, "width": 16}, crop_size={"height": 16, "width": 16})
 
@@ -50,7 +81,9 @@ SQUARE = dict(size={"height": 16, "width": 16}, crop_size={"height": 16, "width"
 def save_clip(folder):
     """CLIP: an image embedding of 12 dimensions."""
     torch.manual_seed(3)
-    transformers.CLIPModel(transformers.CLIPConfig(text_config=TEXT, vision_config=VISION, projection_dim=12)).save_pretrained(folder)
+    transformers.CLIPModel(
+        transformers.CLIPConfig(text_config=TEXT, vision_config=VISION, projection_dim=12)
+    ).save_pretrained(folder)
     transformers.CLIPImageProcessorPil(**SQUARE).save_pretrained(folder)
     return folder
 
@@ -58,7 +91,9 @@ def save_clip(folder):
 def save_siglip(folder):
     """SigLIP: an image embedding of 16 dimensions."""
     torch.manual_seed(4)
-    transformers.SiglipModel(transformers.SiglipConfig(text_config=TEXT, vision_config=VISION)).save_pretrained(folder)
+    transformers.SiglipModel(
+        transformers.SiglipConfig(text_config=TEXT, vision_config=VISION)
+    ).save_pretrained(folder)
     transformers.SiglipImageProcessorPil(size={"height": 16, "width": 16}).save_pretrained(folder)
     return folder
 
@@ -66,8 +101,12 @@ def save_siglip(folder):
 def save_llava(folder):
     """LLaVA-1.5: CLIP's vision tower, a projector to the 20 dimensions of a Llama."""
     torch.manual_seed(5)
-    llama = transformers.LlamaConfig(vocab_size=32, hidden_size=20, intermediate_size=24, num_hidden_layers=2, num_attention_heads=2)
-    config = transformers.LlavaConfig(vision_config=transformers.CLIPVisionConfig(**VISION), text_config=llama, image_token_index=31)
+    llama = transformers.LlamaConfig(
+        vocab_size=32, hidden_size=20, intermediate_size=24, num_hidden_layers=2, num_attention_heads=2
+    )
+    config = transformers.LlavaConfig(
+        vision_config=transformers.CLIPVisionConfig(**VISION), text_config=llama, image_token_index=31
+    )
     transformers.LlavaForConditionalGeneration(config).save_pretrained(folder)
     transformers.CLIPImageProcessorPil(**SQUARE).save_pretrained(folder)
     return folder
@@ -76,6 +115,7 @@ def save_llava(folder):
 @contextlib.contextmanager
 def serve(answer):
     """A server on 127.0.0.1: answer(handler, body) writes each reply. Yields its address."""
+
     class Handler(BaseHTTPRequestHandler):
         protocol_version = "HTTP/1.1"
 

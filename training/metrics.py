@@ -17,7 +17,7 @@ def ranking_metrics(hits, n_relevant, ks):
     hits = hits.double()
     rank = torch.arange(1, hits.shape[1] + 1, dtype=torch.float64, device=hits.device)
     discount = 1 / torch.log2(rank + 1)
-    found = hits.cumsum(1)                                   # [n, K_max]
+    found = hits.cumsum(1)  # [n, K_max]
     gain = (hits * discount).cumsum(1)
     ideal = discount.cumsum(0)
     precision_sum = (hits * found / rank).cumsum(1)

@@ -11,7 +11,9 @@ import numpy as np
 from data.formats import dataset_folder, names_of, read_titles
 from utils import atomic_write, write_text
 
-MOST_USERS = 10_000      # users are left out beyond: the browser holds all vectors, and items are what one looks at
+MOST_USERS = (
+    10_000  # users are left out beyond: the browser holds all vectors, and items are what one looks at
+)
 
 
 def write_labels(folder, config, data):
@@ -22,13 +24,29 @@ def write_labels(folder, config, data):
     source, _ = dataset_folder(config)
     target = folder / "projector"
     target.mkdir(exist_ok=True)
-    counts = [np.bincount(column, minlength=n).tolist() for column, n in zip(data.train.T, (data.n_users, data.n_items))]
+    counts = [
+        np.bincount(column, minlength=n).tolist()
+        for column, n in zip(data.train.T, (data.n_users, data.n_items))
+    ]
     titles = read_titles(source / "item_text.jsonl", data.n_items)
-    write_text(target / "item.tsv", table(item=range(data.n_items), **({} if titles is None else {"title": titles}),
-                                          id=names_of(source / "item_ids.tsv", data.n_items, "items"), train=counts[1]))
+    write_text(
+        target / "item.tsv",
+        table(
+            item=range(data.n_items),
+            **({} if titles is None else {"title": titles}),
+            id=names_of(source / "item_ids.tsv", data.n_items, "items"),
+            train=counts[1],
+        ),
+    )
     if data.n_users <= MOST_USERS:
-        write_text(target / "user.tsv", table(user=range(data.n_users), id=names_of(source / "user_ids.tsv", data.n_users, "users"),
-                                              train=counts[0]))
+        write_text(
+            target / "user.tsv",
+            table(
+                user=range(data.n_users),
+                id=names_of(source / "user_ids.tsv", data.n_users, "users"),
+                train=counts[0],
+            ),
+        )
 
 
 def write_vectors(folder, user, item):
@@ -38,9 +56,13 @@ def write_vectors(folder, user, item):
         if not (target / f"{name}.tsv").exists():
             continue
         with atomic_write(target / f"{name}_vectors.tsv") as file:
-            np.savetxt(file, vectors.float().cpu().numpy(), fmt="%.9g", delimiter="\t")       # 9 digits hold a float32
-        config += (f'embeddings {{ tensor_name: "{name}" tensor_path: "projector/{name}_vectors.tsv" '
-                   f'metadata_path: "projector/{name}.tsv" }}\n')
+            np.savetxt(
+                file, vectors.float().cpu().numpy(), fmt="%.9g", delimiter="\t"
+            )  # 9 digits hold a float32
+        config += (
+            f'embeddings {{ tensor_name: "{name}" tensor_path: "projector/{name}_vectors.tsv" '
+            f'metadata_path: "projector/{name}.tsv" }}\n'
+        )
     write_text(folder / "projector_config.pbtxt", config)
 
 

@@ -1,19 +1,21 @@
 """Full ranking."""
 
 import dataclasses
+
 import torch
 from tqdm import tqdm
-from training.metrics import ranking_metrics
+
 from layers.topk import first_columns
+from training.metrics import ranking_metrics
 
 
 def row_numbers(crow, start, stop):
     """Rows start..stop of a CSR -> the row of each of their entries, counted from 0."""
-    counts = crow[start + 1:stop + 1] - crow[start:stop]
+    counts = crow[start + 1 : stop + 1] - crow[start:stop]
     return torch.repeat_interleave(torch.arange(stop - start, device=crow.device), counts)
 
 
-GROUP = 64              # columns of a score matrix that are looked at together
+GROUP = 64  # columns of a score matrix that are looked at together
 
 
 def chunk_size(n_items, device):
@@ -34,9 +36,11 @@ def score_chunks(user, item, split, chunk=0):
     buffer = item.new_empty(min(chunk, len(split.users)), item.shape[1])
     for start in tqdm(range(0, len(split.users), chunk), desc="ranking", unit="chunk", leave=False, delay=2):
         stop = min(start + chunk, len(split.users))
-        scores = torch.mm(user[split.users[start:stop]], item, out=buffer[:stop - start])
+        scores = torch.mm(user[split.users[start:stop]], item, out=buffer[: stop - start])
         scores[:, n_items:] = -torch.inf
-        scores[row_numbers(crow, start, stop), masked[crow[start]:crow[stop]]] = torch.finfo(scores.dtype).min
+        scores[row_numbers(crow, start, stop), masked[crow[start] : crow[stop]]] = torch.finfo(
+            scores.dtype
+        ).min
         yield start, stop, scores
 
 
@@ -60,11 +64,13 @@ def ranks_of(scores, row, column, k):
     groups = scores.view(len(scores), -1, GROUP)
     score, own = scores[row, column][:, None], (column // GROUP)[:, None]
     best, number = groups.amax(2).index_select(0, row), torch.arange(groups.shape[1], device=scores.device)
-    lower = torch.where(number < own, best < score, best <= score)          # groups without a column that is certain to come first
+    lower = torch.where(
+        number < own, best < score, best <= score
+    )  # groups without a column that is certain to come first
     near = (lower.sum(1) > groups.shape[1] - k).nonzero()[:, 0]
     entry, group = (~lower[near] | (number == own[near])).nonzero().unbind(1)
     at = near[entry]
-    members = groups.flatten(0, 1).index_select(0, row[at] * groups.shape[1] + group)                  # [p, GROUP]
+    members = groups.flatten(0, 1).index_select(0, row[at] * groups.shape[1] + group)  # [p, GROUP]
     columns = group[:, None] * GROUP + torch.arange(GROUP, device=scores.device)
     behind = torch.where(columns < column[at, None], members < score[at], members <= score[at]).sum(1)
     ranks = torch.full_like(row, k)
@@ -84,7 +90,9 @@ def certain_misses(user, item, split, row, column, k, chunk=0, share=8):
     if few < 4 * share * k:
         return missed
     liked = (item @ user.mean(0)).topk(few).indices
-    place = torch.full_like(item[:, 0], -1, dtype=torch.int64).index_copy_(0, liked, torch.arange(few, device=item.device))
+    place = torch.full_like(item[:, 0], -1, dtype=torch.int64).index_copy_(
+        0, liked, torch.arange(few, device=item.device)
+    )
     crow, masked = split.masked[0], place[split.masked[1]]
     kept = torch.cat([crow.new_zeros(1), (masked >= 0).cumsum(0)])
     short = dataclasses.replace(split, masked=(kept[crow], masked[masked >= 0]))
@@ -93,7 +101,7 @@ def certain_misses(user, item, split, row, column, k, chunk=0, share=8):
         part = bounds(row, start, stop)
         who = split.users[row[part]]
         bar = (user[who] * item[column[part]]).sum(1) + margin[who]
-        best = scores.view(len(scores), share, -1).amax(1)              # [rows, few / share]
+        best = scores.view(len(scores), share, -1).amax(1)  # [rows, few / share]
         missed[part] = (best.index_select(0, row[part] - start) > bar[:, None]).sum(1) >= k
     return missed
 
@@ -105,7 +113,9 @@ def bounds(row, start, stop):
 
 def relevant_ranks(user, item, splits, k, chunk=0):
     """Ranks, as ranks_of gives them, of the relevant items of HeldOut splits that rank alike: a list of [n], in the order of relevant."""
-    row, order = torch.cat([row_numbers(split.relevant[0], 0, len(split.users)) for split in splits]).sort(stable=True)
+    row, order = torch.cat([row_numbers(split.relevant[0], 0, len(split.users)) for split in splits]).sort(
+        stable=True
+    )
     column = torch.cat([split.relevant[1] for split in splits])[order]
     ranks = torch.full_like(row, k)
     undecided = (~certain_misses(user, item, splits[0], row, column, k, chunk)).nonzero()[:, 0]
@@ -120,9 +130,13 @@ def relevant_ranks(user, item, splits, k, chunk=0):
 def mean_metrics(ranks, split, ks):
     """{"recall@10": mean over the users of a split, ...} from the ranks of its relevant items."""
     crow, k = split.relevant[0], max(ks)
-    hits = torch.zeros(len(split.users), k + 1, dtype=torch.bool, device=ranks.device)       # the last column: not among the first k
+    hits = torch.zeros(
+        len(split.users), k + 1, dtype=torch.bool, device=ranks.device
+    )  # the last column: not among the first k
     hits[row_numbers(crow, 0, len(split.users)), ranks] = True
-    return {name: float(values.mean()) for name, values in ranking_metrics(hits[:, :k], crow.diff(), ks).items()}
+    return {
+        name: float(values.mean()) for name, values in ranking_metrics(hits[:, :k], crow.diff(), ks).items()
+    }
 
 
 @torch.inference_mode()

@@ -4,11 +4,13 @@ import contextlib
 import json
 import sys
 import time
+
 from tensorboard.plugins.hparams.plugin_data_pb2 import HParamsPluginData
 from tensorboardX import summary
 from tensorboardX.event_file_writer import EventsWriter
 from tensorboardX.proto.event_pb2 import Event, SessionLog
 from tqdm import tqdm
+
 from utils import atomic_write
 
 
@@ -22,7 +24,9 @@ class Board:
     """
 
     def __init__(self, folder, epoch):
-        self.file = EventsWriter(str(folder / "events"), f".{time.time_ns()}")     # two of one second have two names
+        self.file = EventsWriter(
+            str(folder / "events"), f".{time.time_ns()}"
+        )  # two of one second have two names
         self.write(epoch + 1, session_log=SessionLog(status=SessionLog.START))
 
     def write(self, step, **content):
@@ -59,7 +63,7 @@ class RunLog:
     def say(self, line):
         """A line for the reader, on the console (above any progress bar) and in train.log."""
         tqdm.write(line)
-        sys.stdout.flush()                      # a redirected log is read while the run goes on
+        sys.stdout.flush()  # a redirected log is read while the run goes on
         print(line, file=self.text, flush=True)
 
     def record(self, entry):
@@ -69,7 +73,9 @@ class RunLog:
     def scalars(self, group, values, epoch):
         """Numbers as TensorBoard scalars group/name."""
         if self.board:
-            self.board.add([summary.scalar(f"{group}/{name}", float(value)) for name, value in values.items()], epoch)
+            self.board.add(
+                [summary.scalar(f"{group}/{name}", float(value)) for name, value in values.items()], epoch
+            )
 
     def plans(self, model, epoch):
         """Each transport plan as a TensorBoard image, scaled to its largest entry."""
@@ -88,9 +94,17 @@ class RunLog:
             self.scalars(group, metrics, epoch)
         if self.board:
             first, *_, last = [*groups, *groups]
-            tags = [f"{first}/{config.selection_metric}", *(f"{last}/{name}" for name in groups[last] if name.startswith(("recall", "ndcg")))]
-            flat = {key: value if isinstance(value, (int, float, str)) else str(value) for key, value in config.as_dict().items()}
-            experiment, *session = summary.hparams(flat, dict.fromkeys(tag.replace("@", "_") for tag in tags))       # as scalars have it
+            tags = [
+                f"{first}/{config.selection_metric}",
+                *(f"{last}/{name}" for name in groups[last] if name.startswith(("recall", "ndcg"))),
+            ]
+            flat = {
+                key: value if isinstance(value, (int, float, str)) else str(value)
+                for key, value in config.as_dict().items()
+            }
+            experiment, *session = summary.hparams(
+                flat, dict.fromkeys(tag.replace("@", "_") for tag in tags)
+            )  # as scalars have it
             mark_changed(experiment.value[0].metadata.plugin_data, config.chosen())
             self.board.add([experiment, *session])
 

@@ -32,10 +32,15 @@ class Stop:
         if self.signal is not None:
             os._exit(128 + number)
         self.signal = number
-        os.write(2, f"\n{signal.Signals(number).name}: finishing the step and saving; once more to leave at once\n".encode())
+        os.write(
+            2,
+            f"\n{signal.Signals(number).name}: finishing the step and saving; once more to leave at once\n".encode(),
+        )
 
     def __enter__(self):
-        self.before = {number: signal.signal(number, self._handle) for number in (signal.SIGINT, signal.SIGTERM)}
+        self.before = {
+            number: signal.signal(number, self._handle) for number in (signal.SIGINT, signal.SIGTERM)
+        }
         return self
 
     def __exit__(self, *_):

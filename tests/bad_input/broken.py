@@ -13,8 +13,25 @@ ROOT = Path(__file__).resolve().parents[2]
 
 def command(folder, *extra):
     tmp = folder.parents[1]
-    return ["--dataset", "small", "--data_root", str(folder.parent), "--path", str(tmp / "runs"), "--cuda", "0", "--epochs", "1",
-            "--tensorboard", "0", "--item_knn_k", "5", "--user_knn_k", "5", *map(str, extra)]
+    return [
+        "--dataset",
+        "small",
+        "--data_root",
+        str(folder.parent),
+        "--path",
+        str(tmp / "runs"),
+        "--cuda",
+        "0",
+        "--epochs",
+        "1",
+        "--tensorboard",
+        "0",
+        "--item_knn_k",
+        "5",
+        "--user_knn_k",
+        "5",
+        *map(str, extra),
+    ]
 
 
 def assert_refused(code, err, words):
@@ -37,9 +54,11 @@ def no_change(folder):
 
 def edit(name, change):
     """A case that rewrites the lines of a file."""
+
     def breaking(folder):
         path = folder / name
         path.write_text("\n".join(change(path.read_text().splitlines())) + "\n")
+
     return breaking
 
 
@@ -72,7 +91,13 @@ def with_value(row, value):
 def npy(shape, dtype="'<f4'", body=bytes(64), version=1):
     """Bytes of a .npy whose header says what it is told to."""
     header = f"{{'descr': {dtype}, 'fortran_order': False, 'shape': {shape}, }}\n".encode()
-    return b"\x93NUMPY" + bytes([version, 0]) + struct.pack("<H" if version == 1 else "<I", len(header)) + header + body
+    return (
+        b"\x93NUMPY"
+        + bytes([version, 0])
+        + struct.pack("<H" if version == 1 else "<I", len(header))
+        + header
+        + body
+    )
 
 
 class Trap:

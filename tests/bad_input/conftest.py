@@ -2,11 +2,20 @@
 
 import numpy as np
 import pytest
-
 from helpers import random_pairs, write_txt
+
 from main import main
 
-TRAINED = {"model": "lgn", "recdim": 8, "topks": "5,10", "epochs": 2, "eval_every": 1, "bpr_batch": 64, "tensorboard": 0, "cuda": 0}
+TRAINED = {
+    "model": "lgn",
+    "recdim": 8,
+    "topks": "5,10",
+    "epochs": 2,
+    "eval_every": 1,
+    "bpr_batch": 64,
+    "tensorboard": 0,
+    "cuda": 0,
+}
 
 
 @pytest.fixture(scope="session")
@@ -17,6 +26,9 @@ def trained(tmp_path_factory):
     write_txt(folder, **random_pairs(0, 40, 30, 6))
     np.save(folder / "text_feat.npy", np.random.default_rng(1).standard_normal((30, 12)).astype(np.float32))
     words = [str(word) for name, value in TRAINED.items() for word in (f"--{name}", value)]
-    assert main([*words, "--dataset", "small", "--data_root", str(folder.parent), "--path", str(root / "runs")]) == 0
-    run_folder, = (root / "runs").iterdir()
+    assert (
+        main([*words, "--dataset", "small", "--data_root", str(folder.parent), "--path", str(root / "runs")])
+        == 0
+    )
+    (run_folder,) = (root / "runs").iterdir()
     return folder, run_folder

@@ -8,8 +8,8 @@ import zipfile
 
 import pytest
 import torch
-
 from broken import Trap, assert_refused
+
 from main import main
 
 
@@ -21,11 +21,13 @@ def run_folder(trained, tmp_path):
 
 def rewrite(change):
     """A case that changes the content of last.pt and best.pt."""
+
     def breaking(folder):
         for name in ("last.pt", "best.pt"):
             state = torch.load(folder / name, weights_only=True)
             change(state)
             torch.save(state, folder / name)
+
     return breaking
 
 
@@ -35,10 +37,12 @@ def entry(key, value):
 
 def deeper(*keys, value):
     """A case that puts a value deep inside the checkpoints."""
+
     def change(state):
         for key in keys[:-1]:
             state = state[key]
         state[keys[-1]] = value
+
     return rewrite(change)
 
 
@@ -47,6 +51,7 @@ def without(*keys):
         for key in keys[:-1]:
             state = state[key]
         del state[keys[-1]]
+
     return rewrite(change)
 
 
@@ -59,6 +64,7 @@ def saved(value):
     def breaking(folder):
         for name in ("last.pt", "best.pt"):
             torch.save(value, folder / name)
+
     return breaking
 
 
@@ -73,19 +79,21 @@ def compressed_zeros(folder):
 def cut(folder):
     for name in ("last.pt", "best.pt"):
         data = (folder / name).read_bytes()
-        (folder / name).write_bytes(data[:len(data) // 2])
+        (folder / name).write_bytes(data[: len(data) // 2])
 
 
 def legacy(folder):
     for name in ("last.pt", "best.pt"):
-        torch.save(torch.load(folder / name, weights_only=True), folder / name, _use_new_zipfile_serialization=False)
+        torch.save(
+            torch.load(folder / name, weights_only=True), folder / name, _use_new_zipfile_serialization=False
+        )
 
 
 WEIGHT = "user"
 # One element in memory that claims to be a terabyte.
 WIDE = torch.zeros(1).expand(10**6, 10**6)
 
-FILES = {   # refused when scored with --checkpoint, whatever the settings
+FILES = {  # refused when scored with --checkpoint, whatever the settings
     "empty": (content(b""), ["is damaged", "name another"]),
     "text": (content(b"no checkpoint\n"), ["is damaged", "name another"]),
     "cut off": (cut, ["is damaged", "name another"]),
@@ -102,7 +110,10 @@ FILES = {   # refused when scored with --checkpoint, whatever the settings
     "model missing": (without("model"), ["no checkpoint of this program"]),
     "model a list": (entry("model", [1]), ["no checkpoint of this program"]),
     "weight a string": (entry("model", {WEIGHT: "heavy"}), ["no checkpoint of this program"]),
-    "weight complex": (entry("model", {WEIGHT: torch.zeros(3, dtype=torch.complex64)}), ["no checkpoint of this program"]),
+    "weight complex": (
+        entry("model", {WEIGHT: torch.zeros(3, dtype=torch.complex64)}),
+        ["no checkpoint of this program"],
+    ),
     "weight larger than its memory": (entry("model", {WEIGHT: WIDE}), ["no checkpoint of this program"]),
     "weight sparse": (entry("model", {WEIGHT: torch.eye(3).to_sparse()}), ["no checkpoint of this program"]),
     "weight NaN": (entry("model", {WEIGHT: torch.full((3,), torch.nan)}), ["NaN or Inf"]),
@@ -126,8 +137,11 @@ def test_file(case, run_folder, capsys):
     assert_refused(code, capsys.readouterr().err, ["best.pt", *words])
 
 
-SCORED = {   # whole, but not of this dataset or program
-    "weights of another shape": (deeper("model", WEIGHT, value=torch.zeros(3, 3)), ["best.pt: does not fit this dataset"]),
+SCORED = {  # whole, but not of this dataset or program
+    "weights of another shape": (
+        deeper("model", WEIGHT, value=torch.zeros(3, 3)),
+        ["best.pt: does not fit this dataset"],
+    ),
     "a weight missing": (without("model", WEIGHT), ["best.pt: does not fit this dataset"]),
     "an unknown setting": (deeper("config", "warp", value=9), ["best.pt: has unknown settings (warp)"]),
     "a setting of a wrong type": (deeper("config", "recdim", value="8"), ["--recdim 8: must be of type int"]),
@@ -139,11 +153,15 @@ SCORED = {   # whole, but not of this dataset or program
 def test_scored(case, run_folder, capsys):
     breaking, words = SCORED[case]
     breaking(run_folder)
-    assert_refused(main(["--evaluate_only", "1", "--checkpoint", str(run_folder / "best.pt")]), capsys.readouterr().err, words)
+    assert_refused(
+        main(["--evaluate_only", "1", "--checkpoint", str(run_folder / "best.pt")]),
+        capsys.readouterr().err,
+        words,
+    )
 
 
 FIT = "its checkpoint does not fit"
-RESUMED = {   # whole, but no state that the run could be in
+RESUMED = {  # whole, but no state that the run could be in
     "unknown progress": (deeper("progress", "luck", value=1), [FIT, "luck"]),
     "best missing": (deeper("progress", "best", value=None), [FIT, "progress"]),
     "best without metrics": (without("progress", "best", "metrics"), [FIT]),
@@ -156,8 +174,14 @@ RESUMED = {   # whole, but no state that the run could be in
     "sums a list": (deeper("progress", "sums", value=[1]), [FIT]),
     "sums of vectors": (deeper("progress", "sums", value={"loss": torch.ones(2)}), [FIT]),
     "optimiser empty": (entry("optimizer", {}), [FIT]),
-    "optimiser of another rate": (deeper("optimizer", "param_groups", 0, "lr", value="fast"), [FIT, "optimiser"]),
-    "moments of another shape": (deeper("optimizer", "state", 0, "exp_avg", value=torch.zeros(2)), [FIT, "optimiser"]),
+    "optimiser of another rate": (
+        deeper("optimizer", "param_groups", 0, "lr", value="fast"),
+        [FIT, "optimiser"],
+    ),
+    "moments of another shape": (
+        deeper("optimizer", "state", 0, "exp_avg", value=torch.zeros(2)),
+        [FIT, "optimiser"],
+    ),
     "moments missing": (without("optimizer", "state", 0, "exp_avg_sq"), [FIT, "optimiser"]),
     "sampler of another size": (entry("sampler", torch.zeros(5, dtype=torch.uint8)), [FIT]),
     "random empty": (entry("random", {}), [FIT]),
@@ -165,8 +189,14 @@ RESUMED = {   # whole, but no state that the run could be in
     "numpy of nonsense": (deeper("random", "numpy", value=["MT19937", [-1], 0, 0, 0.0]), [FIT]),
     "weights of another shape": (deeper("model", WEIGHT, value=torch.zeros(3, 3)), [FIT]),
     "other data": (entry("data", "0" * 64), ["the data have changed"]),
-    "best.pt lost": (lambda folder: (folder / "best.pt").unlink(), ["best.pt: cannot be read", "remove", "last.pt"]),
-    "best.pt damaged": (lambda folder: (folder / "best.pt").write_bytes(b"PK"), ["best.pt: is damaged", "remove", "last.pt"]),
+    "best.pt lost": (
+        lambda folder: (folder / "best.pt").unlink(),
+        ["best.pt: cannot be read", "remove", "last.pt"],
+    ),
+    "best.pt damaged": (
+        lambda folder: (folder / "best.pt").write_bytes(b"PK"),
+        ["best.pt: is damaged", "remove", "last.pt"],
+    ),
 }
 
 
@@ -181,9 +211,11 @@ def test_resumed(case, run_folder, capsys):
 
 def settings(change):
     """A case that changes the settings in config.json."""
+
     def breaking(folder):
         stored = json.loads((folder / "config.json").read_text())
         (folder / "config.json").write_text(json.dumps({**stored, **change}))
+
     return breaking
 
 
@@ -192,7 +224,10 @@ def text(data):
 
 
 CONFIG = {
-    "missing": (lambda folder: (folder / "config.json").unlink(), ["config.json: cannot be read", "--resume takes a run folder"]),
+    "missing": (
+        lambda folder: (folder / "config.json").unlink(),
+        ["config.json: cannot be read", "--resume takes a run folder"],
+    ),
     "empty": (text(b""), ["config.json: is no JSON"]),
     "not JSON": (text(b"{'lr': 1}"), ["config.json: is no JSON"]),
     "not text": (text(b"\xff\xfe\x00\x01"), ["config.json: is no JSON"]),
@@ -208,10 +243,16 @@ CONFIG = {
     "recdim huge": (settings({"recdim": 10**30}), ["--recdim", "too large"]),
     "topks a number": (settings({"topks": 10}), ["--topks 10: must be of type tuple"]),
     "topks of strings": (settings({"topks": ["10"]}), ["--topks ['10']", "whole numbers"]),
-    "dataset that leaves the root": (settings({"dataset": "../small"}), ["--dataset ../small", "--data_root"]),
+    "dataset that leaves the root": (
+        settings({"dataset": "../small"}),
+        ["--dataset ../small", "--data_root"],
+    ),
     "path with a zero byte": (settings({"cache_dir": "a\0b"}), ["--cache_dir", "control characters"]),
     "half a surrogate pair": (settings({"cache_dir": "\ud800"}), ["--cache_dir", "UTF-8"]),
-    "a folder": (lambda folder: ((folder / "config.json").unlink(), (folder / "config.json").mkdir()), ["config.json: cannot be read"]),
+    "a folder": (
+        lambda folder: ((folder / "config.json").unlink(), (folder / "config.json").mkdir()),
+        ["config.json: cannot be read"],
+    ),
 }
 
 
@@ -237,11 +278,13 @@ def test_a_pickle_payload_does_not_run(inside, argv, run_folder, capsys, tmp_pat
         if inside == "plain pickle":
             (run_folder / name).write_bytes(pickle.dumps(Trap(marker)))
         else:
-            torch.save(Trap(marker) if inside == "whole" else {**state, "data": Trap(marker)}, run_folder / name)
+            torch.save(
+                Trap(marker) if inside == "whole" else {**state, "data": Trap(marker)}, run_folder / name
+            )
     code = main([word.format(run_folder) for word in argv])
     assert not marker.exists()
     said = capsys.readouterr()
-    if argv[0] == "--resume":                  # without any whole checkpoint the run starts again, and says so
+    if argv[0] == "--resume":  # without any whole checkpoint the run starts again, and says so
         assert code == 0 and said.out.count("is damaged") == 2 and "resumed after epoch 0" in said.out
     else:
         assert_refused(code, said.err, ["best.pt: is damaged"])
@@ -255,5 +298,12 @@ def test_the_traps_are_armed(tmp_path):
     assert (tmp_path / "marker").exists()
 
 
-CASES = {**FILES, **{f"scored: {name}": 0 for name in SCORED}, **{f"resumed: {name}": 0 for name in RESUMED},
-         **{f"config: {name}": 0 for name in CONFIG}, "payload: whole": 0, "payload: entry": 0, "payload: plain pickle": 0}
+CASES = {
+    **FILES,
+    **{f"scored: {name}": 0 for name in SCORED},
+    **{f"resumed: {name}": 0 for name in RESUMED},
+    **{f"config: {name}": 0 for name in CONFIG},
+    "payload: whole": 0,
+    "payload: entry": 0,
+    "payload: plain pickle": 0,
+}

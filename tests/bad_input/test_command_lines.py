@@ -6,16 +6,22 @@ import sys
 import numpy as np
 import pytest
 import torch
-
 from broken import ROOT, append, assert_refused, check, command, text_as, with_value
+
 from world import Config, choose_device
 
 FLAGS = [
     (["--model", "lgn_mm", "--item_knn_k", 30], ["30 neighbours", "30 rows", "lower --item_knn_k"]),
-    (["--model", "lgn_mm", "--user_text_feat", "mean", "--user_knn_k", 40], ["40 neighbours", "40 rows", "--user_knn_k"]),
+    (
+        ["--model", "lgn_mm", "--user_text_feat", "mean", "--user_knn_k", 40],
+        ["40 neighbours", "40 rows", "--user_knn_k"],
+    ),
     (["--topks", "10,31"], ["--topks 31", "30 items", "smaller K"]),
     (["--topks", "[10"], ["--topks", "'[10'", "10,20"]),
-    (["--model", "lgn_mm", "--recdim", 60, "--attn_heads", 8], ["--recdim 60", "--attn_heads 8", "change either"]),
+    (
+        ["--model", "lgn_mm", "--recdim", 60, "--attn_heads", 8],
+        ["--recdim 60", "--attn_heads 8", "change either"],
+    ),
     (["--no_such_flag", 1], ["--no_such_flag", "--help"]),
     (["--epochs", "ten"], ["--epochs", "ten", "--help"]),
     (["--epochs", "0"], ["--epochs 0", "at least 1"]),
@@ -43,7 +49,11 @@ FLAGS = [
 ]
 
 
-@pytest.mark.parametrize("extra, words", FLAGS, ids=lambda value: " ".join(map(str, value)) if str(value[0]).startswith("--") else "")
+@pytest.mark.parametrize(
+    "extra, words",
+    FLAGS,
+    ids=lambda value: " ".join(map(str, value)) if str(value[0]).startswith("--") else "",
+)
 def test_flags(extra, words, small_dataset, capsys):
     check(small_dataset, capsys, extra, words)
 
@@ -51,7 +61,9 @@ def test_flags(extra, words, small_dataset, capsys):
 @pytest.mark.parametrize("below", ["file", "file/deeper"])
 def test_path_that_is_a_file(below, small_dataset, capsys, tmp_path):
     (tmp_path / "file").write_text("in the way")
-    check(small_dataset, capsys, ["--path", tmp_path / below], ["file", "cannot make the run folder", "--path"])
+    check(
+        small_dataset, capsys, ["--path", tmp_path / below], ["file", "cannot make the run folder", "--path"]
+    )
     assert (tmp_path / "file").read_text() == "in the way"
 
 
@@ -59,14 +71,24 @@ def test_gpu_id_does_not_matter_on_the_cpu():
     assert choose_device(Config(cuda=0, gpu_id=99)) == torch.device("cpu")
 
 
-@pytest.mark.parametrize("breaking, extra, words", [
-    (append("train.txt", "3 4x"), [], ["train.txt, line 40"]),
-    (text_as(with_value(7, np.nan)), ["--model", "lgn_mm"], ["text_feat.npy, row 7"]),
-    (lambda folder: None, ["--epochs", "ten"], ["--epochs"])], ids=["id", "nan", "flag"])
+@pytest.mark.parametrize(
+    "breaking, extra, words",
+    [
+        (append("train.txt", "3 4x"), [], ["train.txt, line 40"]),
+        (text_as(with_value(7, np.nan)), ["--model", "lgn_mm"], ["text_feat.npy, row 7"]),
+        (lambda folder: None, ["--epochs", "ten"], ["--epochs"]),
+    ],
+    ids=["id", "nan", "flag"],
+)
 def test_as_a_command(breaking, extra, words, small_dataset):
     breaking(small_dataset)
-    done = subprocess.run([sys.executable, ROOT / "main.py", *command(small_dataset, *extra)], capture_output=True, text=True, timeout=120,
-                          cwd=small_dataset.parents[1])
+    done = subprocess.run(
+        [sys.executable, ROOT / "main.py", *command(small_dataset, *extra)],
+        capture_output=True,
+        text=True,
+        timeout=120,
+        cwd=small_dataset.parents[1],
+    )
     assert_refused(done.returncode, done.stderr, words)
     assert "Traceback" not in done.stdout + done.stderr
     assert not (small_dataset.parents[1] / "runs").exists()
