@@ -24,7 +24,8 @@ from data.formats import (
     open_features,
     read_interactions,
 )
-from data.graphs import graph_shares, knn_table, mean_neighbour_graph, normalised_adjacency
+from data.graphs import knn_table, normalised_adjacency
+from models.freedom import graph_shares, mean_neighbour_graph
 from layers.attention import AttentionGraph, attention_graph
 from layers.kernels import column_major
 from utils import UserError, content_hash

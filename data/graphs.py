@@ -7,11 +7,10 @@ import zipfile
 from pathlib import Path
 
 import numpy as np
-import scipy.sparse as sp
 import torch
 from tqdm import tqdm
 
-from layers.sparse import bipartite_adjacency, to_csr_tensor
+from layers.sparse import bipartite_adjacency
 from layers.topk import top_columns
 from utils import UserError, atomic_write, content_hash
 
@@ -30,26 +29,6 @@ def normalised_adjacency(interactions, edge_weight, device):
             )
         weight = interactions.train_rating.astype(np.float64)
     return bipartite_adjacency(interactions.train, interactions.n_users, interactions.n_items, device, weight)
-
-
-def mean_neighbour_graph(neighbours, shares, device):
-    """FREEDOM's frozen item graph: sum over modalities of share * the mean over an item's neighbours, and its transpose.
-
-    neighbours: {m: [I, k] int64}; shares: {m: weight}. An item's own id among its neighbours stands for none. Edges are
-    directed; each row's degree is the number of its neighbours, so D^-1/2 S D^-1/2 of the paper divides by it.
-    Returns two sparse CSR [I, I] float32.
-    """
-    total = 0
-    for m, table in neighbours.items():
-        n, k = table.shape
-        rows, cols = np.repeat(np.arange(n), k), table.ravel()
-        others = rows != cols
-        degree = np.bincount(rows[others], minlength=n)
-        weight = shares[m] / degree[rows[others]]
-        total = total + sp.csr_matrix((weight, (rows[others], cols[others])), (n, n))
-    return to_csr_tensor(total.astype(np.float32), device), to_csr_tensor(
-        total.T.tocsr().astype(np.float32), device
-    )
 
 
 def nearest_neighbours(features, k, device, block=4096):
@@ -202,13 +181,6 @@ def read_neighbours(path, n, k):
         else []
     )
     return chosen, notes
-
-
-def graph_shares(modalities, image):
-    """{modality: weight}: `image` for the image graph if there are others, the rest in equal parts for those."""
-    if "image" not in modalities or len(modalities) == 1:
-        return {m: 1 / len(modalities) for m in modalities}
-    return {m: image if m == "image" else (1 - image) / (len(modalities) - 1) for m in modalities}
 
 
 def knn_table(features, path, k, config, device):

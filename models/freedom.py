@@ -1,5 +1,7 @@
 """FREEDOM."""
 
+import scipy.sparse as sp
+import numpy as np
 import torch
 from torch import nn
 
@@ -7,6 +9,7 @@ from layers.kernels import _SparseProduct
 from layers.losses import triple_bpr
 from layers.sparse import bipartite_adjacency, propagate_rows
 from models.lightgcn import LightGCN
+from layers.sparse import to_csr_tensor
 
 
 class FREEDOM(LightGCN):
@@ -95,3 +98,30 @@ class FREEDOM(LightGCN):
         return triple_bpr(
             user, self.project[m](getattr(self, f"{m}_features").index_select(0, batch.each_item)), batch
         )
+
+
+def mean_neighbour_graph(neighbours, shares, device):
+    """FREEDOM's frozen item graph: sum over modalities of share * the mean over an item's neighbours, and its transpose.
+
+    neighbours: {m: [I, k] int64}; shares: {m: weight}. An item's own id among its neighbours stands for none. Edges are
+    directed; each row's degree is the number of its neighbours, so D^-1/2 S D^-1/2 of the paper divides by it.
+    Returns two sparse CSR [I, I] float32.
+    """
+    total = 0
+    for m, table in neighbours.items():
+        n, k = table.shape
+        rows, cols = np.repeat(np.arange(n), k), table.ravel()
+        others = rows != cols
+        degree = np.bincount(rows[others], minlength=n)
+        weight = shares[m] / degree[rows[others]]
+        total = total + sp.csr_matrix((weight, (rows[others], cols[others])), (n, n))
+    return to_csr_tensor(total.astype(np.float32), device), to_csr_tensor(
+        total.T.tocsr().astype(np.float32), device
+    )
+
+
+def graph_shares(modalities, image):
+    """{modality: weight}: `image` for the image graph if there are others, the rest in equal parts for those."""
+    if "image" not in modalities or len(modalities) == 1:
+        return {m: 1 / len(modalities) for m in modalities}
+    return {m: image if m == "image" else (1 - image) / (len(modalities) - 1) for m in modalities}

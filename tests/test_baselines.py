@@ -9,7 +9,7 @@ import pytest
 import torch
 
 from data.formats import Interactions
-from data.graphs import graph_shares, mean_neighbour_graph
+from models.freedom import graph_shares, mean_neighbour_graph
 from dataloader import load_dataset, make_batches
 from models.freedom import FREEDOM
 from models.vbpr import VBPR
