@@ -25,9 +25,9 @@ from data.formats import (
     read_interactions,
 )
 from data.graphs import knn_table, normalised_adjacency
-from models.freedom import graph_shares, mean_neighbour_graph
 from layers.attention import AttentionGraph, attention_graph
 from layers.kernels import column_major
+from models.freedom import graph_shares, mean_neighbour_graph
 from utils import UserError, content_hash
 from world import CONTENT_MODELS
 

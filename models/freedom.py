@@ -1,15 +1,14 @@
 """FREEDOM."""
 
-import scipy.sparse as sp
 import numpy as np
+import scipy.sparse as sp
 import torch
 from torch import nn
 
 from layers.kernels import _SparseProduct
 from layers.losses import triple_bpr
-from layers.sparse import bipartite_adjacency, propagate_rows
+from layers.sparse import bipartite_adjacency, propagate_rows, to_csr_tensor
 from models.lightgcn import LightGCN
-from layers.sparse import to_csr_tensor
 
 
 class FREEDOM(LightGCN):

@@ -9,9 +9,8 @@ import pytest
 import torch
 
 from data.formats import Interactions
-from models.freedom import graph_shares, mean_neighbour_graph
 from dataloader import load_dataset, make_batches
-from models.freedom import FREEDOM
+from models.freedom import FREEDOM, graph_shares, mean_neighbour_graph
 from models.vbpr import VBPR
 from world import Config
 
