@@ -1,15 +1,22 @@
-"""From files to what a training step needs: checked interactions and features, graphs, batches.
+"""From the files of a dataset folder to batches: checked interactions and features, graphs, training triples.
 
-    dataset = load_dataset(config, torch.device("cpu"))
+    needs = Needs(adjacency=True, features=True)        # a model class says what it needs
+    dataset = load_dataset(config, needs, torch.device("cpu"))
     dataset.adjacency          # user-item graph of the TRAIN split, sparse CSR [U + I, U + I]
     dataset.features["text"]   # [I, d_text] float32
-    dataset.graphs["text"]     # AttentionGraph over items
+    for batch in Sampler(dataset.interactions.train, n_items, 2048, seed, device).epoch():
+        ...
 
-Every reader checks what it reads; what it cannot use ends in a UserError that names file, line and remedy.
+Everything a model sees comes from the TRAIN split alone. Input that cannot be used raises a UserError that names the
+file, the line and the remedy.
 """
+
+from __future__ import annotations
 
 import dataclasses
 import typing
+from collections.abc import Iterator
+from pathlib import Path
 
 import numpy as np
 import scipy.sparse as sp
@@ -25,158 +32,283 @@ from data.formats import (
     read_interactions,
 )
 from data.graphs import knn_table, normalised_adjacency
-from layers.attention import AttentionGraph, attention_graph
 from layers.kernels import column_major
-from models.freedom import graph_shares, mean_neighbour_graph
 from utils import UserError, content_hash
-from world import CONTENT_MODELS
+from world import Config
 
-# ---------------------------------------------------------------- features
+# ---------------------------------------------------------------- the dataset
 
 
-def mean_user_features(train, item_features, n_users):
-    """Mean feature of each user's TRAIN items [U, dim] float32; zeros for a user without any."""
+@dataclasses.dataclass(frozen=True)
+class Needs:
+    """What a model class needs of the data; load_dataset builds this and nothing else."""
+
+    adjacency: bool = False  # the normalised user-item graph
+    features: bool = False  # item features
+    neighbours: bool = False  # for each modality, the nearest items of every item
+    user_features: bool = False  # with --user_text_feat: user features and the nearest users of every user
+    column_major: bool = False  # features in column-major order on a CPU: for large projections
+
+
+@dataclasses.dataclass(frozen=True)
+class Dataset:
+    """What a model and its training need of the data; tensors are on the training device."""
+
+    interactions: Interactions
+    adjacency: torch.Tensor | None  # sparse CSR [U + I, U + I]
+    features: dict[str, torch.Tensor]  # modality -> [I, d_m] float32
+    neighbours: dict[str, np.ndarray]  # modality -> [I, k] int32 item ids, nearest first
+    user_features: torch.Tensor | None  # [U, d_t] float32
+    user_neighbours: np.ndarray | None  # [U, k] int32 user ids, nearest first
+    fingerprint: str  # content hash of all of the above
+    notes: list[str]  # lines worth telling the user
+
+
+def load_dataset(config: Config, needs: Needs, device: torch.device) -> Dataset:
+    """Read and check a dataset folder and build what `needs` asks for. Raises UserError on bad input."""
+    folder, note = dataset_folder(config)
+    paths = feature_paths(config, folder)
+    if needs.features and not paths:
+        raise UserError(missing_features(config, folder))
+    # The number of rows of the feature files is the size of the catalogue, also for a model without features.
+    arrays = {m: open_features(path) for m, path in paths.items()}
+    user_array = None
+    if needs.user_features and config.user_text_feat not in ("", "mean"):
+        user_array = open_features(config.user_text_feat, "users")
+    interactions = read_interactions(
+        folder,
+        config.data_format,
+        max(map(len, arrays.values()), default=0),
+        0 if user_array is None else len(user_array),
+    )
+    notes = [note] if note else []
+    for split, count in interactions.merged.items():
+        if count:
+            notes.append(f"note: {interactions.source}: {count} repeated interactions merged in {split}")
+    adjacency = normalised_adjacency(interactions, config.edge_weight, device) if needs.adjacency else None
+    features, neighbours, user_features, user_neighbours = {}, {}, None, None
+    if needs.features:
+        features = {m: load_features(array, paths[m], interactions.n_items) for m, array in arrays.items()}
+    if needs.neighbours:
+        for m, matrix in features.items():
+            path = getattr(config, f"item_{m}_graph")
+            neighbours[m], found = knn_table(matrix, path, config.item_knn_k, config, device)
+            notes += found
+    if needs.user_features and config.user_text_feat:
+        user_features = user_text_features(config, interactions, features, user_array)
+        user_neighbours, found = knn_table(
+            user_features, config.user_text_graph, config.user_knn_k, config, device
+        )
+        notes += found
+    inputs = [*features.values(), *neighbours.values(), user_features, user_neighbours]
+    fingerprint = content_hash(
+        interactions_hash(interactions), list(features), *(array for array in inputs if array is not None)
+    )
+    del inputs
+    tensors = {
+        m: to_device(features.pop(m), needs, device) for m in list(features)
+    }  # frees each array in turn
+    if user_features is not None:
+        user_features = to_device(user_features, needs, device)
+    return Dataset(
+        interactions, adjacency, tensors, neighbours, user_features, user_neighbours, fingerprint, notes
+    )
+
+
+def missing_features(config: Config, folder: Path) -> str:
+    """Error message for a model that needs features where there are none."""
+    if not config.use_multimodal:
+        return f"--model {config.model} needs features: drop --use_multimodal 0 or take --model lgn"
+    return (
+        f"{folder}: has no text_feat.npy, image_feat.npy or audio_feat.npy; --model {config.model} needs features: "
+        "name them with --text_feat, --image_feat or --audio_feat"
+    )
+
+
+def to_device(features: np.ndarray, needs: Needs, device: torch.device) -> torch.Tensor:
+    """Features as a tensor on the device, in the layout that the model needs."""
+    tensor = torch.from_numpy(features).to(device)
+    return column_major(tensor) if needs.column_major else tensor
+
+
+def user_text_features(
+    config: Config,
+    interactions: Interactions,
+    features: dict[str, np.ndarray],
+    user_array: np.ndarray | None,
+) -> np.ndarray:
+    """User features [U, d_t]: the file named by --user_text_feat, or the mean text feature of the user's TRAIN items."""
+    if user_array is not None:
+        return load_features(user_array, config.user_text_feat, interactions.n_users, "users")
+    if "text" not in features:
+        raise UserError("--user_text_feat mean needs item text features: add --text_feat")
+    return mean_user_features(interactions.train, features["text"], interactions.n_users)
+
+
+def mean_user_features(train: np.ndarray, item_features: np.ndarray, n_users: int) -> np.ndarray:
+    """Mean feature of the items of each user in `train` [n, 2]: [U, dim] float32, zeros for a user without items."""
     user, item = train.T
     count = np.bincount(user, minlength=n_users)
     weight = (1 / np.maximum(count, 1)).astype(np.float32)[user]
     return sp.csr_matrix((weight, (user, item)), (n_users, len(item_features))) @ item_features
 
 
-# ---------------------------------------------------------------- batches
-
-
-def pair_keys(pairs, n_items):
-    """[n, 2] pairs -> sorted [n] int64 keys user * I + item."""
-    return torch.sort(pairs[:, 0] * n_items + pairs[:, 1]).values
+# ---------------------------------------------------------------- training batches
 
 
 class Batch(typing.NamedTuple):
-    """Training triples, and the distinct users and items among them, ascending: users = each_user[user_at],
-    pos = each_item[pos_at], neg = each_item[neg_at]."""
+    """Training triples, and the distinct users and items among them, in ascending order.
+
+    users = unique_users[user_index], pos = unique_items[pos_index], neg = unique_items[neg_index].
+    """
 
     users: torch.Tensor  # [B] int64
     pos: torch.Tensor  # [B]
     neg: torch.Tensor  # [B]
-    each_user: torch.Tensor  # [v]
-    user_at: torch.Tensor  # [B]
-    each_item: torch.Tensor  # [r], positive or negative
-    pos_at: torch.Tensor  # [B]
-    neg_at: torch.Tensor  # [B]
-    pos_rows: torch.Tensor  # [n] which of each_item are positive, ascending
-    neg_rows: torch.Tensor  # [m] which are negative
+    unique_users: torch.Tensor  # [v]
+    user_index: torch.Tensor  # [B]
+    unique_items: torch.Tensor  # [r], the positives and negatives of the batch
+    pos_index: torch.Tensor  # [B]
+    neg_index: torch.Tensor  # [B]
+    unique_pos: torch.Tensor  # [n], the rows of unique_items that are a positive, ascending
+    unique_neg: torch.Tensor  # [m], those that are a negative
 
 
-def make_batches(users, pos, neg, size):
-    """[n] users, positives and negatives -> list of Batch of `size` triples; the last may be smaller.
+def make_batches(users: torch.Tensor, pos: torch.Tensor, neg: torch.Tensor, size: int) -> list[Batch]:
+    """Split triples (users, positives, negatives [n]) into batches of `size`; the last may be smaller.
 
-    The distinct users and items of all batches are found together, so that a GPU is waited for at the beginning of an epoch alone.
+    Distinct users and items are found for all batches at once: one host synchronisation an epoch on a GPU.
     """
     n = len(users)
-    number = torch.arange(n, device=users.device) // size  # of the batch
-    each_user, user_at, _, user_counts = distinct(users, number)
-    each_item, at, first_item, item_counts = distinct(torch.cat([pos, neg]), number.repeat(2))
-    pos_at, neg_at = at.split(n)
-    rows = [(first_item[number] + part).unique() for part in (pos_at, neg_at)]  # of each_item
+    batch_of = torch.arange(n, device=users.device) // size
+    unique_users, user_index, _, user_counts = unique_by_batch(users, batch_of)
+    unique_items, index, first_item, item_counts = unique_by_batch(torch.cat([pos, neg]), batch_of.repeat(2))
+    pos_index, neg_index = index.split(n)
+    # Positions, among the unique items of all batches, that are a positive or a negative of their batch.
+    positions = [(first_item[batch_of] + part).unique() for part in (pos_index, neg_index)]
     batches = torch.arange(-(-n // size), device=users.device)
-    of = torch.repeat_interleave(
-        batches, item_counts, output_size=len(each_item)
-    )  # the batch of each of them
-    row_counts = [torch.bincount(of[part], minlength=len(batches)) for part in rows]
-    user_counts, item_counts, *row_counts = torch.stack([user_counts, item_counts, *row_counts]).tolist()
-    columns = [
-        *(column.split(size) for column in (users, pos, neg)),
-        each_user.split(user_counts),
-        user_at.split(size),
-        each_item.split(item_counts),
-        pos_at.split(size),
-        neg_at.split(size),
-        *((part - first_item[of[part]]).split(counts) for part, counts in zip(rows, row_counts)),
+    item_batch = torch.repeat_interleave(batches, item_counts, output_size=len(unique_items))
+    counts = [torch.bincount(item_batch[part], minlength=len(batches)) for part in positions]
+    user_sizes, item_sizes, *sizes = torch.stack([user_counts, item_counts, *counts]).tolist()
+    unique_rows = [
+        (part - first_item[item_batch[part]]).split(lengths)
+        for part, lengths in zip(positions, sizes, strict=True)
     ]
-    return [Batch(*parts) for parts in zip(*columns)]
+    columns = [
+        users.split(size),
+        pos.split(size),
+        neg.split(size),
+        unique_users.split(user_sizes),
+        user_index.split(size),
+        unique_items.split(item_sizes),
+        pos_index.split(size),
+        neg_index.split(size),
+        *unique_rows,
+    ]
+    return [Batch(*parts) for parts in zip(*columns, strict=True)]
 
 
-def distinct(ids, number):
-    """The distinct ids [n] of each batch, ascending, batch after batch [m]; where each id is among those of its batch [n]; where
-    these begin [batches]; how many they are [batches]. number: [n], the batch of each id."""
+def unique_by_batch(
+    ids: torch.Tensor, batch_of: torch.Tensor
+) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor, torch.Tensor]:
+    """Distinct ids of each batch. ids: [n]; batch_of: [n], the batch of each.
+
+    Returns the distinct ids [m], ascending within a batch, batch after batch; the index of each id among the distinct
+    ids of its batch [n]; the position of each batch's first distinct id [batches]; their number [batches].
+    """
     span = ids.max() + 1
-    keys, at = (number * span + ids).unique(return_inverse=True)
+    keys, index = (batch_of * span + ids).unique(return_inverse=True)
     counts = torch.bincount(keys // span)
     first = counts.cumsum(0) - counts
-    return keys % span, at - first[number], first, counts
+    return keys % span, index - first[batch_of], first, counts
 
 
 class Sampler:
     """Batches of (user, positive, negative): every training pair once an epoch, in random order.
 
-    Negatives are uniform over the items that the user has not interacted with in TRAIN (with reject=False, over all
-    items). Everything is drawn on `device` from one generator, all of an epoch's batches at its beginning.
+    Negatives are uniform over the items that the user has not interacted with in TRAIN, or over all items with
+    reject=False. All triples of an epoch are drawn at its beginning, on the device of the pairs, from one generator.
     """
 
-    def __init__(self, train, n_items, batch, seed, device, reject=True):
+    def __init__(
+        self,
+        train: np.ndarray,
+        n_items: int,
+        batch_size: int,
+        seed: int,
+        device: torch.device,
+        reject: bool = True,
+    ):
         self.pairs = torch.as_tensor(train, device=device)  # [n, 2]
-        self.n_items, self.batch, self.reject = n_items, batch, reject
-        self.keys = pair_keys(self.pairs, n_items)
+        self.n_items, self.batch_size, self.reject = n_items, batch_size, reject
+        self.keys = torch.sort(self.pairs[:, 0] * n_items + self.pairs[:, 1]).values  # [n]
         self.generator = torch.Generator(device).manual_seed(seed)
         self.epoch_start = self.generator.get_state()
 
-    def __len__(self):
-        return -(-len(self.pairs) // self.batch)
+    def __len__(self) -> int:
+        """Batches in an epoch."""
+        return -(-len(self.pairs) // self.batch_size)
 
-    def is_positive(self, users, items):
-        """Whether each (user, item) is a training pair: [n] bool."""
+    def is_positive(self, users: torch.Tensor, items: torch.Tensor) -> torch.Tensor:
+        """Whether each pair (user, item) is a training pair: [n] bool."""
         keys = users * self.n_items + items
-        at = torch.searchsorted(self.keys, keys).clamp_(max=len(self.keys) - 1)
-        return self.keys[at] == keys
+        position = torch.searchsorted(self.keys, keys).clamp_(max=len(self.keys) - 1)
+        return self.keys[position] == keys
 
-    def negatives(self, users):
+    def draw_negatives(self, users: torch.Tensor) -> torch.Tensor:
         """One negative item for each user: [n] int64. Positives are drawn again until none is left."""
 
-        def draw(count):
+        def draw(count: int) -> torch.Tensor:
             return torch.randint(self.n_items, (count,), generator=self.generator, device=users.device)
 
         items = draw(len(users))
         if self.reject:
-            again = self.is_positive(users, items).nonzero()[:, 0]
-            while len(again):
-                items[again] = draw(len(again))
-                again = again[self.is_positive(users[again], items[again])]
+            rejected = self.is_positive(users, items).nonzero()[:, 0]
+            while len(rejected):
+                items[rejected] = draw(len(rejected))
+                rejected = rejected[self.is_positive(users[rejected], items[rejected])]
         return items
 
-    def state(self, step):
-        """Generator state from which epoch(step) goes on, `step` batches into an epoch (0: before the next one)."""
+    def state(self, step: int) -> torch.Tensor:
+        """Generator state from which epoch(step) continues, `step` batches into an epoch (0: before the next one)."""
         return self.epoch_start if step else self.generator.get_state()
 
-    def epoch(self, skip=0):
-        """Yield each Batch of one shuffled pass; the last may be smaller.
+    def epoch(self, skip: int = 0) -> Iterator[Batch]:
+        """Yield the batches of one shuffled pass; the last may be smaller.
 
-        skip: batches to leave out at the beginning, for an epoch that is continued from state(skip).
+        skip: batches to omit at the beginning, to continue an epoch from state(skip).
         """
         self.epoch_start = self.generator.get_state()
         order = torch.randperm(len(self.pairs), generator=self.generator, device=self.pairs.device)
         users, positives = self.pairs[order].T.contiguous()
-        yield from make_batches(users, positives, self.negatives(users), self.batch)[skip:]
+        yield from make_batches(users, positives, self.draw_negatives(users), self.batch_size)[skip:]
+
+
+# ---------------------------------------------------------------- held-out splits
+
+Rows = tuple[torch.Tensor, torch.Tensor]  # CSR without values: row pointers [n + 1] and items, int64
 
 
 @dataclasses.dataclass(frozen=True)
 class HeldOut:
-    """A split to be scored: users with at least one relevant item, and what is relevant and what masked for each."""
+    """A split to be scored: its users, and for each the relevant items and those that are not candidates."""
 
-    users: torch.Tensor  # [n] int64
-    relevant: tuple  # CSR (crow [n + 1], items) int64, items of a user ascending
-    masked: tuple  # CSR over the same users
+    users: torch.Tensor  # [n] int64, ascending
+    relevant: Rows  # items of a user in ascending order
+    masked: Rows
 
-    def take(self, rows):
-        """The HeldOut of some rows, ascending [m]."""
-        return HeldOut(self.users[rows], take_rows(self.relevant, rows), take_rows(self.masked, rows))
+    def select(self, rows: torch.Tensor) -> HeldOut:
+        """The HeldOut of some of the users, given by their rows [m] in ascending order."""
+        return HeldOut(self.users[rows], select_rows(self.relevant, rows), select_rows(self.masked, rows))
 
-    def ranks_like(self, other):
-        """Whether another split has the same users and masks, so that its ranking is the same."""
+    def has_same_ranking(self, other: HeldOut) -> bool:
+        """Whether the other split has the same users and masks, so that one ranking serves both."""
         mine, theirs = (self.users, *self.masked), (other.users, *other.masked)
-        return all(a.shape == b.shape and torch.equal(a, b) for a, b in zip(mine, theirs))
+        return all(a.shape == b.shape and torch.equal(a, b) for a, b in zip(mine, theirs, strict=True))
 
 
-def take_rows(csr, rows):
-    """Rows [m], ascending, of a CSR (crow, items) -> CSR."""
+def select_rows(csr: Rows, rows: torch.Tensor) -> Rows:
+    """Rows [m], in ascending order, of a CSR."""
     crow, items = csr
     counts = crow.diff()
     wanted = torch.zeros_like(counts, dtype=torch.bool).index_fill_(0, rows, True)
@@ -184,106 +316,21 @@ def take_rows(csr, rows):
     return crow, items[wanted.repeat_interleave(counts)]
 
 
-def held_out(relevant, masked, device):
-    """relevant [n, 2] pairs of a split, masked: list of [*, 2] pairs to take out of the candidates -> HeldOut."""
+def held_out(relevant: np.ndarray, masked: list[np.ndarray], device: torch.device) -> HeldOut:
+    """HeldOut of the pairs of a split [n, 2]; masked: pairs [*, 2] to take out of the candidates."""
     users = np.unique(relevant[:, 0])
 
-    def rows(pairs):
+    def rows(pairs: np.ndarray) -> Rows:
         pairs = pairs[np.isin(pairs[:, 0], users)]
-        pairs = pairs[np.lexsort((pairs[:, 1], pairs[:, 0]))]
-        counts = np.bincount(np.searchsorted(users, pairs[:, 0]), minlength=len(users))
-        crow = np.concatenate([[0], np.cumsum(counts)])
-        return torch.as_tensor(crow, device=device), torch.as_tensor(pairs[:, 1].copy(), device=device)
+        return pairs_to_rows(
+            np.stack([np.searchsorted(users, pairs[:, 0]), pairs[:, 1]], 1), len(users), device
+        )
 
     return HeldOut(torch.as_tensor(users, device=device), rows(relevant), rows(np.concatenate(masked)))
 
 
-# ---------------------------------------------------------------- all of it
-
-
-@dataclasses.dataclass(frozen=True)
-class Dataset:
-    """Everything a model and a training loop need, on the training device. Model inputs come from TRAIN alone."""
-
-    interactions: Interactions
-    adjacency: torch.Tensor | None  # None for mf
-    features: dict  # modality -> [I, d_m] float32
-    graphs: dict  # modality -> AttentionGraph over items (lgn_mm)
-    user_features: torch.Tensor | None  # [U, d_t]
-    user_graph: AttentionGraph | None
-    fingerprint: str  # content hash of all of the above
-    notes: list  # lines worth telling the user
-    item_graph: tuple | None = None  # sparse CSR [I, I] and its transpose (freedom)
-
-
-def load_dataset(config, device):
-    """Read, check and build what config asks for. Raises UserError on bad input."""
-    folder, note = dataset_folder(config)
-    notes = [note] if note else []
-    paths = feature_paths(config, folder)
-    arrays = {
-        m: open_features(path) for m, path in paths.items()
-    }  # their row count is the catalogue's, whatever the model
-    user_file = config.user_text_feat not in ("", "mean") and config.model == "lgn_mm"
-    user_array = open_features(config.user_text_feat, "users") if user_file else None
-    interactions = read_interactions(
-        folder,
-        config.data_format,
-        max(map(len, arrays.values()), default=0),
-        len(user_array) if user_file else 0,
-    )
-    notes += [
-        f"note: {interactions.source}: {count} repeated interactions merged in {split}"
-        for split, count in interactions.merged.items()
-        if count
-    ]
-    adjacency = (
-        None if config.model == "mf" else normalised_adjacency(interactions, config.edge_weight, device)
-    )
-    features = {
-        m: load_features(array, paths[m], interactions.n_items)
-        for m, array in arrays.items()
-        if config.model in CONTENT_MODELS
-    }
-    graphs, item_graph, neighbours = {}, None, {}
-    if config.model in ("freedom", "lgn_mm"):
-        for m, matrix in features.items():
-            neighbours[m], told = knn_table(
-                matrix, getattr(config, f"item_{m}_graph"), config.item_knn_k, config, device
-            )
-            notes += told
-    if config.model == "lgn_mm":
-        graphs = {m: attention_graph(table, config.attn_heads, device) for m, table in neighbours.items()}
-    if config.model == "freedom":
-        item_graph = mean_neighbour_graph(
-            neighbours, graph_shares(neighbours, config.item_graph_image), device
-        )
-    user_features = user_graph = None
-    if config.user_text_feat and config.model == "lgn_mm":
-        user_features = user_text_features(config, interactions, features, user_array)
-        table, told = knn_table(user_features, config.user_text_graph, config.user_knn_k, config, device)
-        user_graph, notes = attention_graph(table, config.attn_heads, device), notes + told
-        user_features = torch.from_numpy(user_features).to(device)
-    features = {m: torch.from_numpy(matrix).to(device) for m, matrix in features.items()}
-    tensors = [*features.values(), *(graph.col for graph in graphs.values())]
-    tensors += [part for matrix in (item_graph or ())[:1] for part in (matrix.col_indices(), matrix.values())]
-    tensors += [user_features, user_graph.col] if user_graph is not None else []
-    fingerprint = content_hash(
-        interactions_hash(interactions), list(features), *(tensor.cpu().numpy() for tensor in tensors)
-    )
-    if config.model == "lgn_mm":
-        del tensors
-        features = {m: column_major(features.pop(m)) for m in list(features)}
-        user_features = None if user_features is None else column_major(user_features)
-    return Dataset(
-        interactions, adjacency, features, graphs, user_features, user_graph, fingerprint, notes, item_graph
-    )
-
-
-def user_text_features(config, interactions, features, user_array):
-    """[U, d_t] float32: the file named by --user_text_feat, or the mean text feature of the user's TRAIN items."""
-    if user_array is not None:
-        return load_features(user_array, config.user_text_feat, interactions.n_users, "users")
-    if "text" not in features:
-        raise UserError("--user_text_feat mean needs item text features: add --text_feat")
-    return mean_user_features(interactions.train, features["text"], interactions.n_users)
+def pairs_to_rows(pairs: np.ndarray, n_rows: int, device: torch.device) -> Rows:
+    """CSR of (row, item) pairs [n, 2], the items of a row in ascending order."""
+    pairs = pairs[np.lexsort((pairs[:, 1], pairs[:, 0]))]
+    crow = np.concatenate([[0], np.cumsum(np.bincount(pairs[:, 0], minlength=n_rows))])
+    return torch.as_tensor(crow, device=device), torch.as_tensor(pairs[:, 1].copy(), device=device)

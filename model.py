@@ -1,115 +1,123 @@
-"""The models: RecGOAT (arXiv 2602.00682; equation numbers are the paper's) and, beside it, matrix factorisation, LightGCN,
-VBPR and FREEDOM.
+"""RecGOAT (Li et al. 2026, arXiv 2602.00682): the paper's model. Equation numbers are the paper's.
 
-Every model offers the same three things:
-    user, item = model.embeddings()          # [U, d], [I, d] (VBPR: wider); the score of (u, i) is user[u] . item[i]
-    terms = model.loss(batch)                # {"loss": total, "bpr": ..., ...}, 0-dim tensors; batch: dataloader.Batch
-    numbers = model.diagnostics()            # {name: 0-dim tensor} about its insides, for the log
+    features -> graph attention over item-kNN graphs -> transport to the ID space -> fusion -> item vectors
+    LightGCN on the user-item graph -> user vectors, item ID vectors
 
-U users, I items, d embedding size, B batch, H heads, m a modality (text, image, audio).
+    user, item = model.embeddings()     # [U, d], [I, d]; the score of a pair is user[u] . item[i]
+    terms = model.loss(batch)           # BPR and contrastive alignment (CMCL) of a dataloader.Batch
+
+U users, I items, d embedding size, B batch, H heads, m a modality (text, image, audio). Layers are in layers/, the
+contract that every model fulfils is models/base.py, and the baselines are in models/.
 """
 
-import math
+from __future__ import annotations
 
+import math
+import typing
+from collections.abc import Collection
+
+import scipy.sparse as sp
 import torch
 from torch import nn
 from torch.nn import functional as F
 
-from layers.attention import Branch
+from dataloader import Batch, Dataset, Needs
+from layers.attention import AttentionGraph, Branch
 from layers.dropout import Dropout
-from layers.kernels import product, product_type
-from layers.losses import info_nce, squared_norm, triple_bpr, unit_info_nce
+from layers.kernels import product
+from layers.losses import info_nce, squared_norm, unit_info_nce
 from layers.transport import COSTS, cost_unit, sinkhorn_exp, sinkhorn_log
-from models.freedom import FREEDOM
+from models.base import Recommender, batch_bpr, sparse_like
 from models.lightgcn import LightGCN
-from models.mf import MF
-from models.vbpr import VBPR
-from world import MODALITIES
+from utils import UserError
+from world import MODALITIES, Config
 
-# ---------------------------------------------------------------- optimal transport between feature dimensions
+FUSION_WEIGHTS = {"text": "beta", "image": "alpha", "audio": "audio_weight"}  # names of the settings
+
+
+def product_dtype(config: Config) -> torch.dtype | None:
+    """Type that --precision rounds the operands of large matrix products to; None: not rounded."""
+    return torch.bfloat16 if config.precision == "bf16" else None
+
+
+# ---------------------------------------------------------------- optimal adaptive transport
 
 
 class Transport(nn.Module):
-    """Optimal adaptive transport of one modality (eq. 9-13): Z^m (s T0 + residual), s = d for the barycentric map.
+    """Optimal adaptive transport of one modality (eq. 9-13): Z^m -> Z^m (s T0 + residual).
 
-    T0 carries no gradient. It is refreshed every `plan_every` training steps, starting from the last potential, and
-    kept in the state dict, so that evaluation and a resumed run use the plan that was trained with.
+    s = d makes T0 a barycentric map, whose rows sum to 1. T0 carries no gradient; it is a buffer, so that evaluation
+    and resumed runs use the plan that the weights were trained with.
     """
 
-    def __init__(self, config):
+    plan: torch.Tensor
+    potential: torch.Tensor
+    figures: torch.Tensor
+
+    def __init__(self, config: Config):
         super().__init__()
         d = config.recdim
         self.config = config
+        self.scale = d if config.plan_scale == "barycentric" else 1
         self.residual = nn.Parameter(torch.zeros(d, d))
         if config.residual_init == "xavier":
             nn.init.xavier_uniform_(self.residual)
-        self.register_buffer("plan", torch.full((d, d), 1 / (d * d)))
-        self.register_buffer("potential", torch.zeros(d))
-        self.age = 0  # training steps so far; a number of Python's, not to wait for the device at every step
-        self.scale = d if config.plan_scale == "barycentric" else 1
+        self.register_buffer("plan", torch.full((d, d), 1 / (d * d)))  # T0
+        self.register_buffer("potential", torch.zeros(d))  # Sinkhorn's, where the next plan starts from
+        self.register_buffer(
+            "figures", torch.zeros(3)
+        )  # W1 and relative lengths when T0 was set, for the log
 
-    def get_extra_state(self):
-        """The age, for the state dict."""
-        return torch.tensor(self.age)
-
-    def set_extra_state(self, state):
-        """Take the age from a state dict."""
-        self.age = int(state)
-
-    def cost(self, z_m, z_id):
-        """Cost between the dimensions of z_m and z_id, [I, d] each -> [d, d] (eq. 9)."""
+    def cost(self, z_m: torch.Tensor, z_id: torch.Tensor) -> torch.Tensor:
+        """Cost between the dimensions of z_m and z_id, [n, d] each, rows of the same items: [d, d] (eq. 9-10)."""
         return self.config.ot_scale * COSTS[self.config.ot_cost](z_m, z_id)
 
     @torch.no_grad()
-    def refresh(self, z_m, z_id):
-        """Set the plan T0 to the transport between these representations (eq. 10-11)."""
+    def refresh(self, z_m: torch.Tensor, z_id: torch.Tensor) -> None:
+        """Set T0 to the optimal transport between these representations [I, d] (eq. 10-11)."""
         config, cost = self.config, self.cost(z_m, z_id)
-        cost = cost / cost_unit(cost, config.ot_unit)
+        scaled = cost / cost_unit(cost, config.ot_unit)
         if config.sinkhorn == "exp":
-            plan = sinkhorn_exp(cost, config.ot_epsilon, config.sinkhorn_iters)
+            plan = sinkhorn_exp(scaled, config.ot_epsilon, config.sinkhorn_iters)
         else:
-            plan, potential = sinkhorn_log(cost, config.ot_epsilon, config.sinkhorn_iters, self.potential)
+            plan, potential = sinkhorn_log(scaled, config.ot_epsilon, config.sinkhorn_iters, self.potential)
             self.potential.copy_(potential)
         self.plan.copy_(plan)
+        sample = z_m[:: max(len(z_m) // 1024, 1)]
+        lengths = [(sample @ matrix).norm() / sample.norm() for matrix in (self.scale * plan, self.residual)]
+        self.figures.copy_(torch.stack([(plan * cost).sum(), *lengths]))
 
-    def due(self):
-        """Whether the next training step takes a new plan."""
-        return self.config.transport in ("full", "plan") and self.age % self.config.plan_every == 0
-
-    def advance(self, z_m, z_id):
-        """Count a training step, and refresh the plan if it is due: only then these are looked at."""
-        if self.due():
-            self.refresh(z_m, z_id)
-        self.age += 1
-
-    def forward(self, z_m):
-        """z_m: [n, d], any rows -> transported z_m [n, d] (eq. 13)."""
-        kind = self.config.transport
-        if kind == "none":
+    def forward(self, z_m: torch.Tensor) -> torch.Tensor:
+        """Transported vectors (eq. 13) of any items: [n, d] -> [n, d]."""
+        if self.config.transport == "none":
             return z_m
-        if kind == "residual":
-            moved = self.residual
-        else:
-            moved = self.scale * self.plan if kind == "plan" else self.residual + self.scale * self.plan
-        return product(z_m, moved, product_type(self.config))
+        matrix = {
+            "full": lambda: self.residual + self.scale * self.plan,
+            "plan": lambda: self.scale * self.plan,
+            "residual": lambda: self.residual,
+        }[self.config.transport]()
+        return product(z_m, matrix, product_dtype(self.config))
 
-    def w1(self, z_m, z_id):
-        """<T0, C>, with gradients through the cost: the 1-Wasserstein distance of eq. 11 (regularised plan)."""
+    def w1(self, z_m: torch.Tensor, z_id: torch.Tensor) -> torch.Tensor:
+        """Regularised 1-Wasserstein distance <T0, C> (eq. 11), with gradients through the cost."""
         return (self.plan * self.cost(z_m, z_id)).sum()
 
-    def diagnostics(self, z_m, z_id):
-        """W1, mass, entropy (in units of its largest value, 2 ln d) of T0, marginal error, ||Z s T0|| / ||Z||."""
+    def diagnostics(self) -> dict[str, torch.Tensor]:
+        """Mass, entropy (relative to its maximum, 2 ln d) and marginal error of T0; and as of the step that set it:
+
+        W1, and the lengths of Z s T0 and of Z residual relative to Z, over a sample of about 1,024 items.
+        """
         plan, d = self.plan, len(self.plan)
-        mass = plan.sum()
-        entropy = -torch.special.xlogy(plan, plan).sum() / (2 * math.log(d))
-        moved = self.scale * (z_m @ plan)
+        entropy = -torch.special.xlogy(plan, plan).sum() / max(2 * math.log(d), 1e-9)
+        row_error = (plan.sum(1) - 1 / d).abs().sum()
+        w1, ratio, residual_ratio = self.figures
         return {
-            "w1": self.w1(z_m, z_id),
-            "mass": mass,
+            "w1": w1,
+            "mass": plan.sum(),
             "entropy": entropy,
-            "row_error": (plan.sum(1) - 1 / d).abs().sum(),
-            "ratio": moved.norm() / z_m.norm(),
-            "residual_ratio": (z_m @ self.residual).norm() / z_m.norm(),
+            "row_error": row_error,
+            "ratio": ratio,
+            "residual_ratio": residual_ratio,
         }
 
 
@@ -117,220 +125,296 @@ class Transport(nn.Module):
 
 
 class Fusion(nn.Module):
-    """Item modalities -> one item vector: concat, sum, or transported and weighted (eq. 14); then norm and dropout."""
+    """ID and modality vectors -> one item vector: concat, sum, or transport and weighted sum (eq. 14); then norm, dropout."""
 
-    def __init__(self, config, modalities):
+    def __init__(self, config: Config, modalities: list[str]):
         super().__init__()
-        self.mode, self.modalities = config.fusion, modalities
-        self.input, self.norm = config.fuse_input, config.fuse_norm
+        self.config, self.modalities = config, modalities
         d = config.recdim
-        if self.mode == "concat":
-            self.project = nn.Linear(d * (len(modalities) + 1), d)
-        elif self.mode == "sum":
+        if config.fusion == "concat":
+            self.project: nn.Module = nn.Linear(d * (len(modalities) + 1), d)
+        elif config.fusion == "sum":
             self.project = nn.Linear(d, d) if config.sum_proj else nn.Identity()
         else:
             self.transports = nn.ModuleDict({m: Transport(config) for m in modalities})
-            weights = config.fusion_weights()
-            weights = torch.tensor([weights[m] for m in modalities])
+            weights = torch.tensor(fusion_weights(config, modalities))
             if config.learn_fusion_weights:
                 self.weights = nn.Parameter(weights)
-            else:  # a setting, which --evaluate_only may change, and no part of the state
+            else:
+                # Not in the state dict, so that --evaluate_only can try other weights.
                 self.register_buffer("weights", weights, persistent=False)
-        self.layer_norm = nn.LayerNorm(d) if self.norm.startswith("layer") else nn.Identity()
+        self.layer_norm = nn.LayerNorm(d) if config.fuse_norm.startswith("layer") else nn.Identity()
         self.dropout = Dropout(config.fuse_drop)
 
-    def due(self):
-        """Whether the next training step takes new plans."""
-        return self.mode == "oat" and any(transport.due() for transport in self.transports.values())
-
-    def advance(self, z_id, z):
-        """Count a training step; refresh the plans that are due. z_id: [I, d]; z: {m: [I, d]}, anything if none is due."""
-        if self.mode == "oat":
-            for m in self.modalities:
-                self.transports[m].advance(z[m], z_id)
-
-    def forward(self, z_id, z):
-        """z_id: [n, d]; z: {m: [n, d]}, the same items -> unified item vectors [n, d]."""
-        parts = [z_id, *(self.transports[m](z[m]) if self.mode == "oat" else z[m] for m in self.modalities)]
-        if self.input == "l2":
+    def forward(self, z_id: torch.Tensor, z: dict[str, torch.Tensor]) -> torch.Tensor:
+        """Unified vectors [n, d] of any items. z_id: [n, d] ID vectors; z: {m: [n, d]}, the same items."""
+        transported = self.config.fusion == "oat"
+        parts = [z_id, *(self.transports[m](z[m]) if transported else z[m] for m in self.modalities)]
+        if self.config.fuse_input == "l2":
             parts = [F.normalize(part, dim=1) for part in parts]
-        if self.mode == "concat":
+        if self.config.fusion == "concat":
             fused = self.project(torch.cat(parts, 1))
-        elif self.mode == "sum":
+        elif self.config.fusion == "sum":
             fused = self.project(sum(parts))
         else:
             weights = [1 - self.weights.sum(), *self.weights]
-            fused = sum(weight * part for weight, part in zip(weights, parts))
+            fused = sum(weight * part for weight, part in zip(weights, parts, strict=True))
         fused = self.dropout(self.layer_norm(fused))
-        return F.normalize(fused, dim=1) if self.norm.endswith("l2") else fused
+        return F.normalize(fused, dim=1) if self.config.fuse_norm.endswith("l2") else fused
+
+
+def fusion_weights(config: Config, modalities: Collection[str]) -> list[float]:
+    """Weights g_m of eq. 14, in the order of the modalities. Raises UserError if they leave less than 0 to the ID vector."""
+    weights = [getattr(config, FUSION_WEIGHTS[m]) for m in modalities]
+    if sum(weights) > 1 + 1e-6:
+        named = " + ".join(f"--{FUSION_WEIGHTS[m]} {w:g}" for m, w in zip(modalities, weights, strict=True))
+        raise UserError(
+            f"{named} is more than 1, which leaves the ID vector a negative weight: lower one of them"
+        )
+    return weights
 
 
 # ---------------------------------------------------------------- RecGOAT
 
 
-class RecGOAT(nn.Module):
-    """LightGCN on the user-item graph, graph attention on the modality graphs, contrastive alignment, transport, fusion.
+class RecGOAT(Recommender):
+    """LightGCN, graph attention over modality graphs, cross-modal contrastive learning, transport and fusion.
 
-    The loss is BPR + decay * norm + contrastive_weight * contrastive + w1_weight * W1 (summed over modalities).
+    The loss is BPR + decay * norm + contrastive_weight * contrastive + w1_weight * W1 (W1 summed over modalities).
     """
 
-    def __init__(self, config, dataset):
-        super().__init__()
-        self.config, self.graphs, self.user_graph = config, dataset.graphs, dataset.user_graph
+    needs: typing.ClassVar[Needs] = Needs(
+        adjacency=True, features=True, neighbours=True, user_features=True, column_major=True
+    )
+    user_features: torch.Tensor
+
+    def __init__(self, config: Config, dataset: Dataset):
+        super().__init__(config)
         self.backbone = LightGCN(config, dataset)
         self.modalities = [m for m in MODALITIES if m in dataset.features]
-        narrow = product_type(config) or torch.float32
+        dtype = product_dtype(config) or torch.float32
         for m in self.modalities:
-            self.register_buffer(f"{m}_features", dataset.features[m].to(narrow), persistent=False)
+            self.register_buffer(f"{m}_features", dataset.features[m].to(dtype), persistent=False)
+        sizes = self.feature_sizes()
+        self.graphs = nn.ModuleDict({m: self.make_graph(dataset.neighbours[m]) for m in self.modalities})
         self.branches = nn.ModuleDict(
-            {
-                m: Branch(config, dataset.features[m].shape[1], config.item_branch_layers)
-                for m in self.modalities
-            }
+            {m: self.make_branch(sizes[m], config.item_branch_layers) for m in self.modalities}
         )
-        if self.user_graph is not None:
-            self.register_buffer("user_features", dataset.user_features.to(narrow), persistent=False)
-            self.user_branch = Branch(config, dataset.user_features.shape[1], config.user_branch_layers)
+        self.user_graph = None
+        if dataset.user_features is not None and dataset.user_neighbours is not None:
+            self.register_buffer("user_features", dataset.user_features.to(dtype), persistent=False)
+            self.user_graph = self.make_graph(dataset.user_neighbours)
+            self.user_branch = self.make_branch(self.user_features.shape[1], config.user_branch_layers)
         self.fusion = Fusion(config, self.modalities)
 
-    def represent(self):
-        """User vectors [U, d], item ID vectors [I, d], item modality vectors {m: [I, d]} before alignment (eq. 3-6)."""
-        user, z_id = self.backbone.embeddings()
-        return self.with_user_graph(user), z_id, {m: self.branch(m) for m in self.modalities}
+    def make_graph(self, neighbours: typing.Any) -> AttentionGraph:
+        """The attention graph of a neighbour table [n, k], on the device of the features."""
+        graph = AttentionGraph.from_neighbours(neighbours, self.config.attn_heads)
+        return graph.to(self.backbone.adjacency.device)
 
-    def branch(self, m, rows=None):
-        """Vectors of one modality: of all items [I, d], or of rows [r] int64, each once: [r, d]."""
-        return self.branches[m](self.graphs[m], getattr(self, f"{m}_features"), rows)
-
-    def with_user_graph(self, user, rows=None):
-        """User vectors mixed with those of the user-user graph (sec. 3.4), if there is one. user: [U, d], or [v, d] of rows, each once."""
-        if self.user_graph is None:
-            return user
-        eta = self.config.eta
-        return (1 - eta) * user + eta * self.user_branch(self.user_graph, self.user_features, rows)
-
-    def embeddings(self):
-        """User vectors [U, d] and unified item vectors [I, d] (eq. 14)."""
-        user, z_id, z = self.represent()
-        return user, self.fusion(z_id, z)
-
-    def takes_all(self):
-        """Whether a training step makes the vectors of all items and users: for a new plan, and for W1.
-
-        On a GPU too, where the host would have to wait for the number of edges that lead to the batch.
-        """
+    def make_branch(self, d_in: int, layers: int) -> Branch:
+        """A branch of graph attention layers by the settings of the config."""
         config = self.config
-        asked = (self.training and self.fusion.due()) or (config.w1_weight and config.fusion == "oat")
-        return bool(asked or self.backbone.user.device.type == "cuda")
-
-    def of_batch(self, batch):
-        """What a training step takes: vectors of batch.each_user [v, d] and batch.each_item [r, d], {m: [r, d]}, layer 0 of both, W1.
-
-        Counts a training step, and takes new plans if they are due. W1 is summed over modalities; None unless it is asked for.
-        """
-        config = self.config
-        if not self.takes_all():
-            user, z_id, *layer0 = self.backbone.of_batch(batch)
-            z = {m: self.branch(m, batch.each_item) for m in self.modalities}
-            if self.training:
-                self.fusion.advance(z_id, z)
-            return self.with_user_graph(user, batch.each_user), z_id, z, layer0, None
-        user, z_id, z = self.represent()
-        if self.training:
-            self.fusion.advance(z_id.detach(), {m: v.detach() for m, v in z.items()})
-        w1 = None
-        if config.w1_weight and config.fusion == "oat":
-            w1 = sum(self.fusion.transports[m].w1(z[m], z_id) for m in self.modalities)
-        users, items = batch.each_user, batch.each_item
-        layer0 = self.backbone.user.index_select(0, users), self.backbone.item.index_select(0, items)
-        return (
-            user.index_select(0, users),
-            z_id.index_select(0, items),
-            {m: v.index_select(0, items) for m, v in z.items()},
-            layer0,
-            w1,
+        return Branch(
+            d_in,
+            config.recdim,
+            layers,
+            config.attn_heads,
+            config.attn_dropout,
+            config.feat_dropout,
+            config.branch_dropout,
+            bool(config.feat_proj),
+            product_dtype(config),
         )
 
-    def loss(self, batch):
-        """The total and its terms. Only the items of the batch are transported and fused."""
+    @classmethod
+    def check(cls, config: Config) -> None:
+        """Raise UserError unless the attention heads divide the embedding size."""
+        if config.recdim % config.attn_heads:
+            raise UserError(
+                f"--recdim {config.recdim} is not divisible by --attn_heads {config.attn_heads}: change either"
+            )
+
+    @classmethod
+    def search_space(cls, config: Config, modalities: Collection[str]) -> tuple[str, ...]:
+        """Learning rate, decay, alignment and fusion, without settings that have no effect on these modalities."""
+        space = ["contrastive_weight=0.01..0.5:log", "modality_decay=1e-3..1:log"]
+        if config.contrastive_weight:
+            space.append("modality_consistency_weight=0.1..1")
+        ranges = {"text": "0.02..0.6:log", "image": "0.01..0.2:log", "audio": "0.01..0.2:log"}
+        if config.fusion == "oat":
+            space += [f"{FUSION_WEIGHTS[m]}={ranges[m]}" for m in modalities]
+        return (
+            *super().search_space(config, modalities),
+            *space,
+            "item_knn_k=5,10,20",
+            "fuse_norm=layer_l2,none",
+        )
+
+    # ---- representations
+
+    def represent(
+        self, users: torch.Tensor | None = None, items: torch.Tensor | None = None
+    ) -> tuple[torch.Tensor, torch.Tensor, dict[str, torch.Tensor]]:
+        """User vectors [U, d], item ID vectors [I, d] and modality vectors {m: [I, d]} before alignment (eq. 3-6).
+
+        Given users [v] or items [r] int64, each once, only theirs.
+        """
+        user, z_id = self.backbone.embeddings(users, items)
+        z = {m: self.branches[m](self.graphs[m], self.features(m), items) for m in self.modalities}
+        if self.user_graph is not None:  # sec. 3.4
+            eta = self.config.eta
+            user = (1 - eta) * user + eta * self.user_branch(self.user_graph, self.user_features, users)
+        return user, z_id, z
+
+    def features(self, m: str) -> torch.Tensor:
+        """Frozen features of one modality: [I, d_m]."""
+        return getattr(self, f"{m}_features")
+
+    def embeddings(
+        self, users: torch.Tensor | None = None, items: torch.Tensor | None = None
+    ) -> tuple[torch.Tensor, torch.Tensor]:
+        """User vectors [U, d] and unified item vectors [I, d] (eq. 14), or the given rows of them."""
+        user, z_id, z = self.represent(users, items)
+        return user, self.fusion(z_id, z)
+
+    # ---- training
+
+    @torch.no_grad()
+    def begin_step(self, step: int) -> None:
+        """Refresh the transport plans every `plan_every` steps, from the vectors of all items without dropout."""
         config = self.config
-        user, z_id, z, layer0, w1 = self.of_batch(batch)
+        if config.fusion != "oat" or config.transport in ("residual", "none") or step % config.plan_every:
+            return
+        training = self.training
+        self.eval()
+        _, z_id = self.backbone.embeddings()
+        for m in self.modalities:
+            self.fusion.transports[m].refresh(self.branches[m](self.graphs[m], self.features(m)), z_id)
+        self.train(training)
+
+    def loss(self, batch: Batch) -> dict[str, torch.Tensor]:
+        """The total and its terms, from the vectors of the batch's users and items alone."""
+        config = self.config
+        user, z_id, z = self.represent(batch.unique_users, batch.unique_items)
         item = self.fusion(z_id, z)
-        terms = {"bpr": triple_bpr(user, item, batch), "norm": self.backbone.norm(batch, *layer0)}
+        terms = {"bpr": batch_bpr(user, item, batch), "norm": self.backbone.norm(batch)}
         total = terms["bpr"] + config.decay * terms["norm"]
         if config.modality_decay:
             terms["modality_norm"] = sum(
-                squared_norm((v, batch.pos_at), (v, batch.neg_at)) for v in z.values()
+                squared_norm((v, batch.pos_index), (v, batch.neg_index)) for v in z.values()
             )
             total = total + config.modality_decay * terms["modality_norm"]
         if config.contrastive_weight:
             contrastive = self.contrastive(user, item, [z_id, *z.values()], batch)
             terms.update(contrastive)
             total = total + config.contrastive_weight * contrastive["contrastive"]
-        if w1 is not None:
-            terms["w1"] = w1
-            total = total + config.w1_weight * w1
+        if config.w1_weight and config.fusion == "oat":
+            # Each item of the batch is a sample of the mean in the cost (eq. 9).
+            terms["w1"] = sum(self.fusion.transports[m].w1(z[m], z_id) for m in self.modalities)
+            total = total + config.w1_weight * terms["w1"]
         return {"loss": total, **terms}
 
-    def contrastive(self, user, item, views, batch):
-        """w * (InfoNCE over the modality pairs, eq. 7-8) + (1 - w) * InfoNCE(user, positive item). Terms as a dict.
+    def contrastive(
+        self, user: torch.Tensor, item: torch.Tensor, views: list[torch.Tensor], batch: Batch
+    ) -> dict[str, torch.Tensor]:
+        """w * (InfoNCE over the modality pairs, eq. 7-8) + (1 - w) * InfoNCE(user, positive item), and both terms.
 
-        user: [v, d], vectors of batch.each_user; of batch.each_item: item, fused vectors, and views, ID and modality vectors, [r, d] each.
+        user: [v, d], unique users of the batch; item (fused) and views (ID and modality vectors): [r, d], its unique
+        items.
         """
         config, w = self.config, self.config.modality_consistency_weight
-        terms, total = {}, 0.0
+        terms: dict[str, torch.Tensor] = {}
+        total = torch.zeros((), device=user.device)
         if w:
-            once = (
-                [batch.pos_rows, batch.neg_rows] if config.contrastive_dedup else [batch.pos_at, batch.neg_at]
-            )
-            pairs = [
-                loss
-                for rows in once[: 2 if config.contrastive_items == "pos_neg" else 1]
-                for loss in self.modality_pairs([view.index_select(0, rows) for view in views])
-            ]
+            unique = bool(config.contrastive_dedup)
+            rows = [batch.unique_pos if unique else batch.pos_index]
+            if config.contrastive_items == "pos_neg":
+                rows.append(batch.unique_neg if unique else batch.neg_index)
+            pairs = [nce for r in rows for nce in self.modality_pairs([v.index_select(0, r) for v in views])]
             terms["modality_nce"] = sum(pairs) / (len(pairs) if config.contrastive_reduction == "mean" else 1)
-            # the released code minimises the mean over pairs of (1 - InfoNCE); the constant 1 does not matter
+            # The released code minimises the mean of 1 - InfoNCE; the constant has no gradient.
             total = total + (w if config.contrastive_sign == "attract" else -w) * terms["modality_nce"]
         if w < 1:
-            rows, target = batch.pos_at, None
+            candidates, target = batch.pos_index, None
             if config.contrastive_dedup:
-                rows, target = batch.pos_rows, torch.searchsorted(batch.pos_rows, batch.pos_at)
-            users, candidates = user.index_select(0, batch.user_at), item.index_select(0, rows)
+                candidates = batch.unique_pos
+                target = torch.searchsorted(batch.unique_pos, batch.pos_index)
             terms["user_item_nce"] = info_nce(
-                users, candidates, config.temperature, target, dtype=product_type(config)
+                user.index_select(0, batch.user_index),
+                item.index_select(0, candidates),
+                config.temperature,
+                target,
+                dtype=product_dtype(config),
             )
             total = total + (1 - w) * terms["user_item_nce"]
         return {"contrastive": total, **terms}
 
-    def modality_pairs(self, views):
-        """InfoNCE of every pair among views (id, text, image, audio), [n, d] each, a list (eq. 8)."""
+    def modality_pairs(self, views: list[torch.Tensor]) -> list[torch.Tensor]:
+        """InfoNCE of every pair of views (ID, text, image, audio), [n, d] each (eq. 8)."""
         views = [F.normalize(view, dim=1) for view in views]
         return [
-            unit_info_nce(a, b, self.config.temperature, dtype=product_type(self.config))
+            unit_info_nce(a, b, self.config.temperature, dtype=product_dtype(self.config))
             for i, a in enumerate(views)
             for b in views[i + 1 :]
         ]
 
-    def diagnostics(self):
-        """Norms, fusion weights, and what each transport plan looks like ("plan/text/mass", ...)."""
-        _, z_id, z = self.represent()
+    # ---- the log
+
+    def diagnostics(self) -> dict[str, torch.Tensor]:
+        """Norms, fusion weights, and the figures of each transport plan ("plan/text/mass", ...)."""
         numbers = self.backbone.diagnostics()
         if self.config.fusion == "oat":
-            for weight, m in zip(self.fusion.weights, self.modalities):
+            for m, weight in zip(self.modalities, self.fusion.weights, strict=True):
                 numbers[f"fusion/{m}"] = weight
-                numbers.update(
-                    {
-                        f"plan/{m}/{name}": value
-                        for name, value in self.fusion.transports[m].diagnostics(z[m], z_id).items()
-                    }
-                )
+                for name, value in self.fusion.transports[m].diagnostics().items():
+                    numbers[f"plan/{m}/{name}"] = value
             numbers["fusion/id"] = 1 - self.fusion.weights.sum()
         return numbers
 
+    def images(self) -> dict[str, torch.Tensor]:
+        """Each transport plan, relative to its largest entry."""
+        if self.config.fusion != "oat":
+            return {}
+        plans = {m: transport.plan for m, transport in self.fusion.transports.items()}
+        return {f"plan/{m}": plan / plan.max().clamp_min(1e-30) for m, plan in plans.items()}
 
-MODELS = {"mf": MF, "lgn": LightGCN, "vbpr": VBPR, "freedom": FREEDOM, "lgn_mm": RecGOAT}
+    # ---- users and items that were not in training
 
+    def new_user_vectors(
+        self, histories: sp.csr_matrix, item: torch.Tensor
+    ) -> tuple[torch.Tensor, list[str]]:
+        """LightGCN's vectors of new users; with --user_text_feat mean, mixed with those of the user-user branch."""
+        user, notes = self.backbone.new_user_vectors(histories, item)
+        if self.user_graph is None:
+            return user, notes
+        if self.config.user_text_feat != "mean":
+            # The missing factor 1 - eta does not change a ranking.
+            return user, ["note: new users have no text features; their vectors omit the user-user branch"]
+        mean = sp.diags(1 / histories.sum(1).A1) @ histories
+        text = sparse_like(mean, item) @ self.text_features.float()
+        z, _ = self.user_branch.attend(self.user_graph, self.user_features, text, self.config.user_knn_k)
+        return (1 - self.config.eta) * user + self.config.eta * z, notes
 
-def make_model(config, dataset, device):
-    """The model that config names, on device."""
-    return MODELS[config.model](config, dataset).to(device)
+    def feature_sizes(self) -> dict[str, int]:
+        """{modality: dimension of its features}."""
+        return {m: self.features(m).shape[1] for m in self.modalities}
+
+    def cold_item_vectors(self, features: dict[str, torch.Tensor]) -> torch.Tensor:
+        """Unified vectors [n, d] of items known by their features alone.
+
+        They attend to their nearest items of the catalogue by cosine similarity (eq. 2-3), without being attended to.
+        In place of the ID vector that they lack stands the mean direction of those neighbours' ID vectors at the mean
+        of their lengths; then they are fused as any item (eq. 12-14).
+        """
+        _, z_id = self.backbone.embeddings()
+        z, neighbours = {}, []
+        for m in self.modalities:
+            z[m], nearest = self.branches[m].attend(
+                self.graphs[m], self.features(m), features[m], self.config.item_knn_k
+            )
+            neighbours.append(nearest)
+        near = z_id[torch.cat(neighbours, 1)]  # [n, modalities * k, d]
+        # A mean is shorter than the vectors it averages; at its own length these items would rank last.
+        length = near.norm(dim=2).mean(1, keepdim=True)
+        return self.fusion(F.normalize(near.mean(1), dim=1) * length, z)

@@ -1,24 +1,32 @@
-"""The command line, made from the fields of world.Config: a field's help is the flag's help, its default the default.
+"""The command line of main.py, made from the fields of world.Config: a field's help and default are its flag's.
 
-parse_args(["--dataset", "baby_raw", "--topks", "[10,20]"])  ->  (Config(...), notes)
+    config, notes = parse_args(["--dataset", "baby_raw", "--model", "lgn_mm", "--topks", "[10,20]"])
+
+A model can have settings of its own, which are flags while --model names it.
 """
+
+from __future__ import annotations
 
 import argparse
 import dataclasses
 import re
+import sys
+import typing
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 from cli import Parser
+from models.registry import MODELS, checked, config_class, is_external, label
 from training.checkpoint import read_checkpoint
 from utils import UserError
-from world import GROUPS, RECIPES, Config, changed_settings, read_settings, settings_of
+from world import GROUPS, RECIPES, Config, changed_settings, known_settings, read_settings
 
 EPILOG = """examples:
   python main.py --dataset demo --model lgn
-  python main.py --dataset baby_raw --model lgn_mm --text_feat data/baby_raw/text_feat.npy --image_feat data/baby_raw/image_feat.npy
-Results land in a new folder under --path; look at them with: tensorboard --logdir runs"""
+  python main.py --dataset baby_raw --model lgn_mm --recdim 800 --item_branch_layers 1 --contrastive_weight 0.032
+Results are written to a new folder under --path; view them with: tensorboard --logdir runs"""
 
-# Flags of the released parser that do nothing there either: accepted, so that old command lines run, and answered.
+# Flags of the released code's parser that have no effect there either, so that its command lines still run.
 NO_EFFECT = {
     "warm_up_steps": "the learning rate has no warm-up",
     "batch_size": "--bpr_batch sets the batch size",
@@ -29,32 +37,34 @@ NO_EFFECT = {
 }
 
 
-def integer_list(text):
-    """'[10, 20]', '10,20' or '20' -> (10, 20): sorted, each once."""
+def integer_list(text: str) -> tuple[int, ...]:
+    """Parse '[10, 20]', '10,20' or '20' as (10, 20): sorted, without repetitions."""
     body = re.fullmatch(r"\s*\[?\s*(\d{1,9}(?:\s*,\s*\d{1,9})*)\s*\]?\s*", text, re.ASCII)
     if not body or text.count("[") != text.count("]"):
         raise argparse.ArgumentTypeError(f"'{text}' is not a list of whole numbers as 10,20 or [10,20]")
     return tuple(sorted({int(word) for word in body[1].split(",")}))
 
 
-def make_parser():
-    """One flag a field of Config, in the groups of world.GROUPS. Absent flags stay absent, so recipes can tell."""
+def make_parser(cls: type[Config] = Config) -> Parser:
+    """Parser with one flag for each field of a Config class, in groups. Flags that are not given stay absent."""
     parser = Parser(
         prog="python main.py",
-        usage="python main.py --dataset NAME --model {mf,lgn,vbpr,freedom,lgn_mm} [flags]",
+        usage=f"python main.py --dataset NAME --model {{{','.join(MODELS)},FILE.py:CLASS}} [flags]",
         epilog=EPILOG,
         allow_abbrev=False,
         argument_default=argparse.SUPPRESS,
         formatter_class=argparse.RawDescriptionHelpFormatter,
-        description="RecGOAT (arXiv 2602.00682): multimodal recommendation with graphs. Trains, selects on "
-        "validation,\nscores the test split once, and leaves a run folder.",
+        description="RecGOAT (arXiv 2602.00682): multimodal recommendation with graphs. Trains a model, selects\n"
+        "its best epoch on validation, scores the test split once, and writes a run folder.",
     )
     groups = {name: parser.add_argument_group(name) for name in GROUPS}
-    for field in dataclasses.fields(Config):
-        rules = field.metadata
-        kind = integer_list if field.type is tuple else field.type
-        default = ",".join(map(str, field.default)) if field.type is tuple else field.default
-        shown = "" if default == "" else f" (default {default})"
+    for field in dataclasses.fields(cls):
+        rules, is_list = field.metadata, isinstance(field.default, tuple)
+        default = ",".join(map(str, field.default)) if is_list else field.default
+        help_text = rules["help"] + ("" if default == "" else f" (default {default})")
+        if field.name == "model":
+            help_text += "; " + "; ".join(f"{name}: {entry.summary}" for name, entry in MODELS.items())
+        kind = integer_list if is_list else type(field.default)
         groups[rules["group"]].add_argument(
             f"--{field.name}",
             *(f"--{name}" for name in rules["alias"]),
@@ -62,59 +72,104 @@ def make_parser():
             dest=field.name,
             choices=rules["choices"],
             metavar=None if rules["choices"] else kind.__name__.removesuffix("_list").upper(),
-            help=(rules["help"] + shown).replace("%", "%%"),
+            help=help_text.replace("%", "%%"),
         )
     ignored = parser.add_argument_group("accepted without effect, for command lines of the released code")
-    for name, why in NO_EFFECT.items():
-        ignored.add_argument(f"--{name}", metavar="X", help=why)
+    for name, reason in NO_EFFECT.items():
+        ignored.add_argument(f"--{name}", metavar="X", help=reason)
     return parser
 
 
-def parse_args(argv=None):
-    """Command line -> (Config, notes): explicit flags, then the recipe's settings, then defaults.
+def parse_args(argv: Sequence[str] | None = None) -> tuple[Config, list[str]]:
+    """Config of a command line, and notes for the user about flags without effect.
 
-    With --resume or --checkpoint, the settings of that run stand in place of the defaults.
-    notes are lines for the user about flags that have no effect. Raises UserError on an unknown flag or value.
+    A setting is that of its flag, else of the recipe, else the default. With --resume or --checkpoint, the settings of
+    that run take the place of the defaults. Raises UserError for an unknown flag or a value that is not allowed.
     """
-    given = vars(make_parser().parse_args(argv))
+    argv = sys.argv[1:] if argv is None else list(argv)
+    named, stored = named_model(argv), {}
+    if named["resume"]:
+        source = str(Path(named["resume"]) / "config.json")
+        stored = read_settings(Path(source))
+    elif named["checkpoint"]:
+        source = named["checkpoint"]
+        stored = read_checkpoint(source)["config"]
+    if stored:
+        stored = restorable(stored, source, named["model"])
+    cls = config_class(named["model"] or stored.get("model", Config.model))
+    given = vars(make_parser(cls).parse_args(argv))
     notes = [
-        f"note: --{name} has no effect: {why}"
-        for name, why in NO_EFFECT.items()
+        f"note: --{name} has no effect: {reason}"
+        for name, reason in NO_EFFECT.items()
         if given.pop(name, None) is not None
     ]
     given = {**RECIPES.get(given.get("recipe", "paper"), {}), **given}
     if given.get("resume"):
-        return resumed_config(given), notes
-    stored = {}
-    if given.get("checkpoint"):
-        stored = settings_of(read_checkpoint(given["checkpoint"])["config"], given["checkpoint"])
-    return make_config({**stored, "resume": "", **given}), notes
+        return resumed_config(make_config(cls, stored), given, source), notes
+    return checked(make_config(cls, {**stored, "resume": "", **given})), notes
 
 
-def make_config(values):
-    """Config of these settings; refuses numbers and paths that no library below could take, whatever their origin."""
+def named_model(argv: Sequence[str]) -> dict[str, str]:
+    """The values of --model, --resume and --checkpoint, which decide what other flags there are; "" if not given."""
+    parser = Parser(add_help=False, allow_abbrev=False, prog="python main.py")
+    for name in ("model", "resume", "checkpoint"):
+        parser.add_argument(f"--{name}", default="")
+    return vars(parser.parse_known_args(argv)[0])
+
+
+def restorable(stored: typing.Any, source: object, model: str = "") -> dict[str, typing.Any]:
+    """Stored settings of a run as arguments of its Config class; `source` names them in errors.
+
+    model: --model as given by the user. A stored file name never runs code: a run of a user's own class is restored
+    only if the user names the class again, wherever its file is now.
+    """
+    if not isinstance(stored, Mapping) or not isinstance(stored.get("model", ""), str):
+        raise UserError(f"{source}: contains no settings")
+    own = stored.get("model", Config.model)
+    if is_external(own):
+        if not is_external(model) or label(model) != label(own):
+            raise UserError(f"{source}: was trained with the class {own}; add --model {own} to run that file")
+        stored = {**stored, "model": model}
+    return known_settings(stored, source, config_class(stored.get("model", Config.model)))
+
+
+def restored_config(stored: typing.Any, source: object, model: str = "", **changes: typing.Any) -> Config:
+    """Config of a stored run with some settings changed, for other uses than training; see restorable."""
+    values = {
+        **restorable(stored, source, model),
+        "resume": "",
+        "evaluate_only": 0,
+        "checkpoint": "",
+        **changes,
+    }
+    return checked(make_config(config_class(values.get("model", Config.model)), values))
+
+
+def make_config(cls: type[Config], values: Mapping[str, typing.Any]) -> Config:
+    """Config of these settings. Refuses numbers and texts that no library below could handle, whatever their origin."""
     for name, value in values.items():
         if isinstance(value, int) and abs(value) > 2**32:
             raise UserError(f"--{name}: is too large a number; give a smaller one")
         if isinstance(value, str) and re.search("[\\0-\\x1f\\ud800-\\udfff]", value):
             raise UserError(
-                f"--{name} {value!r:.60}: holds control characters or bytes that are no UTF-8; give another"
+                f"--{name} {value!r:.60}: contains control characters or is not UTF-8; give another"
             )
-    return Config(**values)
+    return cls(**values)
 
 
-def resumed_config(given):
-    """Config of a resumed run: its stored settings and the given changes. Raises UserError if these change the result."""
-    path = Path(given["resume"]) / "config.json"
-    stored = read_settings(path)
-    changes = changed_settings(stored, given)
-    if changes:
+def resumed_config(stored: Config, given: Mapping[str, typing.Any], source: object) -> Config:
+    """Config of a resumed run: its stored settings and the given changes.
+
+    Raises UserError if these would change the result.
+    """
+    if changes := changed_settings(stored, given):
         raise UserError(
-            f"{path}: a resumed run keeps its settings; drop {', '.join(changes)}, or start a new run"
+            f"{source}: a resumed run keeps its settings; drop {', '.join(changes)}, or start a new run"
         )
-    config = make_config({**stored, "evaluate_only": 0, "checkpoint": "", **given})
-    if config.epochs < stored.get("epochs", 0):
+    values = {**dataclasses.asdict(stored), "evaluate_only": 0, "checkpoint": "", **given}
+    config = checked(make_config(type(stored), values))
+    if config.epochs < stored.epochs:
         raise UserError(
-            f"--epochs {config.epochs}: the run was started with {stored['epochs']}; a resumed run may only have more"
+            f"--epochs {config.epochs}: the run was started with {stored.epochs}; a resumed run may only have more"
         )
     return config

@@ -1,36 +1,56 @@
-"""Training epochs, evaluation, and the fit loop with its run folder, checkpoints and resume.
+"""How a model is trained: one epoch, selection on validation, the fit loop, and the final test.
 
-The protocol: the best epoch is chosen on VALIDATION (train items masked); TEST is scored once, at the end, by the
+The protocol: the best epoch is selected on VALIDATION (train items masked). TEST is scored once, at the end, by the
 restored best model (train items masked; validation items stay candidates unless --mask_valid_at_test 1).
 """
 
+from __future__ import annotations
+
 import contextlib
 import time
+import typing
+from collections.abc import Callable, Iterator
+from pathlib import Path
 
 import numpy as np
 import torch
 from tqdm import tqdm
 
-from data.formats import interactions_hash
-from dataloader import held_out
+from data.formats import Interactions, interactions_hash
+from dataloader import Dataset, HeldOut, Sampler, held_out, pairs_to_rows
+from models.base import Recommender
 from training import projector
 from training.checkpoint import read_checkpoint
+from training.folder import provenance
 from training.ranking import evaluate, rank_items
+from training.run import Progress, Run
 from training.runlog import RunLog
-from utils import Diverged, TrainingError, UserError, atomic_write
-from world import peak_memory_mb, provenance, write_json
+from training.scoring import Scorer
+from training.stop import Stop
+from utils import Diverged, TrainingError, UserError, atomic_write, write_json
+from world import Config, peak_memory_mb
 
-# ---------------------------------------------------------------- one epoch, one evaluation
+Metrics = dict[str, float]
+Result = dict[str, typing.Any]  # the content of result.json
+
+# ---------------------------------------------------------------- one epoch
 
 
-def train_epoch(model, optimizer, sampler, progress, stop=lambda: False):
-    """The rest of one pass over a Sampler's batches, counted in progress.step and progress.sums.
+def train_epoch(
+    model: Recommender,
+    optimizer: torch.optim.Optimizer,
+    sampler: Sampler,
+    progress: Progress,
+    stop: Callable[[], bool] = lambda: False,
+) -> bool:
+    """Make the remaining steps of an epoch, counted in progress.step, with loss terms summed in progress.sums.
 
-    Ends early, after a whole step, when stop() is true. Returns whether the pass is complete.
-    Raises Diverged with the step and the term if the loss or a gradient is not finite.
+    Ends early, after a whole step, once stop() is true. Returns whether the epoch is complete. Raises Diverged, with
+    the step and the term, if a loss, a gradient or a weight is not finite.
     """
     model.train()
-    first_bad, finite_then = torch.tensor(-1, device=sampler.pairs.device), None
+    # Finiteness is recorded on the device and read once an epoch: a GPU never waits within it.
+    first_bad, finite_at_first_bad = torch.tensor(-1, device=sampler.pairs.device), None
     batches = tqdm(
         sampler.epoch(progress.step),
         total=len(sampler),
@@ -38,157 +58,178 @@ def train_epoch(model, optimizer, sampler, progress, stop=lambda: False):
         desc="steps",
         leave=False,
         delay=2,
+        disable=None,
     )
     for batch in batches:
+        model.begin_step(progress.epoch * len(sampler) + progress.step)
         terms = model.loss(batch)
         optimizer.zero_grad(set_to_none=True)
         terms["loss"].backward()
         optimizer.step()
         progress.step += 1
-        for name, value in terms.items():  # on the device: no host synchronisation a step
+        for name, value in terms.items():
             progress.sums[name] = progress.sums.get(name, 0) + value.detach()
         finite = torch.stack([value.detach() for value in terms.values()]).isfinite()
         first_bad = torch.where((first_bad < 0) & ~finite.all(), progress.step, first_bad)
-        finite_then = (
-            finite if finite_then is None else torch.where(first_bad == progress.step, finite, finite_then)
-        )
+        if finite_at_first_bad is None:
+            finite_at_first_bad = finite
+        finite_at_first_bad = torch.where(first_bad == progress.step, finite, finite_at_first_bad)
         if stop():
             break
     batches.close()
     gradients = [p.grad for p in model.parameters() if p.grad is not None]
     progress.grad_norm = torch.nn.utils.get_total_norm(gradients) if gradients else torch.zeros(())
     if first_bad > 0:
-        bad = [name for name, fine in zip(terms, finite_then.tolist()) if not fine]
-        raise Diverged(
-            f"epoch {progress.epoch + 1}, step {int(first_bad)}: the loss is not finite "
-            f"({', '.join([name for name in bad if name != 'loss'] or bad)})"
-        )
+        bad = [name for name, good in zip(terms, finite_at_first_bad.tolist(), strict=True) if not good]
+        named = ", ".join([name for name in bad if name != "loss"] or bad)
+        raise Diverged(f"epoch {progress.epoch + 1}, step {int(first_bad)}: the loss is not finite ({named})")
     check_finite(model, progress)
     return progress.step == len(sampler)
 
 
-def check_finite(model, progress):
-    """Raise Diverged if the gradient norm or a weight is NaN or Inf after the steps of the epoch under way."""
-    if not progress.grad_norm.isfinite():
-        raise Diverged(f"epoch {progress.epoch + 1}, step {progress.step}: the gradient is not finite")
+def check_finite(model: Recommender, progress: Progress) -> None:
+    """Raise Diverged if the last gradient or a weight is NaN or Inf."""
+    where = f"epoch {progress.epoch + 1}, step {progress.step}"
+    if progress.grad_norm is not None and not progress.grad_norm.isfinite():
+        raise Diverged(f"{where}: the gradient is not finite")
     bad = [name for name, weight in model.named_parameters() if not weight.isfinite().all()]
     if bad:
-        raise Diverged(
-            f"epoch {progress.epoch + 1}, step {progress.step}: weights are not finite ({', '.join(bad)[:80]})"
-        )
+        raise Diverged(f"{where}: weights are not finite ({', '.join(bad)[:80]})")
+
+
+# ---------------------------------------------------------------- scoring a model
 
 
 @contextlib.contextmanager
-def final_vectors(model, config):
-    """The model's user and item vectors in eval mode (with --eval_dropout 1, dropout alone stays on), restoring its mode.
+def final_scorer(model: Recommender, data: Interactions, config: Config) -> Iterator[Scorer]:
+    """Scorer of the model's final vectors, in eval mode; with --eval_dropout 1, only dropout stays on.
 
-    Leaves the random state of training as it was.
+    Restores the mode of the model, and leaves the random numbers of training as they are.
     """
-    was_training = model.training
+    training, device = model.training, next((t.device for t in model.parameters()), torch.device("cpu"))
     model.eval()
     for module in model.modules():
         if isinstance(module, torch.nn.Dropout):
             module.train(bool(config.eval_dropout))
-    with torch.inference_mode(), torch.random.fork_rng(enabled=bool(config.eval_dropout)):
-        yield model.embeddings()
-    model.train(was_training)
+    devices = [device] if device.type == "cuda" else []
+    with torch.inference_mode(), torch.random.fork_rng(devices, enabled=bool(config.eval_dropout)):
+        user, item = model.embeddings()
+        weights, history = model.item_weights(), None
+        if weights is not None:
+            history = pairs_to_rows(data.train, data.n_users, weights.device)
+        yield Scorer(user, item, weights, history)
+    model.train(training)
 
 
-def score(model, splits, config):
-    """Evaluate a model on a list of splits, as final_vectors says."""
-    with final_vectors(model, config) as (user, item):
-        return evaluate(user, item, splits, config.topks, config.eval_chunk)
+def score(model: Recommender, data: Interactions, splits: list[HeldOut], config: Config) -> list[Metrics]:
+    """Metrics of a model on each split."""
+    with final_scorer(model, data, config) as scorer:
+        return evaluate(scorer, splits, config.topks, config.eval_chunk)
 
 
-def splits_of(interactions, config, device):
-    """(selection split, test split) as HeldOut, each with its masks."""
-    train, valid, test = interactions.train, interactions.valid, interactions.test
-    test_split = held_out(test, [train, valid] if config.mask_valid_at_test else [train], device)
-    return (test_split if config.select_on == "test" else held_out(valid, [train], device)), test_split
+def make_splits(data: Interactions, config: Config, device: torch.device) -> tuple[HeldOut, HeldOut]:
+    """The split that selects the best epoch, and the test split, each with its masks."""
+    masked = [data.train, data.valid] if config.mask_valid_at_test else [data.train]
+    test = held_out(data.test, masked, device)
+    return (test if config.select_on == "test" else held_out(data.valid, [data.train], device)), test
 
 
 # ---------------------------------------------------------------- fit
 
 
-def fit(run, stop=lambda: False, watch=lambda epoch, metrics: False, end=None):
-    """Train with early stopping, then end(run, log), by default `finish`. Returns the content of result.json, which it gives.
+def fit(
+    run: Run,
+    stop: Callable[[], bool] = lambda: False,
+    watch: Callable[[int, Metrics], bool] = lambda epoch, metrics: False,
+    end: Callable[[Run, RunLog], Result] | None = None,
+    echo: bool = True,
+) -> Result:
+    """Train with early stopping, then call end(run, log), by default `finish`. Returns the content of result.json.
 
-    run: from start_run, fresh or restored. When stop() turns true, the state is saved and the result says "interrupted".
-    watch: called after each evaluation with its epoch and metrics; when it returns true, training is over.
+    run: from start_run, new or restored. Once stop() is true, the state is saved and the result is "interrupted".
+    watch: called after each evaluation with its epoch and metrics; training ends when it returns true.
+    echo: False keeps the log lines off the console.
     """
     if run.config.projector:
         projector.write_labels(run.folder, run.config, run.dataset.interactions)
-    log = RunLog(run.folder, run.config, run.progress.epoch)
+    log = RunLog(run.folder, run.config, run.progress.epoch, echo)
+    # leave=None keeps the bar on the screen unless it is below another one.
+    bar = tqdm(
+        total=run.epochs,
+        initial=run.progress.epoch,
+        unit="epoch",
+        leave=None,
+        disable=None,
+        dynamic_ncols=True,
+    )
     try:
-        with contextlib.closing(
-            tqdm(
-                total=run.config.epochs,
-                initial=run.progress.epoch,
-                unit="epoch",
-                dynamic_ncols=True,
-                leave=None,
-            )
-        ) as bar:  # None: it stays unless it lies below another bar
+        with contextlib.closing(bar):
             complete = train(run, log, bar, stop, watch)
         result = (end or finish)(run, log) if complete else interrupted(run, log, stop)
         write_json(run.folder / "result.json", result)
         return result
     except TrainingError as error:
         with contextlib.suppress(OSError):
-            write_json(
-                run.folder / "result.json",
-                {"status": "failed", "error": str(error), "epoch": run.progress.epoch},
-            )
+            failure = {"status": "failed", "error": str(error), "epoch": run.progress.epoch}
+            write_json(run.folder / "result.json", failure)
         raise
     finally:
         log.close()
 
 
-def train(run, log, bar, stop, watch):
-    """The epochs. Keeps best.pt and last.pt. Returns whether training came to its end."""
-    over = False
-    config, progress = run.config, run.progress
-    selection, _ = splits_of(run.dataset.interactions, config, run.device)
-    while progress.epoch < config.epochs and not progress.stopped_early(config):
+def train(
+    run: Run, log: RunLog, bar: tqdm, stop: Callable[[], bool], watch: Callable[[int, Metrics], bool]
+) -> bool:
+    """Train epoch after epoch, keeping best.pt and last.pt. Returns whether training has come to its end."""
+    over, config, progress = False, run.config, run.progress
+    selection, _ = make_splits(run.dataset.interactions, config, run.device)
+    while progress.epoch < run.epochs and not progress.out_of_patience(config):
         started = time.perf_counter()
-        try:
-            with float32_products("high" if config.precision == "tf32" else "highest"):
-                complete = train_epoch(run.model, run.optimizer, run.sampler, progress, stop)
-        except Diverged as error:
-            raise Diverged(f"{error}; {last_good(run.folder)}; start a run with a lower --lr") from None
-        progress.seconds += time.perf_counter() - started
+        complete = train_one(run, stop)
+        seconds = time.perf_counter() - started
+        progress.seconds += seconds
         if not complete:
             run.save("last.pt")
             return False
-        seconds = time.perf_counter() - started
         means = end_epoch(run, log, seconds)
-        bar.set_postfix(
-            loss=f"{means['loss']:.4f}",
-            refresh=False,
-            **(
-                {config.selection_metric: f"{progress.latest[config.selection_metric]:.4f}"}
-                if progress.latest
-                else {}
-            ),
-        )
+        bar.set_postfix(refresh=False, **postfix(means, progress.latest, config.selection_metric))
         bar.update()
-        if progress.epoch % config.eval_every == 0 or progress.epoch == config.epochs:
-            select(run, log, selection, means, seconds)
-            over = watch(progress.epoch, progress.latest)
+        if progress.epoch % config.eval_every == 0 or progress.epoch == run.epochs:
+            metrics = select(run, log, selection, means, seconds)
+            over = watch(progress.epoch, metrics)
         log.flush()
         if progress.epoch % config.save_every == 0:
+            started = time.perf_counter()
             run.save("last.pt")
+            progress.seconds += time.perf_counter() - started
         if over or stop():
             break
     run.save("last.pt")
-    if progress.stopped_early(config):
+    if progress.out_of_patience(config):
         log.say(f"stopped: {progress.waited} evaluations without a better {config.selection_metric}")
-    return over or progress.stopped_early(config) or progress.epoch >= config.epochs
+    return over or progress.out_of_patience(config) or progress.epoch >= run.epochs
+
+
+def train_one(run: Run, stop: Callable[[], bool]) -> bool:
+    """The rest of the current epoch, with the precision of the config. Returns whether the epoch is complete."""
+    if run.optimizer is None:
+        return True
+    try:
+        with float32_products("high" if run.config.precision == "tf32" else "highest"):
+            return train_epoch(run.model, run.optimizer, run.sampler, run.progress, stop)
+    except Diverged as error:
+        raise Diverged(f"{error}; {last_good(run.folder)}; start a run with a lower --lr") from None
+
+
+def postfix(means: Metrics, metrics: Metrics | None, name: str) -> dict[str, str]:
+    """What the progress bar shows: the loss of the epoch and the selection metric of the last evaluation."""
+    shown = {"loss": f"{means['loss']:.4f}"} if "loss" in means else {}
+    return {**shown, **({name: f"{metrics[name]:.4f}"} if metrics else {})}
 
 
 @contextlib.contextmanager
-def float32_products(precision):
-    """torch.set_float32_matmul_precision for the block, and the one before after it: scores are always exact."""
+def float32_products(precision: str) -> Iterator[None]:
+    """torch.set_float32_matmul_precision for a block: scoring, outside it, is always exact."""
     before = torch.get_float32_matmul_precision()
     torch.set_float32_matmul_precision(precision)
     try:
@@ -197,110 +238,115 @@ def float32_products(precision):
         torch.set_float32_matmul_precision(before)
 
 
-def last_good(folder):
-    """Which checkpoint is the last good one, in words."""
-    there = [folder / name for name in ("last.pt", "best.pt") if (folder / name).exists()]
-    return f"the last good checkpoint is {there[0]}" if there else "there is no checkpoint yet"
+def last_good(folder: Path) -> str:
+    """The last good checkpoint of a run folder, in words."""
+    found = [folder / name for name in ("last.pt", "best.pt") if (folder / name).exists()]
+    return f"the last good checkpoint is {found[0]}" if found else "there is no checkpoint yet"
 
 
-def end_epoch(run, log, seconds):
-    """Close the books of an epoch: mean loss terms as floats, to TensorBoard too; counters to the next epoch."""
+def end_epoch(run: Run, log: RunLog, seconds: float) -> Metrics:
+    """Log the mean loss terms of an epoch and its speed, and start counting the next. Returns the means."""
     progress, epoch = run.progress, run.progress.epoch + 1
     means = {name: float(value) / progress.step for name, value in progress.sums.items()}
-    means["grad_norm"] = float(progress.grad_norm)
-    samples = len(run.dataset.interactions.train)
+    if progress.grad_norm is not None:
+        means["grad_norm"] = float(progress.grad_norm)
     log.scalars("train", means, epoch)
-    log.scalars(
-        "speed",
-        {
-            "epoch_seconds": seconds,
-            "samples_per_second": samples / seconds,
-            "peak_memory_mb": peak_memory_mb(run.device),
-        },
-        epoch,
-    )
-    if run.config.plan_image_every and (epoch == 1 or epoch % run.config.plan_image_every == 0):
-        log.plans(run.model, epoch)
+    speed = {
+        "epoch_seconds": seconds,
+        "samples_per_second": len(run.dataset.interactions.train) / seconds,
+        "peak_memory_mb": peak_memory_mb(run.device),
+    }
+    log.scalars("speed", speed, epoch)
+    every = run.config.plan_image_every
+    if every and (epoch == 1 or epoch % every == 0):
+        log.images(run.model, epoch)
     progress.epoch, progress.step, progress.sums, progress.grad_norm = epoch, 0, {}, None
     return means
 
 
-def select(run, log, selection, means, seconds):
-    """Evaluate on the selection split; keep the model in best.pt if it is the best so far; report. seconds: of the epoch."""
+def select(run: Run, log: RunLog, selection: HeldOut, means: Metrics, epoch_seconds: float) -> Metrics:
+    """Evaluate on the selection split, report, and keep the model in best.pt if it is the best so far.
+
+    Returns the metrics. The seconds reported for the evaluation include the diagnostics.
+    """
     config, progress, started = run.config, run.progress, time.perf_counter()
-    [metrics] = score(run.model, [selection], config)
-    progress.latest, scoring = metrics, time.perf_counter() - started
-    progress.seconds += scoring
-    name = config.selection_metric
+    [metrics] = score(run.model, run.dataset.interactions, [selection], config)
+    with torch.inference_mode():
+        figures = {name: float(value) for name, value in run.model.diagnostics().items()}
+    evaluation_seconds = time.perf_counter() - started
+    progress.seconds += evaluation_seconds
+    progress.latest, name = metrics, config.selection_metric
     better = progress.best is None or metrics[name] > progress.best["metrics"][name]
     progress.waited = 0 if better else progress.waited + 1
     if better:
         progress.best = {"epoch": progress.epoch, "metrics": metrics, "seconds": progress.seconds}
+    loss = f"loss {means['loss']:.4f}  " if "loss" in means else ""
     log.say(
-        f"epoch {progress.epoch:4d}  loss {means['loss']:.4f}  {config.select_on} {format_metrics(metrics, config.topks)}  "
+        f"epoch {progress.epoch:4d}  {loss}{config.select_on} {format_metrics(metrics, config.topks)}  "
         f"{progress.seconds:.0f} s{'  *' if better else ''}"
     )
-    run.model.eval()
-    with torch.inference_mode():
-        inside = {key: float(value) for key, value in run.model.diagnostics().items()}
-    log.scalars("model", inside, progress.epoch)
+    log.scalars("model", figures, progress.epoch)
     log.scalars(config.select_on, metrics, progress.epoch)
-    log.record(
-        {
-            "epoch": progress.epoch,
-            "step": progress.epoch * len(run.sampler),
-            "seconds": progress.seconds,
-            "epoch_seconds": seconds,
-            "evaluation_seconds": scoring,
-            "train": means,
-            config.select_on: metrics,
-            "model": inside,
-        }
-    )
-    if better:  # last: a run that goes on from here has this epoch's line already
+    entry = {
+        "epoch": progress.epoch,
+        "step": progress.epoch * len(run.sampler),
+        "seconds": progress.seconds,
+        "epoch_seconds": epoch_seconds,
+        "evaluation_seconds": evaluation_seconds,
+        "train": means,
+        config.select_on: metrics,
+        "model": figures,
+    }
+    log.record(entry)
+    if better:
+        # Saved last, so that a run that continues from here finds the line of this epoch in its log.
+        started = time.perf_counter()
         run.save("best.pt")
+        progress.seconds += time.perf_counter() - started
+    return metrics
 
 
-def format_metrics(metrics, ks):
+def format_metrics(metrics: Metrics, ks: tuple[int, ...]) -> str:
     """'recall@10 0.0501  ndcg@10 0.0271  ...'"""
     return "  ".join(f"{name}@{k} {metrics[f'{name}@{k}']:.4f}" for k in ks for name in ("recall", "ndcg"))
 
 
-def interrupted(run, log, stop):
-    """What result.json says of a run that was stopped, and a line that says how to go on."""
-    progress = run.progress
+# ---------------------------------------------------------------- the end of a run
+
+
+def interrupted(run: Run, log: RunLog, stop: Callable[[], bool]) -> Result:
+    """Result of a run that was stopped; logs how to continue it."""
+    progress, reason = run.progress, stop.reason if isinstance(stop, Stop) else "stopped"
     log.say(
-        f"{stop.reason}: stopped in epoch {progress.epoch + 1}; go on with: python main.py --resume {run.folder}"
+        f"{reason}: stopped in epoch {progress.epoch + 1}; continue with: python main.py --resume {run.folder}"
     )
-    best = (
-        {"best_epoch": progress.best["epoch"], run.config.select_on: progress.best["metrics"]}
-        if progress.best
-        else {}
-    )
-    return {
+    result: Result = {
         "status": "interrupted",
-        "reason": stop.reason,
+        "reason": reason,
         "epoch": progress.epoch,
         "step": progress.step,
-        **best,
         "seconds": progress.seconds,
         "versions": provenance(),
     }
+    if progress.best:
+        result |= {"best_epoch": progress.best["epoch"], run.config.select_on: progress.best["metrics"]}
+    return result
 
 
-def finish(run, log):
-    """Restore best.pt, rank and score the test split once, write the final table. Returns the content of result.json."""
+def finish(run: Run, log: RunLog) -> Result:
+    """Restore best.pt, rank and score the test split once, and log the final table. Returns the result."""
     config, best, data, started = run.config, run.progress.best, run.dataset.interactions, time.perf_counter()
+    assert best is not None  # a complete run has evaluated its last epoch
     run.model.load_state_dict(read_checkpoint(run.folder / "best.pt")["model"])
-    _, split = splits_of(data, config, run.device)
-    with final_vectors(run.model, config) as (user, item):
-        [test] = evaluate(user, item, [split], config.topks, config.eval_chunk)
-        top = torch.cat(
-            [top for _, _, top in rank_items(user, item, split, max(config.topks), config.eval_chunk)]
+    _, split = make_splits(data, config, run.device)
+    with final_scorer(run.model, data, config) as scorer:
+        [test] = evaluate(scorer, [split], config.topks, config.eval_chunk)
+        lists = rank_items(scorer, split, max(config.topks), config.eval_chunk)
+        write_ranking(
+            run.folder / "test_ranking.npz", torch.cat([top for _, _, top, _ in lists]), split, data
         )
         if config.projector:
-            projector.write_vectors(run.folder, user, item)
-    write_ranking(run.folder / "test_ranking.npz", top, split, data)
+            projector.write_vectors(run.folder, scorer.user, scorer.item)
     result = {
         "status": "finished",
         "best_epoch": best["epoch"],
@@ -316,50 +362,43 @@ def finish(run, log):
         "device": str(run.device),
         "versions": provenance(),
     }
-    log.conclude(config, best["epoch"], **{f"{config.select_on}_best": best["metrics"], "test": test})
+    log.finish(config, best["epoch"], **{f"{config.select_on}_best": best["metrics"], "test": test})
     log.say(final_table(result, config))
     return result
 
 
-def write_ranking(path, top, split, data):
-    """The test ranking for whoever wants another metric or a part of the users, a .npz without pickles, all int32:
+def write_ranking(path: Path, top: torch.Tensor, split: HeldOut, data: Interactions) -> None:
+    """Write the test lists, for other metrics or parts of the users, as a .npz of int32 arrays without pickle.
 
-    users [n], items [n, K] best first, relevant_crow [n + 1] and relevant_items (CSR), history [n] (train interactions of the
-    user), popularity [I] (of the item).
+    users [n]; items [n, K], best first; relevant_crow [n + 1] and relevant_items (CSR); history [n], train
+    interactions of the user; popularity [I], train interactions of the item. top: the items.
     """
     users, (crow, relevant) = split.users.cpu().numpy(), split.relevant
-    history, popularity = (
-        np.bincount(ids, minlength=n) for ids, n in zip(data.train.T, (data.n_users, data.n_items))
-    )
+    history = np.bincount(data.train[:, 0], minlength=data.n_users)
     arrays = {
         "users": users,
-        "items": top,
-        "relevant_crow": crow,
-        "relevant_items": relevant,
+        "items": top.cpu(),
+        "relevant_crow": crow.cpu(),
+        "relevant_items": relevant.cpu(),
         "history": history[users],
-        "popularity": popularity,
+        "popularity": np.bincount(data.train[:, 1], minlength=data.n_items),
     }
     with atomic_write(path) as file:
-        np.savez_compressed(
-            file,
-            **{
-                name: np.asarray(array.cpu() if torch.is_tensor(array) else array, np.int32)
-                for name, array in arrays.items()
-            },
-        )
+        np.savez_compressed(file, **{name: np.asarray(array, np.int32) for name, array in arrays.items()})
 
 
-def score_checkpoint(model, dataset, config, device):
-    """Score --checkpoint on the selection and the test split: the final table as text."""
-    state = read_checkpoint(config.checkpoint)
+def score_checkpoint(model: Recommender, dataset: Dataset, config: Config, device: torch.device) -> str:
+    """Score --checkpoint on the selection and the test split. Returns the final table."""
+    state, data = read_checkpoint(config.checkpoint), dataset.interactions
     try:
         model.load_state_dict(state["model"])
     except RuntimeError as error:
+        reason = str(error).splitlines()[-1].strip()[:120]
         raise UserError(
-            f"{config.checkpoint}: does not fit this dataset or these settings ({str(error).splitlines()[-1].strip()[:120]}); "
-            "use those it was trained with"
+            f"{config.checkpoint}: does not fit this dataset or these settings ({reason}); use those it was trained "
+            "with"
         ) from None
-    selection, test = score(model, splits_of(dataset.interactions, config, device), config)
+    selection, test = score(model, data, list(make_splits(data, config, device)), config)
     result = {
         "best_epoch": state["progress"]["epoch"],
         config.select_on: selection,
@@ -369,8 +408,8 @@ def score_checkpoint(model, dataset, config, device):
     return final_table(result, config)
 
 
-def protocol(config):
-    """How a run was selected and scored, for result.json."""
+def protocol(config: Config) -> dict[str, typing.Any]:
+    """How a run is selected and scored, for result.json."""
     return {
         "selected_on": config.select_on,
         "selection_metric": config.selection_metric,
@@ -379,23 +418,20 @@ def protocol(config):
     }
 
 
-def final_table(result, config):
-    """Metrics of the selection and the test split as a table, with the protocol beneath."""
+def final_table(result: Result, config: Config) -> str:
+    """Metrics of the selection and the test split as a table, with the protocol below."""
     names = ("recall", "ndcg", "precision", "map", "hitrate")
     lines = [
-        f"best epoch {result['best_epoch']}, chosen by {config.selection_metric} on {config.select_on}",
+        f"best epoch {result['best_epoch']}, selected by {config.selection_metric} on {config.select_on}",
         "".join([f"{'split':<8}{'K':>5}", *(f"{name:>11}" for name in names)]),
     ]
     for split in dict.fromkeys((config.select_on, "test")):
-        lines += [
-            "".join([f"{split:<8}{k:>5}", *(f"{result[split][f'{name}@{k}']:>11.4f}" for name in names)])
-            for k in config.topks
-        ]
+        for k in config.topks:
+            values = "".join(f"{result[split][f'{name}@{k}']:>11.4f}" for name in names)
+            lines.append(f"{split:<8}{k:>5}{values}")
     masked = " and ".join(result["protocol"]["masked_at_test"])
-    lines.append(
-        f"full ranking; {masked} items masked at test"
-        + ("" if config.mask_valid_at_test else ", validation items are candidates")
-    )
+    candidates = "" if config.mask_valid_at_test else ", validation items are candidates"
+    lines.append(f"full ranking; {masked} items masked at test{candidates}")
     if config.select_on == "test":
         lines.append(
             "WARNING: the best epoch was selected on TEST; these figures leak and are not comparable"

@@ -14,7 +14,6 @@ import argparse
 import contextlib
 import dataclasses
 import functools
-import io
 import re
 import shlex
 import sys
@@ -24,17 +23,18 @@ from pathlib import Path
 import numpy as np
 from tqdm import tqdm
 
-from cli import Parser
+from cli import Parser, run_command
 from data.formats import dataset_folder, feature_paths, interactions_hash
-from main import guarded, load, resume, set_up
-from model import make_model
+from main import RESUME_HINT, load, make_model, set_up
+from models.registry import checked, config_class, find_model
 from parse import make_parser as main_parser
-from parse import parse_args
+from parse import named_model, parse_args, restored_config
 from procedure import fit, format_metrics
+from training.folder import make_run_folder, provenance
 from training.run import start_run
 from training.stop import Stop
 from utils import Diverged, TrainingError, UserError, lock_file, write_text
-from world import RECIPES, Config, make_run_folder, provenance, seed_everything, settings_of
+from world import RECIPES, Config, seed_everything
 
 try:
     import optuna
@@ -43,102 +43,67 @@ try:
 except ImportError:  # an optional extra; parse() says so
     optuna = None
 
-# What is searched without --space. Ranges hold the good values of both Baby and Last.fm (README).
-COMMON = ("lr=5e-4..3e-2:log", "decay=1e-5..1e-1:log")
-SPACES = {
-    "mf": COMMON,
-    "lgn": (*COMMON, "layer=1..4"),
-    "vbpr": COMMON,
-    "freedom": (
-        *COMMON,
-        "item_graph_image=0..1",
-        "edge_dropout=0..0.9",
-        "feature_bpr_weight=1e-5..1e-1:log",
-        "item_knn_k=5,10,20",
-    ),
-    "lgn_mm": (
-        *COMMON,
-        "contrastive_weight=0.01..0.5:log",
-        "modality_consistency_weight=0.1..1",
-        "modality_decay=1e-3..1:log",
-        "beta=0.02..0.6:log",
-        "alpha=0.01..0.2:log",
-        "audio_weight=0.01..0.2:log",
-        "item_knn_k=5,10,20",
-        "fuse_norm=layer_l2,none",
-    ),
-}
-FUSION_WEIGHTS = {"beta": "text", "alpha": "image", "audio_weight": "audio"}
 # A study keeps what decides what is computed on, and how trials are judged.
-SEARCHABLE = {
-    field.name: field
-    for field in dataclasses.fields(Config)
-    if field.metadata["group"] in ("data", "model", "alignment", "training")
-    and not field.metadata["free"]
-    and field.name not in ("dataset", "data_format", "use_multimodal", "model", "recipe")
-}
-OF_DATA = [
-    field.name
-    for field in dataclasses.fields(Config)
-    if field.metadata["group"] == "data"
-    or field.name in ("model", "recdim", "attn_heads", "item_graph_image", "topks")
-]
+NOT_SEARCHED = ("dataset", "data_format", "use_multimodal", "model", "recipe")
 OF_PROCESS = {"path": "runs", "max_minutes": 0.0}  # not of the best command
 
 
 # ---------------------------------------------------------------- the space
 
 
-def parse_space(entries):
+def searchable(cls):
+    """{name: field} of the settings of a Config class that can be searched."""
+    return {
+        field.name: field
+        for field in dataclasses.fields(cls)
+        if field.metadata["group"] in ("data", "model", "alignment", "training")
+        and not field.metadata["free"]
+        and field.name not in NOT_SEARCHED
+    }
+
+
+def parse_space(entries, cls):
     """['lr=1e-4..1e-2:log', 'layer=1..4', 'fuse_norm=none,l2'] -> {setting: distribution}. Raises UserError for a bad entry."""
-    space = {}
+    space, fields = {}, searchable(cls)
     for entry in entries:
         name, _, values = entry.partition("=")
         if not values or name in space:
             raise UserError(
                 f"--space {entry}: must be SETTING=LOW..HIGH, SETTING=LOW..HIGH:log or SETTING=a,b,c, each setting once"
             )
-        if name not in SEARCHABLE:
-            raise UserError(
-                f"--space {entry}: '{name}' is nothing to search; take of {', '.join(SEARCHABLE)}"
-            )
-        space[name] = distribution(SEARCHABLE[name], values, entry)
+        if name not in fields:
+            raise UserError(f"--space {entry}: '{name}' is nothing to search; take of {', '.join(fields)}")
+        space[name] = distribution(fields[name], values, entry)
     return space
 
 
 def distribution(field, values, entry):
     """The optuna distribution of 'LOW..HIGH', 'LOW..HIGH:log' or 'a,b,c' for a field of Config."""
+    of_type = type(field.default)
     kind = {int: optuna.distributions.IntDistribution, float: optuna.distributions.FloatDistribution}.get(
-        field.type
+        of_type
     )
     ends = re.fullmatch(r"(.+?)\.\.(.+?)(:log)?", values)
     try:
         if ends and kind:
-            low, high, log = field.type(ends[1]), field.type(ends[2]), bool(ends[3])
+            low, high, log = of_type(ends[1]), of_type(ends[2]), bool(ends[3])
             if low < high < float("inf") and (low > 0 or not log):
                 return kind(low, high, log=log)
         elif len(words := list(dict.fromkeys(values.split(",")))) > 1:
-            return optuna.distributions.CategoricalDistribution([field.type(word) for word in words])
+            return optuna.distributions.CategoricalDistribution([of_type(word) for word in words])
     except ValueError:
         pass
     raise UserError(
-        f"--space {entry}: needs two values or more of type {field.type.__name__}, or LOW..HIGH of numbers with LOW below "
+        f"--space {entry}: needs two values or more of type {of_type.__name__}, or LOW..HIGH of numbers with LOW below "
         "HIGH, for :log above 0"
     )
 
 
 def default_space(config, given):
-    """What is searched without --space: SPACES without what is given as a flag or has no effect beside what is given."""
-    modalities = feature_paths(config, dataset_folder(config)[0])
-    space = parse_space(SPACES.get(config.model, COMMON))
-    idle = {
-        name
-        for name, modality in FUSION_WEIGHTS.items()
-        if config.fusion != "oat" or modality not in modalities
-    }
-    if not config.contrastive_weight:
-        idle.add("modality_consistency_weight")
-    return {name: values for name, values in space.items() if name not in idle | given}
+    """The search space of the config's model, without the settings that are given as flags."""
+    modalities = list(feature_paths(config, dataset_folder(config)[0]))
+    space = parse_space(find_model(config.model).search_space(config, modalities), type(config))
+    return {name: values for name, values in space.items() if name not in given}
 
 
 def check_space(space, base, given):
@@ -148,7 +113,7 @@ def check_space(space, base, given):
             raise UserError(f"--{name} is given as a flag and searched; drop it or its --space")
         ends = getattr(values, "choices", None) or (values.low, values.high)
         for value in ends:
-            dataclasses.replace(base, **{name: value})
+            checked(dataclasses.replace(base, **{name: value}))
 
 
 # ---------------------------------------------------------------- the study
@@ -197,7 +162,7 @@ def keep_or_compare(study, settings, space, data):
         return
     names = [
         field.name
-        for field in dataclasses.fields(Config)
+        for field in dataclasses.fields(config_class(settings["model"]))
         if not field.metadata["free"] or field.name == "epochs"
     ]
     changes = [
@@ -309,19 +274,20 @@ def trial_config(search, trial):
 @functools.lru_cache(maxsize=1)
 def load_once(config, device):
     """The Dataset of these settings; the last one is kept."""
-    return load(config, device, [])
+    return load(config, device)[0]
 
 
 def dataset_of(config, device):
     """load_once by the settings that a dataset depends on."""
-    return load_once(Config(**{name: getattr(config, name) for name in OF_DATA}), device)
+    names = [field.name for field in dataclasses.fields(Config) if field.metadata["group"] == "data"]
+    return load_once(Config(**{name: getattr(config, name) for name in (*names, "model", "topks")}), device)
 
 
 def tuned(run, log):
     """What result.json says of a trial in place of procedure.finish: validation alone."""
     config, at = run.config, run.progress
-    status = "tuned" if at.stopped_early(config) or at.epoch >= config.epochs else "pruned"
-    log.conclude(config, at.best["epoch"], valid_best=at.best["metrics"])
+    status = "tuned" if at.out_of_patience(config) or at.epoch >= run.epochs else "pruned"
+    log.finish(config, at.best["epoch"], valid_best=at.best["metrics"])
     log.say(
         f"{status} after epoch {at.epoch}; best epoch {at.best['epoch']}: {format_metrics(at.best['metrics'], config.topks)}"
     )
@@ -348,13 +314,12 @@ def run_trial(search, trial, config, folder, device, stop):
                 trial.report(metrics[config.selection_metric], epoch)
             return trial.should_prune()
 
-    with contextlib.redirect_stdout(io.StringIO()):  # it is in train.log
-        dataset = dataset_of(config, device)
-        seed_everything(config.seed)
-        run = start_run(make_model(config, dataset, device), dataset, config, folder, device)
-        if config.resume:
-            resume(run)
-        return fit(run, stop, watch, tuned)
+    dataset = dataset_of(config, device)
+    seed_everything(config.seed)
+    run = start_run(make_model(config, dataset, device), dataset, config, folder, device)
+    if config.resume:
+        run.resume()
+    return fit(run, stop, watch, tuned, echo=False)
 
 
 def attempt(search, trial, config, folder, device, stop):
@@ -432,16 +397,16 @@ def best_trials(study):
     )
 
 
-def config_of(study, trial):
-    """The Config of a trial as a run of its own."""
-    return Config(
-        **{**settings_of(study.user_attrs["settings"], study.study_name), **trial.params, **OF_PROCESS}
+def config_of(study, trial, model):
+    """Config of a trial as a run of its own. model: --model, which a study of a user's own class needs."""
+    return restored_config(
+        study.user_attrs["settings"], study.study_name, model, **trial.params, **OF_PROCESS
     )
 
 
 def command_line(config):
     """The main.py command that gives this Config: every setting that differs from the defaults of its recipe."""
-    usual = {**{field.name: field.default for field in dataclasses.fields(Config)}, **RECIPES[config.recipe]}
+    usual = {**{field.name: field.default for field in dataclasses.fields(config)}, **RECIPES[config.recipe]}
     words = ["python", "main.py", "--dataset", config.dataset, "--model", config.model]
     for name, value in vars(config).items():
         if value != usual[name] and name not in ("dataset", "model"):
@@ -449,9 +414,8 @@ def command_line(config):
     return shlex.join(words)
 
 
-def summary(study, trials, top=10):
+def summary(study, trials, metric, top=10):
     """The best trials as a table, and what the search says of the settings."""
-    metric = Config(**settings_of(study.user_attrs["settings"], study.study_name)).selection_metric
     lines = [f"{'trial':>5} {'valid ' + metric:>16} {'epoch':>6}  settings"]
     lines += [
         f"{trial.user_attrs['number']:>5} {trial.value:>16.4f} {trial.user_attrs['epoch']:>6}  {show_params(trial.params)}"
@@ -462,20 +426,21 @@ def summary(study, trials, top=10):
     return "\n".join(lines)
 
 
-def conclude(study, folder):
+def conclude(study, folder, model):
     """Print the best trials and the best command line, and write it to <folder>/<study>.best.sh."""
     trials = best_trials(study)
     if not trials:
         print(f"study '{study.study_name}' has no trial yet that came to its end")
         return
-    best, command = trials[0], command_line(config_of(study, trials[0]))
+    best, config = trials[0], config_of(study, trials[0], model)
+    command = command_line(config)
     path = Path(folder) / f"{study.study_name}.best.sh"
     write_text(
         path,
         f"#!/usr/bin/env bash\n# Trial {best.user_attrs['number']}, on validation the best ({best.value:.4f}) of {len(trials)} that came to "
         f'their end in study {study.study_name}.\n# Flags are added.\n{command} "$@"\n',
     )
-    print(summary(study, trials), f"{path}:", command, sep="\n")
+    print(summary(study, trials, config.selection_metric), f"{path}:", command, sep="\n")
 
 
 # ---------------------------------------------------------------- command line
@@ -543,12 +508,13 @@ def parse(argv):
         )
     if args.trials is not None and args.trials < 1:
         raise UserError(f"--trials {args.trials}: must be at least 1")
-    if args.best and (rest or args.space):
+    named = named_model(rest)["model"]
+    if args.best and (args.space or [word for word in rest if word not in ("--model", named)]):
         raise UserError(
             f"--best takes its settings from the study; drop {' '.join(rest or ['--space'])[:80]}"
         )
     config, notes = parse_args(rest)
-    given = vars(main_parser().parse_args(rest)).keys()
+    given = vars(main_parser(type(config)).parse_args(rest)).keys()
     if config.select_on != "valid":
         raise UserError(
             "--select_on test: a search on the test split leaks; drop it, or add --select_on valid to --recipe released"
@@ -569,9 +535,9 @@ def command(args, base, given, notes):
     optuna.logging.set_verbosity(optuna.logging.ERROR)
     if args.best:
         with plain_errors(path, UserError):
-            conclude(open_study(args.study, path), path.parent)
+            conclude(open_study(args.study, path), path.parent, base.model)
         return 0
-    space = parse_space(args.space) or default_space(base, given)
+    space = parse_space(args.space, type(base)) or default_space(base, given)
     check_space(space, base, given)
     print(*notes, sep="\n", end="\n" if notes else "")
     device = set_up(base)
@@ -590,13 +556,13 @@ def command(args, base, given, notes):
     with plain_errors(path, TrainingError), Stop(base.max_minutes) as stop:
         work(search, device, stop)
         with search.access():
-            conclude(study, path.parent)
+            conclude(study, path.parent, base.model)
             return 0 if search.finished() >= search.count else stop.exit_code
 
 
 def main(argv=None):
     """Run a command line. Returns the exit code, as main.py does."""
-    return guarded(lambda: command(*parse(argv)))
+    return run_command(lambda: command(*parse(argv)), io_hint=RESUME_HINT)
 
 
 if __name__ == "__main__":

@@ -1,12 +1,9 @@
-"""Small helpers that know nothing of the model: ranking metrics, a sparse product, safe file writes.
-
-hits = torch.tensor([[True, False, True]])            # one user's top 3
-ranking_metrics(hits, torch.tensor([2]), (3,))        # {'recall@3': tensor([1.]), ...}
-"""
+"""Errors, file locks, atomic writes and content hashes: helpers that know nothing of models."""
 
 import contextlib
 import fcntl
 import hashlib
+import json
 import os
 import tempfile
 from pathlib import Path
@@ -79,3 +76,10 @@ def content_hash(*parts):
         else:
             digest.update(f"{part!r};".encode())
     return digest.hexdigest()
+
+
+def write_json(path: Path, value: object) -> None:
+    """Write a value as JSON to path, atomically."""
+    with atomic_write(path, "w") as file:
+        json.dump(value, file, indent=1)
+        file.write("\n")

@@ -10,7 +10,7 @@ import numpy as np
 import pandas as pd
 
 from utils import UserError, content_hash
-from world import CONTENT_MODELS, MODALITIES
+from world import MODALITIES
 
 SPLITS = ("train", "valid", "test")
 MAX_ID = 2**31 - 1
@@ -359,11 +359,6 @@ def feature_paths(config, folder):
     named = {m: getattr(config, f"{m}_feat") for m in MODALITIES}
     if not any(named.values()):
         named = {m: path for m in MODALITIES if (path := folder / f"{m}_feat.npy").exists()}
-    if not any(named.values()) and config.model in CONTENT_MODELS:
-        raise UserError(
-            f"{folder}: has no text_feat.npy, image_feat.npy or audio_feat.npy; --model {config.model} needs features: "
-            "name them with --text_feat, --image_feat or --audio_feat"
-        )
     return {m: str(path) for m, path in named.items() if path}
 
 

@@ -1,6 +1,6 @@
-"""Graph attention."""
+"""Multi-head graph attention over a fixed graph, and the branch that turns one modality's features into vectors."""
 
-import dataclasses
+from __future__ import annotations
 
 import numpy as np
 import scipy.sparse as sp
@@ -8,145 +8,192 @@ import torch
 from torch import nn
 from torch.nn import functional as F
 
+from layers.device import on_cpu
 from layers.dropout import Dropout
-from layers.kernels import _Attention, product, product_type
+from layers.kernels import Attention, product
 from layers.sparse import csr_product, csr_tensor
 
+# ---------------------------------------------------------------- the graph
 
-@dataclasses.dataclass(frozen=True)
-class AttentionGraph:
-    """Edges from n source nodes to m target nodes, laid out so that attention with H heads is one sparse product.
 
-    Head h, target i is row h * m + i and head h, source j column h * n + j of a block-diagonal CSR pattern, so features [H, n, c]
-    viewed as [H * n, c] are multiplied by it as they lie in memory, head after head: what one head gathers stays in the
-    cache. The graph of a loader has all nodes on both sides and is symmetric; at_rows takes some of the targets.
+class AttentionGraph(nn.Module):
+    """Edges from n source nodes to m target nodes, stored such that attention with H heads is one sparse product.
+
+    With h a head, i a target and j a source, row h * m + i and column h * n + j of a block-diagonal CSR pattern
+    are an edge of that head. Features [H, n, c] viewed as [H * n, c] are thus multiplied head after head, and what
+    one head gathers stays in the cache. from_neighbours gives the graph of all nodes, which is symmetric;
+    select_targets keeps the edges of some targets.
+
+    The tensors are buffers, so that the graph moves with its model, and stay out of the state dict.
     """
 
-    heads: int
-    n: int
-    crow: torch.Tensor  # [H * m + 1] int32
-    col: torch.Tensor  # [H * E] int32
-    target: torch.Tensor  # [E] int64, the row of each edge within a head
-    source: torch.Tensor  # [E] int64, its column within a head
-    back_crow: torch.Tensor  # the transposed pattern: [H * n + 1] int32
-    back_col: torch.Tensor  # [H * E] int32
-    back: torch.Tensor  # [E] int64, which edge each entry of the transposed pattern is
-    rows: torch.Tensor | None = None  # [m] int64, the nodes that the targets are; None: all of them
+    crow: torch.Tensor  # [H * m + 1] int32, row pointers
+    col: torch.Tensor  # [H * E] int32, columns
+    target: torch.Tensor  # [E] int64, target of each edge within a head
+    source: torch.Tensor  # [E] int64, source of each edge within a head
+    transposed_crow: torch.Tensor  # [H * n + 1] int32, row pointers of the transposed pattern
+    transposed_col: torch.Tensor  # [H * E] int32, its columns
+    transposed_edge: torch.Tensor  # [E] int64, the edge that each of its entries is
+    nodes: torch.Tensor | None  # [m] int64, the nodes that the targets are; None: all n, in order
 
-    def matrix(self, values):
-        """The block-diagonal matrix [H m, H n] with these values [H * E] as a sparse tensor."""
+    def __init__(
+        self,
+        heads: int,
+        n: int,
+        crow: torch.Tensor,
+        target: torch.Tensor,
+        source: torch.Tensor,
+        transposed: torch.Tensor | tuple[torch.Tensor, torch.Tensor, torch.Tensor],
+        nodes: torch.Tensor | None = None,
+    ):
+        """Repeat the pattern of one head for H heads.
+
+        crow: [m + 1], target and source: [E] int64, sorted by target, then source. transposed: of a symmetric
+        pattern the edge [E] that each entry of the transposed pattern is; otherwise (row pointers, columns, edge)
+        of the transposed pattern. nodes: as the attribute.
+        """
+        super().__init__()
+        self.heads, self.n = heads, n
+        pattern = repeat_heads(heads, crow, source, n)
+        if isinstance(transposed, tuple):
+            transposed_crow, transposed_col, edge = transposed
+            transposed_pattern = repeat_heads(heads, transposed_crow, transposed_col, len(crow) - 1)
+        else:
+            edge, transposed_pattern = transposed, pattern
+        tensors = {
+            "crow": pattern[0],
+            "col": pattern[1],
+            "target": target,
+            "source": source,
+            "transposed_crow": transposed_pattern[0],
+            "transposed_col": transposed_pattern[1],
+            "transposed_edge": edge,
+            "nodes": nodes,
+        }
+        for name, tensor in tensors.items():
+            self.register_buffer(name, tensor, persistent=False)
+
+    @classmethod
+    def from_neighbours(cls, neighbours: np.ndarray, heads: int) -> AttentionGraph:
+        """Graph of a neighbour table [n, k]: edges in both directions, each once, and a self loop for every node."""
+        n, k = neighbours.shape
+        rows = np.repeat(np.arange(n), k)
+        directed = sp.csr_matrix((np.ones(n * k, np.float32), (rows, neighbours.ravel())), (n, n))
+        pattern = (directed + directed.T + sp.eye(n, format="csr", dtype=np.float32)).tocsr()
+        pattern.sort_indices()
+        edge = sp.csr_matrix((np.arange(pattern.nnz), pattern.indices, pattern.indptr), (n, n)).T.tocsr()
+        edge.sort_indices()
+        target = np.repeat(np.arange(n), np.diff(pattern.indptr))
+        arrays = (pattern.indptr, target, pattern.indices, edge.data)
+        return cls(heads, n, *(torch.from_numpy(array).long() for array in arrays))
+
+    def select_targets(self, nodes: torch.Tensor) -> AttentionGraph:
+        """The edges to these nodes [m] int64, each named once, of a graph in which all nodes are targets."""
+        first = self.crow[nodes].long()
+        counts = self.crow[nodes + 1].long() - first
+        crow = torch.cat([counts.new_zeros(1), counts.cumsum(0)])
+        target = torch.repeat_interleave(counts)
+        edges = (first - crow[:-1]).index_select(0, target) + torch.arange(len(target), device=nodes.device)
+        source = self.source.index_select(0, edges)
+        edge = source.int().sort(stable=True).indices
+        counts = torch.bincount(source, minlength=self.n)
+        transposed = (torch.cat([counts.new_zeros(1), counts.cumsum(0)]), target.index_select(0, edge), edge)
+        return AttentionGraph(self.heads, self.n, crow, target, source, transposed, nodes)
+
+    def append_targets(self, neighbours: torch.Tensor) -> AttentionGraph:
+        """The graph with new nodes that attend to their neighbours and themselves and are attended to by none.
+
+        neighbours: [m, k] int64 ids of old nodes. For inference only: the transposed pattern is left empty.
+        """
+        m, k = neighbours.shape
+        new = torch.arange(self.n, self.n + m, device=neighbours.device)
+        sources = torch.cat([neighbours.sort(1).values, new[:, None]], 1)  # [m, k + 1]
+        ends = len(self.source) + (k + 1) * torch.arange(1, m + 1, device=neighbours.device)
+        crow = torch.cat([self.crow[: self.n + 1].long(), ends])
+        target = torch.cat([self.target, new.repeat_interleave(k + 1)])
+        source = torch.cat([self.source, sources.flatten()])
+        return AttentionGraph(self.heads, self.n + m, crow, target, source, self.transposed_edge[:0])
+
+    def matrix(self, values: torch.Tensor) -> torch.Tensor:
+        """Block-diagonal sparse matrix [H m, H n] with these values [H E]."""
         return csr_tensor(self.crow, self.col, values, (len(self.crow) - 1, self.heads * self.n))
 
-    def product(self, values, dense):
-        """The matrix with these values [H * E] times dense [H * n, c]: [H * m, c]."""
+    def product(self, values: torch.Tensor, dense: torch.Tensor) -> torch.Tensor:
+        """matrix(values) @ dense: [H n, c] -> [H m, c]."""
         return csr_product(self.crow, self.col, values, dense)
 
-    def transposed_product(self, values, dense):
-        """The transposed matrix times dense [H * m, c]: [H * n, c]."""
-        return csr_product(self.back_crow, self.back_col, each_head(values, self.back, self.heads), dense)
+    def transposed_product(self, values: torch.Tensor, dense: torch.Tensor) -> torch.Tensor:
+        """matrix(values).T @ dense: [H m, c] -> [H n, c]."""
+        values = gather_heads(values, self.transposed_edge, self.heads)
+        return csr_product(self.transposed_crow, self.transposed_col, values, dense)
 
-    def row_sums(self, values):
-        """Sum of the values [H * E] of each target: [H * m]."""
-        return self.matrix(values) @ values.new_ones(self.heads * self.n)
-
-    def column_sums(self, values):
-        """Sum of the values [H * E] of each source: [H * n]."""
-        if values.device.type == "cpu":
-            sums = values.new_zeros(self.heads, self.n)
-            return sums.scatter_add_(
-                1, self.source.expand(self.heads, -1), values.view(self.heads, -1)
-            ).flatten()
-        size = (
-            self.heads * self.n,
-            len(self.crow) - 1,
-        )  # a GPU adds in whatever order, so the result would not be the same twice
-        return csr_tensor(
-            self.back_crow, self.back_col, each_head(values, self.back, self.heads), size
-        ) @ values.new_ones(size[1])
-
-    def sampled_product(self, a, b):
-        """a[i] . b[j] at every entry (i, j) of the pattern: [H * m, c] and [H * n, c] -> [H * E]."""
+    def sampled_product(self, a: torch.Tensor, b: torch.Tensor) -> torch.Tensor:
+        """a[i] . b[j] for every edge (i, j): [H m, c] and [H n, c] -> [H E]."""
         result = self.matrix(a.new_zeros(len(self.col)))
         return torch.sparse.sampled_addmm(result, a, b.T, beta=0.0, out=result).values()
 
-    def at_target(self, x):
-        """x [H * m] at the row of every entry: [H * E]."""
-        return each_head(x, self.target, self.heads)
+    def target_sums(self, values: torch.Tensor) -> torch.Tensor:
+        """Sum of the values [H E] over the edges of each target: [H m]."""
+        return self.matrix(values) @ values.new_ones(self.heads * self.n)
 
-    def at_source(self, x):
-        """x [H * n] at the column of every entry: [H * E]."""
-        return each_head(x, self.source, self.heads)
+    def source_sums(self, values: torch.Tensor) -> torch.Tensor:
+        """Sum of the values [H E] over the edges of each source: [H n]."""
+        if on_cpu(values):
+            sums, source = values.new_zeros(self.heads, self.n), self.source.expand(self.heads, -1)
+            return sums.scatter_add_(1, source, values.view(self.heads, -1)).flatten()
+        # A scatter on a GPU adds in an undefined order; a product gives the same sums every time.
+        size = (self.heads * self.n, len(self.crow) - 1)
+        values = gather_heads(values, self.transposed_edge, self.heads)
+        return csr_tensor(self.transposed_crow, self.transposed_col, values, size) @ values.new_ones(size[1])
 
-    def at_rows(self, rows):
-        """The same edges to some targets only: rows [m] int64, each once, of a graph with all of them."""
-        first = self.crow[rows].long()
-        counts = self.crow[rows + 1].long() - first
-        crow = torch.cat([counts.new_zeros(1), counts.cumsum(0)])
-        target = torch.repeat_interleave(counts)
-        edges = (first - crow[:-1]).index_select(0, target) + torch.arange(len(target), device=rows.device)
-        source = self.source.index_select(0, edges)
-        back = source.int().sort(stable=True).indices
-        back_crow = torch.cat([counts.new_zeros(1), torch.bincount(source, minlength=self.n).cumsum(0)])
-        return with_heads(
-            self.heads, self.n, crow, target, source, (back_crow, target.index_select(0, back), back), rows
-        )
+    def gather_target(self, x: torch.Tensor) -> torch.Tensor:
+        """x [H m] of the target of every edge: [H E]."""
+        return gather_heads(x, self.target, self.heads)
+
+    def gather_source(self, x: torch.Tensor) -> torch.Tensor:
+        """x [H n] of the source of every edge: [H E]."""
+        return gather_heads(x, self.source, self.heads)
 
 
-def each_head(x, index, heads):
-    """x [H * n] viewed as [H, n], the entries at index [E] of each: [H * E]. gather uses all threads, index_select one."""
+def repeat_heads(
+    heads: int, crow: torch.Tensor, col: torch.Tensor, width: int
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """Block-diagonal CSR pattern, int32, of the same pattern `heads` times; width: columns of one block."""
+    head = torch.arange(heads, dtype=torch.int32, device=col.device)[:, None]
+    ends = crow[1:].int() + len(col) * head
+    return torch.cat([ends.new_zeros(1), ends.flatten()]), (col.int() + width * head).flatten()
+
+
+def gather_heads(x: torch.Tensor, index: torch.Tensor, heads: int) -> torch.Tensor:
+    """Entries at index [E] of every head of x [H n]: [H E]."""
+    # gather uses all threads of a CPU, index_select one.
     return x.reshape(heads, -1).gather(1, index.expand(heads, -1)).flatten()
 
 
-def attention_graph(neighbours, heads, device):
-    """[n, k] neighbours -> AttentionGraph: edges both ways, each once, and one self loop a node."""
-    n, k = neighbours.shape
-    rows = np.repeat(np.arange(n), k)
-    directed = sp.csr_matrix((np.ones(n * k, np.float32), (rows, neighbours.ravel())), (n, n))
-    one_head = (directed + directed.T + sp.eye(n, format="csr", dtype=np.float32)).tocsr()
-    one_head.sort_indices()
-    back = sp.csr_matrix((np.arange(one_head.nnz), one_head.indices, one_head.indptr), (n, n)).T.tocsr()
-    back.sort_indices()
-    target = np.repeat(np.arange(n), np.diff(one_head.indptr))
-    return with_heads(
-        heads,
-        n,
-        *(
-            torch.from_numpy(part).long().to(device)
-            for part in (one_head.indptr, target, one_head.indices, back.data)
-        ),
-    )
-
-
-def with_heads(heads, n, crow, target, source, back, rows=None):
-    """The pattern of one head -> AttentionGraph. crow [m + 1], target [E] and source [E], all int64.
-
-    back: [E] int64 for a symmetric pattern, else (crow, column, edge) of the transposed one; rows: as of AttentionGraph.
-    """
-    head = torch.arange(heads, dtype=torch.int32, device=source.device)[:, None]
-
-    def repeat(crow, column, width):
-        ends = crow[1:].int() + len(column) * head
-        return torch.cat([ends.new_zeros(1), ends.flatten()]), (column.int() + width * head).flatten()
-
-    pattern = repeat(crow, source, n)
-    if isinstance(back, tuple):
-        back_crow, back_column, back = back
-        return AttentionGraph(
-            heads, n, *pattern, target, source, *repeat(back_crow, back_column, len(crow) - 1), back, rows
-        )
-    return AttentionGraph(heads, n, *pattern, target, source, *pattern, back, rows)
+# ---------------------------------------------------------------- the layers
 
 
 class GraphAttention(nn.Module):
     """One multi-head graph attention layer (Velickovic 2018, eq. 3) before its non-linearity.
 
-    out_i = concat over h of sum_j alpha_ij^h W^h x_j + b, with alpha_ij^h the softmax over the neighbours j of i of
-    LeakyReLU(a_dst^h . W^h x_i + a_src^h . W^h x_j), slope 0.2; neighbours include i. [n, d_in] -> [m, d], the targets of the graph.
+    out_i = concat over heads h of sum_j alpha_ij^h W^h x_j + b, where alpha_ij^h is the softmax over the neighbours
+    j of i, itself included, of LeakyReLU(a_dst^h . W^h x_i + a_src^h . W^h x_j) with slope 0.2.
+
+    dtype: type that the operands of the projection W x are rounded to (None: not rounded).
     """
 
-    def __init__(self, d_in, d, heads, attn_dropout=0.0, slope=0.2, dtype=None):
+    def __init__(
+        self,
+        d_in: int,
+        d: int,
+        heads: int,
+        attn_dropout: float = 0.0,
+        slope: float = 0.2,
+        dtype: torch.dtype | None = None,
+    ):
         super().__init__()
-        self.heads, self.slope, self.attn_dropout, self.dtype = heads, slope, Dropout(attn_dropout), dtype
+        self.heads, self.slope, self.dtype = heads, slope, dtype
+        self.attn_dropout = Dropout(attn_dropout)
         self.weight = nn.Parameter(torch.empty(d, d_in))
         self.a_src = nn.Parameter(torch.empty(heads, d // heads))
         self.a_dst = nn.Parameter(torch.empty(heads, d // heads))
@@ -154,41 +201,82 @@ class GraphAttention(nn.Module):
         for parameter in (self.weight, self.a_src, self.a_dst):
             nn.init.xavier_uniform_(parameter)
 
-    def forward(self, graph, x):
-        """graph: AttentionGraph of n nodes with the same number of heads; x: [n, d_in]."""
+    def forward(self, graph: AttentionGraph, x: torch.Tensor) -> torch.Tensor:
+        """Features of the n source nodes [n, d_in] -> vectors of the m target nodes [m, d]."""
         h = product(x, self.weight.T, self.dtype)  # [n, d]
-        vectors = torch.block_diag(
-            *torch.stack([self.a_dst, self.a_src], 2)
-        )  # [d, 2 H]: one product for all heads
-        s_dst, s_src = (h @ vectors).view(len(x), self.heads, 2).permute(2, 1, 0).contiguous()  # [H, n] each
+        # One block-diagonal product gives the scores of all heads.
+        vectors = torch.block_diag(*torch.stack([self.a_dst, self.a_src], 2))  # [d, 2 H]
+        scores = (h @ vectors).view(len(x), self.heads, 2)
+        s_dst, s_src = scores.permute(2, 1, 0).contiguous()  # [H, n] each
         h = h.view(len(x), self.heads, -1).transpose(0, 1).contiguous()  # [H, n, d / H]
-        if graph.rows is not None:
-            s_dst = s_dst.index_select(1, graph.rows)
+        if graph.nodes is not None:
+            s_dst = s_dst.index_select(1, graph.nodes)
         dropout = self.attn_dropout.p if self.attn_dropout.training else 0.0
-        out = _Attention.apply(h.flatten(0, 1), s_dst.flatten(), s_src.flatten(), graph, self.slope, dropout)
+        out = Attention.apply(h.flatten(0, 1), s_dst.flatten(), s_src.flatten(), graph, self.slope, dropout)
         return out.view(self.heads, -1, h.shape[2]).transpose(0, 1).flatten(1) + self.bias
 
 
 class Branch(nn.Module):
-    """Graph attention layers over one modality's features, LeakyReLU(0.2) after each (eq. 3): [n, d_m] -> [n, d]."""
+    """Graph attention over one modality's features, LeakyReLU(0.2) after each layer (eq. 3): [n, d_in] -> [n, d].
 
-    def __init__(self, config, d_in, layers):
+    feat_proj: a linear map to d dimensions before the first layer; feat_dropout and branch_dropout: dropout before
+    and after each layer; dtype: type that operands of large matrix products are rounded to.
+    """
+
+    def __init__(
+        self,
+        d_in: int,
+        d: int,
+        layers: int,
+        heads: int,
+        attn_dropout: float = 0.0,
+        feat_dropout: float = 0.0,
+        branch_dropout: float = 0.0,
+        feat_proj: bool = False,
+        dtype: torch.dtype | None = None,
+    ):
         super().__init__()
-        d, self.dtype = config.recdim, product_type(config)
-        self.project = nn.Linear(d_in, d) if config.feat_proj else nn.Identity()
-        sizes = [d if config.feat_proj else d_in] + [d] * (layers - 1)
+        self.dtype = dtype
+        self.project = nn.Linear(d_in, d) if feat_proj else nn.Identity()
+        sizes = [d if feat_proj else d_in] + [d] * (layers - 1)
         self.layers = nn.ModuleList(
-            GraphAttention(size, d, config.attn_heads, config.attn_dropout, dtype=self.dtype)
-            for size in sizes
+            GraphAttention(size, d, heads, attn_dropout, dtype=dtype) for size in sizes
         )
-        self.before, self.after = Dropout(config.feat_dropout), Dropout(config.branch_dropout)
+        self.before, self.after = Dropout(feat_dropout), Dropout(branch_dropout)
 
-    def forward(self, graph, x, rows=None):
-        """graph: AttentionGraph over the rows of x [n, d_m]; rows: [r] int64, the nodes that are wanted, each once; None: all."""
-        if isinstance(self.project, nn.Linear):  # its operands are rounded too
+    def forward(
+        self, graph: AttentionGraph, x: torch.Tensor, nodes: torch.Tensor | None = None
+    ) -> torch.Tensor:
+        """Vectors of the nodes of `graph`, or of some of them.
+
+        x: [n, d_in] features; nodes: [r] int64, each once, the nodes whose vectors are returned (None: all).
+        """
+        # On a CPU the last layer attends for the wanted nodes alone. A GPU would have to wait for their number of
+        # edges, which takes longer than attending for all.
+        last = graph if nodes is None or not on_cpu(x) else graph.select_targets(nodes)
+        if isinstance(self.project, nn.Linear):
             x = product(x, self.project.weight.T, self.dtype) + self.project.bias
-        for layer in self.layers:
-            if rows is not None and layer is self.layers[-1]:
-                graph = graph.at_rows(rows)
-            x = self.after(F.leaky_relu(layer(graph, self.before(x)), 0.2))
-        return x
+        for number, layer in enumerate(self.layers, 1):
+            edges = last if number == len(self.layers) else graph
+            x = self.after(F.leaky_relu(layer(edges, self.before(x)), 0.2))
+        return x if nodes is None or last is not graph else x.index_select(0, nodes)
+
+    def attend(
+        self, graph: AttentionGraph, x: torch.Tensor, new: torch.Tensor, k: int
+    ) -> tuple[torch.Tensor, torch.Tensor]:
+        """Vectors of new nodes, known by their features alone, without training.
+
+        x: [n, d_in] features of the nodes of `graph`; new: [m, d_in]. A new node attends to its k nearest nodes by
+        cosine similarity (eq. 2) and to itself, and is attended to by none. Returns (vectors [m, d], the nearest
+        nodes [m, k] int64).
+        """
+        neighbours = nearest_rows(new, x, k)
+        x = torch.cat([x, new.to(x.dtype)])
+        return self(graph.append_targets(neighbours), x)[graph.n :], neighbours
+
+
+def nearest_rows(queries: torch.Tensor, features: torch.Tensor, k: int, block: int = 1024) -> torch.Tensor:
+    """Rows of features [n, d] of highest cosine similarity to each query [m, d]: [m, min(k, n)] int64."""
+    directions = F.normalize(features.float(), dim=1).T
+    parts = F.normalize(queries, dim=1).split(block)
+    return torch.cat([(part @ directions).topk(min(k, len(features)), dim=1).indices for part in parts])

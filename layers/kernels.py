@@ -1,30 +1,261 @@
-"""Autograd functions."""
+"""Autograd functions of the training step, each beside a plain reference that it is tested against.
+
+A function is here because its plain form is too slow or too large: it would keep all intermediate results for
+the backward pass, or compute them row by row. To learn what one computes, read its reference.
+"""
+
+from __future__ import annotations
 
 import math
+import typing
 
 import torch
+from torch.autograd.function import once_differentiable
 from torch.nn import functional as F
 
+from layers.device import on_cpu
 from layers.dropout import keep_mask
 from layers.sparse import csr_product
 
+if typing.TYPE_CHECKING:
+    from layers.attention import AttentionGraph
 
-def column_major(features):
-    """The same [n, dim] with its columns one after another in memory, each at a multiple of 64 bytes; a tensor of a GPU as it is.
 
-    Products with it and with its transpose are a sixth faster than with rows, at the few columns of a weight.
+# ---------------------------------------------------------------- matrix products in a narrower type
+
+
+def product_reference(a: torch.Tensor, b: torch.Tensor) -> torch.Tensor:
+    """a [n, p] @ b [p, q] -> [n, q]."""
+    return a @ b
+
+
+def product(a: torch.Tensor, b: torch.Tensor, dtype: torch.dtype | None = None) -> torch.Tensor:
+    """Matrix product a [n, p] @ b [p, q] with operands rounded to dtype (None: not rounded), in b's type."""
+    return Product.apply(a, b, dtype or b.dtype)
+
+
+class Product(torch.autograd.Function):
+    """product_reference with operands rounded to a type, forward and backward."""
+
+    @staticmethod
+    def forward(ctx, a, b, dtype):
+        narrow_a, narrow_b = a.to(dtype), b.to(dtype)
+        ctx.save_for_backward(narrow_a, narrow_b)
+        ctx.types = a.dtype, b.dtype
+        return (narrow_a @ narrow_b).to(b.dtype)
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx, grad):
+        a, b = ctx.saved_tensors
+        grad = grad.to(a.dtype)
+        grad_a = (grad @ b.T).to(ctx.types[0]) if ctx.needs_input_grad[0] else None
+        # Autograd would compute (grad.T @ a).T for a transposed weight b, which is slower; on a CPU, MKL is up to
+        # a tenth faster still on parts of a wide matrix.
+        width = 1024 if on_cpu(a) else a.shape[1]
+        grad_b = torch.cat([part.T @ grad for part in a.split(width, 1)])
+        return grad_a, grad_b.to(ctx.types[1]), None
+
+
+def column_major(features: torch.Tensor) -> torch.Tensor:
+    """Copy of features [n, dim] in column-major order on a CPU, each column at a multiple of 64 bytes.
+
+    Products of features with a weight of few columns, and of their transpose with a gradient, are a sixth faster
+    in this layout. On a GPU the features are returned unchanged.
     """
     n, dim = features.shape
-    if features.device.type != "cpu":
+    if not on_cpu(features):
         return features
     columns = features.new_empty(dim, -(-n // 16) * 16)[:, :n]
-    for part, rows in zip(columns.split(1024, 1), features.split(1024)):
+    for part, rows in zip(columns.split(1024, 1), features.split(1024), strict=True):
         part.copy_(rows.T)
     return columns.T
 
 
-class _InfoNCE(torch.autograd.Function):
-    """Loss and gradient in one pass over row blocks, so the [n, m] scores are computed once and never kept."""
+# ---------------------------------------------------------------- LightGCN's propagation
+
+
+def propagation_reference(matrix: torch.Tensor, layers: int, x: torch.Tensor) -> torch.Tensor:
+    """Mean of the layers x, A x, ..., A^L x of a sparse matrix A [n, n] (He 2020): [n, d] -> [n, d]."""
+    total, layer = x, x
+    for _ in range(layers):
+        layer = matrix @ layer
+        total = total + layer
+    return total / (layers + 1)
+
+
+def propagate(
+    matrix: torch.Tensor,
+    layers: int,
+    user: torch.Tensor,
+    item: torch.Tensor,
+    users: torch.Tensor | None = None,
+    items: torch.Tensor | None = None,
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """Propagate embeddings over a symmetric constant graph: (user vectors, item vectors), the mean over layers.
+
+    matrix: sparse CSR [U + I, U + I]; user: [U, d]; item: [I, d]; users, items: [r] int64, the rows to return
+    (None: all). All rows are propagated in either case, but only those returned are copied and get a gradient.
+    """
+    return Propagation.apply(matrix, layers, users, items, user, item)
+
+
+class Propagation(torch.autograd.Function):
+    """propagation_reference of some rows. The matrix is symmetric, so the backward pass is the same product."""
+
+    @staticmethod
+    def forward(ctx, matrix, layers, users, items, user, item):
+        ctx.matrix, ctx.layers, ctx.rows, ctx.sizes = matrix, layers, (users, items), (len(user), len(item))
+        return mean_of_layers(matrix, layers, (user, item), ctx.rows)
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx, *grads):
+        full = []
+        for rows, size, grad in zip(ctx.rows, ctx.sizes, grads, strict=True):
+            if rows is not None:
+                grad = grad.new_zeros(size, grad.shape[1]).index_add_(0, rows, grad)
+            full.append(grad)
+        return None, None, None, None, *mean_of_layers(ctx.matrix, ctx.layers, full)
+
+
+def mean_of_layers(
+    matrix: torch.Tensor,
+    layers: int,
+    parts: typing.Sequence[torch.Tensor],
+    rows: typing.Sequence[torch.Tensor | None] | None = None,
+    width: int = 32,
+) -> tuple[torch.Tensor, ...]:
+    """propagation_reference without gradients, evaluated as (x + A (x + A (x + ...))) / (L + 1).
+
+    parts: consecutive blocks of rows of x, [n_i, d] each; rows: for each part the rows to return (None: all).
+    width: on a CPU, columns pass through all layers in blocks of this many, because the rows that the next layer
+    gathers are then more likely to be in the cache still; at d = 800 this takes at most half of the time.
+    """
+    crow, col, values = matrix.crow_indices(), matrix.col_indices(), matrix.values()
+    sizes, d = [len(part) for part in parts], parts[0].shape[1]
+    rows = rows or [None] * len(parts)
+    out = tuple(
+        part.new_empty(len(part) if wanted is None else len(wanted), d)
+        for part, wanted in zip(parts, rows, strict=True)
+    )
+    width = width if on_cpu(matrix) else d
+    for start in range(0, d, width):
+        columns = slice(start, start + width)
+        x = torch.cat([part[:, columns] for part in parts]).div_(layers + 1)
+        total = x
+        for _ in range(layers):
+            total = csr_product(crow, col, values, total).add_(x)
+        for target, part, wanted in zip(out, total.split(sizes), rows, strict=True):
+            target[:, columns] = part if wanted is None else part.index_select(0, wanted)
+    return out
+
+
+def sparse_product(matrix: torch.Tensor, transposed: torch.Tensor, dense: torch.Tensor) -> torch.Tensor:
+    """Product of a constant sparse CSR matrix [n, m] and dense [m, d], with a gradient for dense.
+
+    transposed: the transposed matrix as CSR [m, n], which the backward pass needs.
+    """
+    return SparseProduct.apply(matrix, transposed, dense)
+
+
+class SparseProduct(torch.autograd.Function):
+    """matrix @ dense for a constant matrix."""
+
+    @staticmethod
+    def forward(ctx, matrix, transposed, dense):
+        ctx.transposed = transposed
+        return csr_product(matrix.crow_indices(), matrix.col_indices(), matrix.values(), dense)
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx, grad):
+        matrix = ctx.transposed
+        product = csr_product(matrix.crow_indices(), matrix.col_indices(), matrix.values(), grad.contiguous())
+        return None, None, product
+
+
+# ---------------------------------------------------------------- graph attention
+
+
+def attention_reference(
+    h: torch.Tensor, s_dst: torch.Tensor, s_src: torch.Tensor, graph: AttentionGraph, slope: float
+) -> torch.Tensor:
+    """Attention-weighted mean over the neighbours of each target, head by head (Velickovic 2018, eq. 3-4).
+
+    h: [H n, c] features of the sources; s_dst: [H m] and s_src: [H n], the two halves of the attention score;
+    returns [H m, c]. The score of an edge is LeakyReLU(s_dst[target] + s_src[source]), its weight the softmax over
+    the edges of the target.
+    """
+    h, s_dst, s_src = (x.view(graph.heads, -1, *x.shape[1:]) for x in (h, s_dst, s_src))
+    scores = F.leaky_relu(s_dst[:, graph.target] + s_src[:, graph.source], slope)  # [H, E]
+    weights = (scores - scores.amax(1, keepdim=True)).exp()
+    total = torch.zeros_like(s_dst).index_add(1, graph.target, weights)
+    out = h.new_zeros(*s_dst.shape, h.shape[2])
+    out = out.index_add(1, graph.target, weights[:, :, None] * h[:, graph.source])
+    return (out / total[:, :, None]).flatten(0, 1)
+
+
+class Attention(torch.autograd.Function):
+    """attention_reference with dropout of the weights.
+
+    Keeps numbers of size H * E for the backward pass, never [E, d] messages.
+    """
+
+    @staticmethod
+    def forward(ctx, h, s_dst, s_src, graph, slope, dropout):
+        scores = graph.gather_target(s_dst).add_(graph.gather_source(s_src))  # [H E]
+        scores = F.leaky_relu_(scores, slope)
+        weights = softmax_numerators(scores, s_dst, s_src, graph)
+        total = graph.target_sums(weights)[:, None]
+        kept = keep_mask(weights, dropout).mul_(weights) if dropout else weights
+        out = graph.product(kept, h) / (total * (1 - dropout))
+        ctx.graph, ctx.slope, ctx.dropout = graph, slope, dropout
+        ctx.save_for_backward(h, scores, weights, kept, total, out)
+        return out
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx, grad):
+        h, scores, weights, kept, total, out = ctx.saved_tensors
+        graph = ctx.graph
+        # Softmax backward: dL/ds = w (dL/dw - sum over the target's edges of w dL/dw). That sum is grad . out.
+        mean = (grad * out).sum(1, keepdim=True) / total
+        grad = grad / (total * (1 - ctx.dropout))
+        grad_h = graph.transposed_product(kept, grad)
+        grad_scores = graph.sampled_product(grad, h).mul_(kept)
+        grad_scores.sub_(graph.gather_target(mean).mul_(weights))
+        grad_scores = torch.ops.aten.leaky_relu_backward(grad_scores, scores, ctx.slope, True)
+        return grad_h, graph.target_sums(grad_scores), graph.source_sums(grad_scores), None, None, None
+
+
+def softmax_numerators(
+    scores: torch.Tensor, s_dst: torch.Tensor, s_src: torch.Tensor, graph: AttentionGraph
+) -> torch.Tensor:
+    """exp(scores) [H E], up to a factor that the edges of a target share, without overflow or underflow."""
+    # exp of float32 is safe below 60: no maximum has to be subtracted, which saves a third of this function. A GPU
+    # would have to wait for the comparison.
+    if on_cpu(scores) and s_dst.abs().max() + s_src.abs().max() < 60:
+        return scores.exp()
+    top = torch.segment_reduce(scores, "max", offsets=graph.crow)
+    return (scores - graph.gather_target(top)).exp_()
+
+
+# ---------------------------------------------------------------- InfoNCE
+
+
+def info_nce_reference(
+    a: torch.Tensor, b: torch.Tensor, target: torch.Tensor, temperature: float
+) -> torch.Tensor:
+    """Mean over rows r of -log softmax(a_r . b / temperature)[target_r]. a: [n, d]; b: [m, d]; target: [n]."""
+    return F.cross_entropy(a @ b.T / temperature, target)
+
+
+class InfoNCE(torch.autograd.Function):
+    """info_nce_reference of rows of length 1: loss and gradient in one pass over blocks of rows.
+
+    The [n, m] scores are computed once and never kept. Products are made in `dtype`, sums in the type of a.
+    """
 
     @staticmethod
     def forward(ctx, a, b, target, temperature, block, dtype):
@@ -32,17 +263,14 @@ class _InfoNCE(torch.autograd.Function):
         positive = (a * b.index_select(0, target)).sum(1)
         narrow_a, narrow_b = (a * math.log2(math.e)).to(dtype), b.to(dtype)  # exp2 is faster than exp
         grad_a, grad_b, total = torch.empty_like(a), torch.zeros_like(b), a.new_empty(len(a))
-        loss, memory = (
-            -positive.sum(),
-            narrow_b.new_empty(len(b) * min(block, len(a))),
-        )  # one for all blocks: it stays in the cache
+        loss = -positive.sum()
+        # One buffer for all blocks stays in the cache. Scores are [m, block]: faster to compute than [block, m].
+        buffer = narrow_b.new_empty(len(b) * min(block, len(a)))
         parts = (matrix.split(block) for matrix in (a, narrow_a, grad_a, total))
-        for part, narrow, grad, sums in zip(*parts):
-            scores = memory[: len(b) * len(part)].view(
-                len(b), len(part)
-            )  # [m, block], faster to make than [block, m]
+        for part, narrow, grad, sums in zip(*parts, strict=True):
+            scores = buffer[: len(b) * len(part)].view(len(b), len(part))
             torch.mm(narrow_b, narrow.T, out=scores)
-            if temperature < 1 / 60:  # else cosines are too small for exp to overflow
+            if temperature < 1 / 60:  # at higher temperatures exp of a cosine / temperature cannot overflow
                 top = scores.amax(0)
                 scores -= top
                 loss += math.log(2) * top.sum()
@@ -52,7 +280,7 @@ class _InfoNCE(torch.autograd.Function):
             if dtype == a.dtype:
                 torch.mm(likelihood.T, narrow_b, out=grad)
                 grad_b.addmm_(likelihood, weighted)
-            else:  # sums in the wide type
+            else:
                 grad[:] = likelihood.T @ narrow_b
                 grad_b += likelihood @ weighted.to(dtype)
         loss += total.log().sum()
@@ -63,122 +291,45 @@ class _InfoNCE(torch.autograd.Function):
         return loss / len(a)
 
     @staticmethod
+    @once_differentiable
     def backward(ctx, grad):
         grad_a, grad_b = ctx.saved_tensors
         return grad * grad_a, grad * grad_b, None, None, None, None
 
 
-class _Product(torch.autograd.Function):
-    """a @ b with operands rounded to dtype, forward and backward; the result has b's type.
-
-    For b a transposed weight autograd would take the gradient of b as (grad.T @ a).T, a tenth slower at 256 columns.
-    """
-
-    @staticmethod
-    def forward(ctx, a, b, dtype):
-        narrow_a, narrow_b = a.to(dtype), b.to(dtype)
-        ctx.save_for_backward(narrow_a, narrow_b)
-        ctx.types = a.dtype, b.dtype
-        return (narrow_a @ narrow_b).to(b.dtype)
-
-    @staticmethod
-    def backward(ctx, grad):
-        a, b = ctx.saved_tensors
-        grad = grad.to(a.dtype)
-        grad_a = (grad @ b.T).to(ctx.types[0]) if ctx.needs_input_grad[0] else None
-        width = (
-            1024 if a.device.type == "cpu" else a.shape[1]
-        )  # MKL is up to a tenth faster for parts of a wide matrix
-        grad_b = torch.cat([part.T @ grad for part in a.split(width, 1)])
-        return grad_a, grad_b.to(ctx.types[1]), None
+# ---------------------------------------------------------------- L1 cost of optimal transport
 
 
-def product_type(config):
-    """Type that --precision rounds the operands of large matrix products to; None: as they are."""
-    return torch.bfloat16 if config.precision == "bf16" else None
+def l1_cost_reference(x: torch.Tensor, y: torch.Tensor) -> torch.Tensor:
+    """C[i, j] = mean over rows b of |x[b, i] - y[b, j]| (eq. 10), through an [n, p, q] tensor."""
+    return (x[:, :, None] - y[:, None, :]).abs().mean(0)
 
 
-def product(a, b, dtype):
-    """Matrix product a [n, p] @ b [p, q] with operands rounded to dtype (None: as they are); the result has b's type."""
-    return _Product.apply(a, b, dtype or b.dtype)
+class L1Cost(torch.autograd.Function):
+    """l1_cost_reference in O(n (p + q) + p q) memory: 17 GiB less than the reference on Baby at d = 800."""
 
-
-class _SparseProduct(torch.autograd.Function):
-    """A constant sparse matrix times a dense one; the gradient needs the transposed matrix."""
-
-    @staticmethod
-    def forward(ctx, matrix, transposed, dense):
-        ctx.transposed = transposed
-        return csr_product(matrix.crow_indices(), matrix.col_indices(), matrix.values(), dense)
-
-    @staticmethod
-    def backward(ctx, grad):
-        matrix = ctx.transposed
-        return (
-            None,
-            None,
-            csr_product(matrix.crow_indices(), matrix.col_indices(), matrix.values(), grad.contiguous()),
-        )
-
-
-class _Attention(torch.autograd.Function):
-    """Attention-weighted mean over neighbours. Keeps numbers of size H * E for the backward pass, never [E, d] messages."""
-
-    @staticmethod
-    def forward(ctx, h, s_dst, s_src, graph, slope, dropout):
-        """h: [H n, c]; s_dst: [H m]; s_src: [H n]; graph: n sources, m targets; returns [H m, c]."""
-        scores = graph.at_target(s_dst).add_(graph.at_source(s_src))  # [H E]
-        scores = F.leaky_relu_(scores, slope)
-        weights = softmax_numerators(scores, s_dst, s_src, graph)
-        total = graph.row_sums(weights)[:, None]
-        used = keep_mask(weights, dropout).mul_(weights) if dropout else weights
-        out = graph.product(used, h) / (total * (1 - dropout))
-        ctx.graph, ctx.slope, ctx.dropout = graph, slope, dropout
-        ctx.save_for_backward(h, scores, weights, used, total, out)
-        return out
-
-    @staticmethod
-    def backward(ctx, grad):
-        h, scores, weights, used, total, out = ctx.saved_tensors
-        graph, mean = ctx.graph, (grad * out).sum(1, keepdim=True) / total
-        grad = grad / (total * (1 - ctx.dropout))
-        grad_h = graph.transposed_product(used, grad)
-        # softmax: w (dL/dw - sum w dL/dw), where the sum over a node's edges is grad . out
-        grad_scores = graph.sampled_product(grad, h).mul_(used).sub_(graph.at_target(mean).mul_(weights))
-        grad_scores = torch.ops.aten.leaky_relu_backward(grad_scores, scores, ctx.slope, True)
-        return grad_h, graph.row_sums(grad_scores), graph.column_sums(grad_scores), None, None, None
-
-
-def softmax_numerators(scores, s_dst, s_src, graph):
-    """exp(scores) up to a factor a row, without over- or underflow. scores: [H E], LeakyReLU of s_dst + s_src [H n]."""
-    if scores.device.type == "cpu" and s_dst.abs().max() + s_src.abs().max() < 60:
-        return scores.exp()  # in range as they are; saves a third of this function
-    top = torch.segment_reduce(scores, "max", offsets=graph.crow)
-    return (scores - graph.at_target(top)).exp_()
-
-
-class _L1Cost(torch.autograd.Function):
     @staticmethod
     def forward(ctx, x, y):
         ctx.save_for_backward(x, y)
-        if x.device.type != "cpu":
+        if not on_cpu(x):
             return torch.cdist(x.T.contiguous(), y.T.contiguous(), p=1) / len(x)
         (n, p), q, block = x.shape, y.shape[1], 128
-        width = max(2**20 // (block * q), 1)  # so many differences at a time stay in the cache
-        cost, memory = x.new_zeros(p, q), x.new_empty(min(block, n) * min(width, p) * q)
-        for columns, part in zip(x.split(width, 1), cost.split(width)):
-            for a, b in zip(columns.split(block), y.split(block)):
-                difference = memory[: a.numel() * q].view(*a.shape, q)
+        width = max(2**20 // (block * q), 1)  # columns of x at a time: the differences stay in the cache
+        cost, buffer = x.new_zeros(p, q), x.new_empty(min(block, n) * min(width, p) * q)
+        for columns, part in zip(x.split(width, 1), cost.split(width), strict=True):
+            for a, b in zip(columns.split(block), y.split(block), strict=True):
+                difference = buffer[: a.numel() * q].view(*a.shape, q)
                 torch.sub(a[:, :, None], b[:, None], out=difference)
                 part += difference.abs_().sum(0)
         return cost / n
 
     @staticmethod
+    @once_differentiable
     def backward(ctx, grad):
         x, y = ctx.saved_tensors
         grad = grad / len(x)
         grad_x, grad_y = torch.empty_like(x), torch.zeros_like(y)
-        for i in range(x.shape[1]):  # one [n, q] sign matrix at a time
+        for i in range(x.shape[1]):  # one [n, q] matrix of signs at a time
             sign = torch.sign(x[:, i, None] - y)
             grad_x[:, i] = sign @ grad[i]
             grad_y -= sign * grad[i]

@@ -1,44 +1,53 @@
-"""Losses."""
+"""Loss terms: BPR, the norm of embeddings, and InfoNCE."""
 
 import torch
 from torch.nn import functional as F
 
-from layers.kernels import _InfoNCE
+from layers.kernels import InfoNCE
 
 
-def bpr_loss(user, positive, negative):
-    """Bayesian personalised ranking (Rendle 2009, eq. 19): mean of -log sigmoid(u.p - u.n) over [B, d] vectors."""
+def bpr_loss(user: torch.Tensor, positive: torch.Tensor, negative: torch.Tensor) -> torch.Tensor:
+    """Bayesian personalised ranking (Rendle 2009, eq. 19): mean of -log sigmoid(u . p - u . n).
+
+    user, positive, negative: [B, d], a row a triple.
+    """
     return F.softplus((user * (negative - positive)).sum(1)).mean()
 
 
-def squared_norm(*taken):
-    """Mean over the batch of the summed squared norms of the vectors of each triple (LightGCN's regulariser, without its 1/2).
+def squared_norm(*vectors: tuple[torch.Tensor, torch.Tensor]) -> torch.Tensor:
+    """Mean over triples of the summed squared norms of their vectors (LightGCN's regulariser without its 1/2).
 
-    taken: pairs (vectors [n, d], which of them each triple takes [B]).
+    vectors: pairs of distinct vectors [n, d] and the row index of each triple [B].
     """
-    return sum(vectors.square().sum(1).index_select(0, at).sum() for vectors, at in taken) / len(taken[0][1])
+    batch = len(vectors[0][1])
+    return sum(rows.square().sum(1).index_select(0, index).sum() for rows, index in vectors) / batch
 
 
-def triple_bpr(user, item, batch):
-    """BPR of a batch of triples. user: [v, d], vectors of batch.each_user; item: [r, d], of batch.each_item."""
-    return bpr_loss(
-        user.index_select(0, batch.user_at),
-        item.index_select(0, batch.pos_at),
-        item.index_select(0, batch.neg_at),
-    )
+def info_nce(
+    a: torch.Tensor,
+    b: torch.Tensor,
+    temperature: float,
+    target: torch.Tensor | None = None,
+    block: int = 480,
+    dtype: torch.dtype | None = None,
+) -> torch.Tensor:
+    """InfoNCE with cosine similarity (eq. 7): mean over rows r of -log softmax(cos(a_r, b) / temperature)[target_r].
 
-
-def info_nce(a, b, temperature, target=None, block=480, dtype=None):
-    """InfoNCE with cosine similarity (eq. 7): mean over rows of -log softmax(cos(a_r, b_*) / temperature)[target_r].
-
-    a: [n, d]; b: [m, d], the candidates; target: [n] int64, the row of b that belongs to each row of a (default: r);
-    dtype: that operands of matrix products are rounded to (default: none).
+    a: [n, d] anchors; b: [m, d] candidates; target: [n] int64, the row of b that matches each anchor (default: r);
+    block: anchors processed at a time; dtype: type that operands of matrix products are rounded to (default: none).
     """
     return unit_info_nce(F.normalize(a, dim=1), F.normalize(b, dim=1), temperature, target, block, dtype)
 
 
-def unit_info_nce(a, b, temperature, target=None, block=480, dtype=None):
+def unit_info_nce(
+    a: torch.Tensor,
+    b: torch.Tensor,
+    temperature: float,
+    target: torch.Tensor | None = None,
+    block: int = 480,
+    dtype: torch.dtype | None = None,
+) -> torch.Tensor:
     """info_nce of rows that have length 1 already."""
     if target is None:
         target = torch.arange(len(a), device=a.device)
-    return _InfoNCE.apply(a, b, target, temperature, block, dtype or a.dtype)
+    return InfoNCE.apply(a, b, target, temperature, block, dtype or a.dtype)

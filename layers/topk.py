@@ -1,13 +1,14 @@
-"""The k largest columns of each row."""
+"""The k largest entries of each row of a score matrix."""
 
 import torch
 
 
-def top_columns(scores, k, group=64):
-    """Indices of the k largest of each row [rows, k], best first; the same as topk, sooner.
+def top_columns(scores: torch.Tensor, k: int, group: int = 64) -> torch.Tensor:
+    """Column indices of the k largest entries of each row, largest first: what topk gives, but faster.
 
-    scores: [rows, n]. The k best of a row lie in the k groups of columns with the largest maxima, so only these are
-    searched. Where n is no multiple of group, or too small for this to pay, it is topk.
+    scores: [rows, n]; returns [rows, k] int64. The k largest entries of a row lie in the k groups of adjacent
+    columns with the largest maxima, so only these groups are searched. Where n is not a multiple of `group`,
+    or too small for this to pay off, plain topk is used.
     """
     rows, n = scores.shape
     if n % group or 2 * k * group >= n:
@@ -16,14 +17,14 @@ def top_columns(scores, k, group=64):
     best = groups.amax(2).topk(k, dim=1, sorted=False).indices  # [rows, k]
     flat = best + groups.shape[1] * torch.arange(rows, device=scores.device)[:, None]
     candidates = groups.flatten(0, 1).index_select(0, flat.flatten()).view(rows, -1)  # [rows, k * group]
-    at = candidates.topk(k, dim=1).indices
-    return best.gather(1, at // group) * group + at % group
+    position = candidates.topk(k, dim=1).indices
+    return best.gather(1, position // group) * group + position % group
 
 
-def first_columns(scores, k, group=64):
-    """top_columns with equal scores in the order of their columns: the first k of a stable descending sort of each row.
+def first_columns(scores: torch.Tensor, k: int, group: int = 64) -> torch.Tensor:
+    """top_columns with a defined order of ties: of equal scores the lower column comes first.
 
-    A row is only sorted where two of its best k + 1 are equal.
+    A row is sorted in full only if two of its k + 1 largest entries are equal.
     """
     top = top_columns(scores, min(k + 1, scores.shape[1]), group)
     values = scores.gather(1, top)

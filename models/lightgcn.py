@@ -1,23 +1,59 @@
-"""LightGCN."""
+"""LightGCN (He 2020)."""
 
-from layers.sparse import propagate, propagate_rows
+from __future__ import annotations
+
+import typing
+
+import numpy as np
+import scipy.sparse as sp
+import torch
+
+from dataloader import Dataset, Needs
+from layers.kernels import mean_of_layers, propagate
+from models.base import Recommender, sparse_like
 from models.mf import MF
+from world import Config
 
 
 class LightGCN(MF):
-    """LightGCN (He 2020, eq. 4-5): the mean of layers 0..L of E <- A E, with A the normalised user-item graph."""
+    """LightGCN (eq. 4-5): the mean of the layers E, A E, ..., A^L E, with A the normalised user-item graph."""
 
-    def __init__(self, config, dataset):
+    needs: typing.ClassVar[Needs] = Needs(adjacency=True)
+    adjacency: torch.Tensor
+
+    def __init__(self, config: Config, dataset: Dataset):
         super().__init__(config, dataset)
-        self.layers = config.layer
-        self.adjacency = dataset.adjacency
+        self.register_buffer("adjacency", dataset.adjacency, persistent=False)  # sparse CSR [U + I, U + I]
 
-    def embeddings(self):
-        """Propagated user vectors [U, d] and item vectors [I, d]."""
-        return propagate(self.adjacency, self.layers, self.user, self.item)
+    @classmethod
+    def search_space(cls, config: Config, modalities: typing.Collection[str]) -> tuple[str, ...]:
+        """Learning rate, decay and the number of layers."""
+        return (*super().search_space(config, modalities), "layer=1..4")
 
-    def of_batch(self, batch):
-        """Propagated vectors of batch.each_user [v, d] and batch.each_item [r, d], and the same of layer 0: (user, item, user, item)."""
-        return propagate_rows(
-            self.adjacency, self.layers, (batch.each_user, batch.each_item), self.user, self.item
-        )
+    def graph(self) -> torch.Tensor:
+        """The graph that embeddings are propagated over."""
+        return self.adjacency
+
+    def embeddings(
+        self, users: torch.Tensor | None = None, items: torch.Tensor | None = None
+    ) -> tuple[torch.Tensor, torch.Tensor]:
+        """Propagated user vectors [U, d] and item vectors [I, d], or the given rows of them."""
+        return propagate(self.graph(), self.config.layer, self.user, self.item, users, items)
+
+    def new_user_vectors(
+        self, histories: sp.csr_matrix, item: torch.Tensor
+    ) -> tuple[torch.Tensor, list[str]]:
+        """Vectors [n, d] from one propagation over a user's items, which keep their trained embeddings.
+
+        That is the user's row of (E^0 + ... + E^L) / (L + 1), E^{l+1} = A E^l, with a zero vector at layer 0: layer l
+        of the user comes from layer l - 1 of the items. Where ratings weigh the edges, those of new users count as 1.
+        """
+        layers = self.config.layer
+        if not layers:
+            return Recommender.new_user_vectors(self, histories, item)
+        count = np.asarray(histories.sum(1)).ravel()
+        edges = self.adjacency.crow_indices().diff()[len(self.user) :].cpu().numpy()
+        degree = edges + 1.0  # the edge of the new user counts too
+        weights = sp.diags(count**-0.5) @ histories @ sp.diags(degree**-0.5)
+        _, below = mean_of_layers(self.adjacency, layers - 1, (self.user, self.item))
+        return sparse_like(weights, item) @ below * (layers / (layers + 1)), []

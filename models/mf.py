@@ -1,39 +1,46 @@
-"""Matrix factorisation."""
+"""Matrix factorisation trained with BPR (Rendle 2009)."""
+
+from __future__ import annotations
 
 import torch
 from torch import nn
 
-from layers.losses import squared_norm, triple_bpr
+from dataloader import Batch, Dataset
+from layers.losses import squared_norm
+from models.base import Recommender, batch_bpr
+from world import Config
 
 
-class MF(nn.Module):
-    """Matrix factorisation trained with BPR. Embeddings start from N(0, 0.1^2)."""
+class MF(Recommender):
+    """A vector for each user and item, drawn from N(0, 0.1^2) and trained with BPR and weight decay."""
 
-    def __init__(self, config, dataset):
-        super().__init__()
-        self.decay = config.decay
+    def __init__(self, config: Config, dataset: Dataset):
+        super().__init__(config)
         self.user = nn.Parameter(0.1 * torch.randn(dataset.interactions.n_users, config.recdim))  # [U, d]
         self.item = nn.Parameter(0.1 * torch.randn(dataset.interactions.n_items, config.recdim))  # [I, d]
 
-    def embeddings(self):
-        """User vectors [U, d] and item vectors [I, d]."""
-        return self.user, self.item
+    def embeddings(
+        self, users: torch.Tensor | None = None, items: torch.Tensor | None = None
+    ) -> tuple[torch.Tensor, torch.Tensor]:
+        """User vectors [U, d] and item vectors [I, d], or the given rows of them."""
+        return select(self.user, users), select(self.item, items)
 
-    def of_batch(self, batch):
-        """Vectors of batch.each_user [v, d] and batch.each_item [r, d], and the same of layer 0: (user, item, user, item)."""
-        user, item = self.user.index_select(0, batch.each_user), self.item.index_select(0, batch.each_item)
-        return user, item, user, item
+    def loss(self, batch: Batch) -> dict[str, torch.Tensor]:
+        """BPR and the weighted norm of the embeddings of the batch."""
+        user, item = self.embeddings(batch.unique_users, batch.unique_items)
+        bpr, norm = batch_bpr(user, item, batch), self.norm(batch)
+        return {"loss": bpr + self.config.decay * norm, "bpr": bpr, "norm": norm}
 
-    def loss(self, batch):
-        """BPR and the weighted norm of the layer-0 embeddings of the batch."""
-        user, item, *layer0 = self.of_batch(batch)
-        bpr, norm = triple_bpr(user, item, batch), self.norm(batch, *layer0)
-        return {"loss": bpr + self.decay * norm, "bpr": bpr, "norm": norm}
+    def norm(self, batch: Batch) -> torch.Tensor:
+        """Mean squared norm of the embeddings (layer 0) of the batch's triples."""
+        user, item = select(self.user, batch.unique_users), select(self.item, batch.unique_items)
+        return squared_norm((user, batch.user_index), (item, batch.pos_index), (item, batch.neg_index))
 
-    def norm(self, batch, user, item):
-        """Mean squared norm of the triples' layer-0 embeddings, those of batch.each_user [v, d] and batch.each_item [r, d]."""
-        return squared_norm((user, batch.user_at), (item, batch.pos_at), (item, batch.neg_at))
-
-    def diagnostics(self):
-        """Mean norm of the user and item embeddings."""
+    def diagnostics(self) -> dict[str, torch.Tensor]:
+        """Mean norm of the user and of the item embeddings."""
         return {"norm/user": self.user.norm(dim=1).mean(), "norm/item": self.item.norm(dim=1).mean()}
+
+
+def select(vectors: torch.Tensor, rows: torch.Tensor | None) -> torch.Tensor:
+    """Rows [r] of vectors [n, d], or all of them."""
+    return vectors if rows is None else vectors.index_select(0, rows)

@@ -1,8 +1,10 @@
 """Writers of dataset folders, random interactions to fill them with, and events in the middle of a training."""
 
 import numpy as np
+import torch
 
-from dataloader import Sampler
+from dataloader import Sampler, load_dataset
+from models.registry import find_model
 
 SPLITS = ("train", "valid", "test")
 
@@ -60,3 +62,8 @@ def stop_after(monkeypatch, steps, happening):
             yield batch
 
     monkeypatch.setattr(Sampler, "epoch", epoch)
+
+
+def dataset_of(config, device=torch.device("cpu")):
+    """The dataset that the model of a config needs."""
+    return load_dataset(config, find_model(config.model).needs, device)

@@ -7,9 +7,10 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 import torch
+from helpers import dataset_of
 
 from data.formats import Interactions
-from dataloader import load_dataset, make_batches
+from dataloader import make_batches
 from models.freedom import FREEDOM, graph_shares, mean_neighbour_graph
 from models.vbpr import VBPR
 from world import Config
@@ -36,7 +37,7 @@ def make(small_dataset):
             **changes,
         )
         torch.manual_seed(0)
-        dataset = load_dataset(config, CPU)
+        dataset = dataset_of(config)
         return kinds[model](config, dataset), dataset
 
     return build

@@ -15,7 +15,7 @@ import textbook
 from data.graphs import nearest_neighbours
 from dataloader import Sampler
 from model import make_model
-from procedure import splits_of
+from procedure import make_splits
 from training.ranking import evaluate
 
 CPU = torch.device("cpu")
@@ -104,7 +104,7 @@ def test_metrics_are_those_of_the_textbook():
         lists[split] = {}
         for u, i in getattr(data, split).tolist():
             lists[split].setdefault(u, []).append(i)
-    results = evaluate(user, item, splits_of(data, model.config, CPU), (5, 20))
+    results = evaluate(user, item, make_splits(data, model.config, CPU), (5, 20))
     for split, result in zip(("valid", "test"), results, strict=True):
         assert result == pytest.approx(
             textbook.evaluate(user, item, lists["train"], lists[split], (5, 20)), rel=1e-9

@@ -8,7 +8,7 @@ from collections import Counter
 import numpy as np
 import pytest
 import torch
-from helpers import SPLITS, random_pairs, write_inter, write_txt
+from helpers import SPLITS, dataset_of, random_pairs, write_inter, write_txt
 
 from data import graphs
 from data.formats import dataset_folder, inter_path, load_features, open_features, read_interactions
@@ -504,7 +504,7 @@ def entries(graph):
 def test_a_graph_at_some_rows_has_their_edges():
     graph = attention_graph(nearest_neighbours(random_features(14, 4), 3, CPU), 2, CPU)
     chosen = [9, 0, 4]
-    part = graph.at_rows(torch.tensor(chosen))
+    part = graph.select_targets(torch.tensor(chosen))
     edges = [
         (r, j)
         for r, node in enumerate(chosen)
@@ -520,7 +520,7 @@ def test_a_graph_at_some_rows_has_their_edges():
 def test_products_of_a_graph_equal_those_of_the_dense_matrix(heads, rows):
     graph = attention_graph(nearest_neighbours(random_features(14, 4), 3, CPU), heads, CPU)
     if rows is not None:
-        graph = graph.at_rows(torch.tensor(rows))
+        graph = graph.select_targets(torch.tensor(rows))
     m, index = 14 if rows is None else len(rows), torch.tensor(entries(graph)).T
     values, x, y = (
         torch.rand(len(graph.col), dtype=torch.float64),
@@ -529,8 +529,8 @@ def test_products_of_a_graph_equal_those_of_the_dense_matrix(heads, rows):
     dense = torch.zeros(heads * m, heads * 14, dtype=torch.float64).index_put_(tuple(index), values)
     torch.testing.assert_close(graph.product(values, x), dense @ x)
     torch.testing.assert_close(graph.transposed_product(values, y), dense.T @ y)
-    torch.testing.assert_close(graph.row_sums(values), dense.sum(1))
-    torch.testing.assert_close(graph.column_sums(values), dense.sum(0))
+    torch.testing.assert_close(graph.target_sums(values), dense.sum(1))
+    torch.testing.assert_close(graph.source_sums(values), dense.sum(0))
     torch.testing.assert_close(graph.sampled_product(y, x), (y @ x.T)[tuple(index)])
     assert torch.equal(graph.at_target(y[:, 0]), y[index[0], 0]) and torch.equal(
         graph.at_source(x[:, 0]), x[index[1], 0]
@@ -568,16 +568,16 @@ def test_column_major_features_are_the_same_in_another_order(n, dim):
 
 def test_a_batch_names_its_distinct_users_and_items():
     for batch in sampler(random_pairs(0, 20, 15, 5)["train"], 15).epoch():
-        assert batch.each_user.tolist() == sorted(set(batch.users.tolist()))
-        assert batch.each_item.tolist() == sorted({*batch.pos.tolist(), *batch.neg.tolist()})
+        assert batch.unique_users.tolist() == sorted(set(batch.users.tolist()))
+        assert batch.unique_items.tolist() == sorted({*batch.pos.tolist(), *batch.neg.tolist()})
         for ids, once, at in (
-            (batch.users, batch.each_user, batch.user_at),
-            (batch.pos, batch.each_item, batch.pos_at),
-            (batch.neg, batch.each_item, batch.neg_at),
+            (batch.users, batch.unique_users, batch.user_index),
+            (batch.pos, batch.unique_items, batch.pos_index),
+            (batch.neg, batch.unique_items, batch.neg_index),
         ):
             assert torch.equal(once[at], ids)
-        assert batch.each_item[batch.pos_rows].tolist() == sorted(set(batch.pos.tolist()))
-        assert batch.each_item[batch.neg_rows].tolist() == sorted(set(batch.neg.tolist()))
+        assert batch.unique_items[batch.unique_pos].tolist() == sorted(set(batch.pos.tolist()))
+        assert batch.unique_items[batch.unique_neg].tolist() == sorted(set(batch.neg.tolist()))
 
 
 @pytest.mark.parametrize("last", [0, 4, 9])
@@ -683,7 +683,7 @@ def small_config(folder, **settings):
 
 
 def test_load_dataset_end_to_end(small_dataset):
-    data = load_dataset(small_config(small_dataset, user_text_feat="mean"), CPU)
+    data = dataset_of(small_config(small_dataset, user_text_feat="mean"))
     assert (data.interactions.n_users, data.interactions.n_items) == (40, 30) and data.notes == []
     text, image = (
         np.load(small_dataset / "text_feat.npy"),
@@ -709,13 +709,12 @@ def test_load_dataset_end_to_end(small_dataset):
 
 def test_mf_and_lgn_take_only_the_catalogue_size_from_features(small_dataset):
     for model in ("mf", "lgn"):
-        data = load_dataset(small_config(small_dataset, model=model), CPU)
+        data = dataset_of(small_config(small_dataset, model=model))
         assert data.features == data.graphs == {} and data.user_graph is None
         assert (data.adjacency is None) == (model == "mf")
         assert data.interactions.n_items == 30  # item 29 is known from the features alone
         assert (
-            load_dataset(small_config(small_dataset, model=model, use_multimodal=0), CPU).interactions.n_items
-            == 29
+            dataset_of(small_config(small_dataset, model=model, use_multimodal=0)).interactions.n_items == 29
         )
     assert not (small_dataset.parent / ".cache").exists()
 
@@ -727,11 +726,11 @@ def test_load_dataset_takes_only_the_features_that_are_named(small_dataset):
 
 def test_model_inputs_come_from_train_alone(small_dataset):
     config = small_config(small_dataset, user_text_feat="mean")
-    before = load_dataset(config, CPU)
+    before = dataset_of(config)
     swapped = (small_dataset / "test.txt").read_text(), (small_dataset / "valid.txt").read_text()
     for split, content in zip(("valid", "test"), swapped):
         (small_dataset / f"{split}.txt").write_text("\n".join(content.splitlines()[5:]))
-    after = load_dataset(config, CPU)
+    after = dataset_of(config)
     assert pair_set(after.interactions.valid) != pair_set(before.interactions.valid)
     assert torch.equal(after.adjacency.values(), before.adjacency.values())
     assert torch.equal(after.adjacency.col_indices(), before.adjacency.col_indices())
@@ -762,7 +761,7 @@ def test_load_dataset_collects_notes(small_dataset):
     raw = small_dataset.rename(small_dataset.with_name("small_raw"))
     with open(raw / "train.txt", "a") as file:
         file.write(raw.joinpath("train.txt").read_text().splitlines()[0] + "\n")
-    notes = load_dataset(small_config(small_dataset), CPU).notes
+    notes = dataset_of(small_config(small_dataset)).notes
     assert (
         len(notes) == 2 and "small_raw" in notes[0] and "6 repeated interactions merged in train" in notes[1]
     )

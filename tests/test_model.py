@@ -9,13 +9,14 @@ import numpy as np
 import ot
 import pytest
 import torch
+from helpers import dataset_of
 from torch.nn import functional as F
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch_geometric.nn import GATConv
 
 from data.formats import Interactions
 from data.graphs import normalised_adjacency
-from dataloader import load_dataset, make_batches
+from dataloader import make_batches
 from layers.attention import GraphAttention, attention_graph
 from layers.dropout import Dropout
 from layers.losses import bpr_loss, info_nce, squared_norm
@@ -270,7 +271,7 @@ def test_attention_dropout_is_random_unbiased_and_off_in_eval_mode():
 def test_attention_at_some_rows_equals_those_of_all(rows):
     layer, graph, x, _ = attention_case(4)
     y, rows = x.detach().clone().requires_grad_(), torch.tensor(rows)
-    whole, part = layer(graph, x)[rows], layer(graph.at_rows(rows), y)
+    whole, part = layer(graph, x)[rows], layer(graph.select_targets(rows), y)
     torch.testing.assert_close(part, whole)
     probe = randn(*part.shape, seed=6)
     (whole * probe).sum().backward()
@@ -283,7 +284,7 @@ def test_attention_at_some_rows_equals_those_of_all(rows):
 
 def test_attention_at_some_rows_gradcheck_with_dropout():
     layer, graph, x, _ = attention_case(2, n=6, d=4, k=2, dropout=0.4)
-    graph = graph.at_rows(torch.tensor([5, 2]))
+    graph = graph.select_targets(torch.tensor([5, 2]))
 
     def forward(x):
         torch.manual_seed(9)
@@ -439,7 +440,7 @@ def trained_transport(**changes):
 
 
 @pytest.mark.parametrize("plan_scale, row_sum", [("barycentric", 1.0), ("mass", 1 / 8)])
-def test_transport_scales_the_plan_so_that_rows_sum_to_one_or_one_over_d(plan_scale, row_sum):
+def test_transport_scales_the_plan_so_thselect_targets_sum_to_one_or_one_over_d(plan_scale, row_sum):
     transport, *_ = trained_transport(plan_scale=plan_scale, transport="plan")
     ones = transport(torch.eye(8)).sum(1)
     torch.testing.assert_close(ones, torch.full((8,), row_sum), rtol=1e-3, atol=0)
@@ -673,7 +674,7 @@ def make(folder, modalities=("text", "image"), seed=0, **changes):
     paths = {f"{m}_feat": str(folder / f"{m}_feat.npy") for m in modalities}
     config = settings(dataset=folder.name, data_root=str(folder.parent), **{**paths, **changes})
     torch.manual_seed(seed)
-    model = make_model(config, load_dataset(config, CPU), CPU)
+    model = make_model(config, dataset_of(config), CPU)
     return model, batch_of([0, 1, 1, 2, 5, 0], [3, 3, 4, 9, 9, 8], [10, 11, 3, 12, 11, 13])
 
 
@@ -965,7 +966,7 @@ def test_released_recipe_builds_and_trains_a_step(small_dataset, precision):
         ]
     )
     torch.manual_seed(0)
-    model = RecGOAT(config, load_dataset(config, CPU))
+    model = RecGOAT(config, dataset_of(config))
     _, batch = make(small_dataset)
     before = {name: p.detach().clone() for name, p in model.named_parameters()}
     terms = model.train().loss(batch)

@@ -9,13 +9,13 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 import torch
-from helpers import random_pairs, write_inter, write_txt
+from helpers import dataset_of, random_pairs, write_inter, write_txt
 
 import procedure
-from dataloader import Sampler, held_out, load_dataset
+from dataloader import Sampler, held_out
 from model import make_model
 from models.mf import MF
-from procedure import fit, score, splits_of, train_epoch
+from procedure import fit, make_splits, score, train_epoch
 from training import projector, ranking
 from training.ranking import evaluate, rank_items, ranks_of
 from training.run import Progress, start_run
@@ -53,7 +53,7 @@ def run(folder, **changes):
     """Train by these settings. Returns (run folder, result, lines of metrics.jsonl)."""
     config = settings(folder, **changes)
     seed_everything(config.seed)
-    dataset = load_dataset(config, CPU)
+    dataset = dataset_of(config)
     out = make_run_folder(config)
     result = fit(start_run(make_model(config, dataset, CPU), dataset, config, out, CPU))
     return out, result, [json.loads(line) for line in (out / "metrics.jsonl").read_text().splitlines()]
@@ -70,7 +70,7 @@ def same_weights(a, b):
 
 def restored(folder, config, run_folder):
     """A fresh model with the weights of best.pt, in eval mode."""
-    model = make_model(config, load_dataset(config, CPU), CPU)
+    model = make_model(config, dataset_of(config), CPU)
     model.load_state_dict(checkpoint(run_folder / "best.pt")["model"])
     return model.eval()
 
@@ -302,7 +302,7 @@ def test_an_item_that_occurs_only_in_test_can_be_recommended():
 def test_validation_items_are_candidates_at_test_unless_masked(small_dataset, mask, hits):
     pairs = SimpleNamespace(train=np.array([(0, 0)]), valid=np.array([(0, 1)]), test=np.array([(0, 2)]))
     user, item = torch.ones(1, 1), torch.tensor([[9.0], [8.0], [7.0], [1.0]])
-    valid, test = splits_of(pairs, settings(small_dataset, mask_valid_at_test=mask), CPU)
+    valid, test = make_splits(pairs, settings(small_dataset, mask_valid_at_test=mask), CPU)
     assert evaluate(user, item, [test], (1,), 10)[0]["recall@1"] == hits
     assert evaluate(user, item, [valid], (1,), 10)[0]["recall@1"] == 1
 
@@ -310,7 +310,7 @@ def test_validation_items_are_candidates_at_test_unless_masked(small_dataset, ma
 @pytest.mark.parametrize("select_on, relevant", [("valid", 1), ("test", 2)])
 def test_select_on_names_the_selection_split(small_dataset, select_on, relevant):
     pairs = SimpleNamespace(train=np.array([(0, 0)]), valid=np.array([(0, 1)]), test=np.array([(0, 2)]))
-    selection, test = splits_of(pairs, settings(small_dataset, select_on=select_on), CPU)
+    selection, test = make_splits(pairs, settings(small_dataset, select_on=select_on), CPU)
     assert selection.relevant[1].tolist() == [relevant] and test.relevant[1].tolist() == [2]
 
 
@@ -321,7 +321,7 @@ def trained(folder, **changes):
     """(model after one epoch in training mode, its dataset and config)."""
     config = settings(folder, **changes)
     seed_everything(0)
-    dataset = load_dataset(config, CPU)
+    dataset = dataset_of(config)
     model = make_model(config, dataset, CPU)
     train_epoch(
         model,
@@ -336,7 +336,7 @@ def trained(folder, **changes):
 def test_score_is_deterministic_restores_the_mode_and_changes_no_state(small_dataset, mode):
     model, dataset, config = trained(small_dataset, attn_dropout=0.5, fuse_drop=0.5)
     model.train(mode)
-    split = splits_of(dataset.interactions, config, CPU)[0]
+    split = make_splits(dataset.interactions, config, CPU)[0]
     state, random = {k: v.clone() for k, v in model.state_dict().items()}, torch.get_rng_state()
     assert score(model, [split], config) == score(model, [split], config)
     assert all(module.training == mode for module in model.modules())
@@ -347,7 +347,7 @@ def test_score_is_deterministic_restores_the_mode_and_changes_no_state(small_dat
 
 def test_eval_dropout_scores_with_dropout_on(small_dataset):
     model, dataset, config = trained(small_dataset, attn_dropout=0.5, fuse_drop=0.5, eval_dropout=1)
-    split = splits_of(dataset.interactions, config, CPU)[0]
+    split = make_splits(dataset.interactions, config, CPU)[0]
     state = torch.get_rng_state()
     noisy = score(model, [split], config)
     assert torch.equal(torch.get_rng_state(), state)
@@ -358,14 +358,14 @@ def test_eval_dropout_scores_with_dropout_on(small_dataset):
 def test_eval_dropout_scoring_leaves_the_plan_and_its_age_alone(small_dataset):
     model, dataset, config = trained(small_dataset, eval_dropout=1, plan_every=1)
     before = {name: value.clone() for name, value in model.state_dict().items()}
-    score(model, splits_of(dataset.interactions, config, CPU)[:1], config)
+    score(model, make_splits(dataset.interactions, config, CPU)[:1], config)
     assert [name for name, value in model.state_dict().items() if not torch.equal(value, before[name])] == []
 
 
 def test_train_epoch_averages_terms_and_reports_the_last_gradient_norm(small_dataset):
     config = settings(small_dataset, model="mf")
     seed_everything(0)
-    dataset = load_dataset(config, CPU)
+    dataset = dataset_of(config)
     model, twin = MF(config, dataset), MF(config, dataset)
     twin.load_state_dict(model.state_dict())
     batches = list(Sampler(dataset.interactions.train, 30, 100, 0, CPU).epoch())
@@ -417,7 +417,7 @@ def changed_copy(folder, *splits):
 def training_inputs(folder):
     """All tensors that training reads, and the batches of two epochs."""
     config = settings(folder, user_text_feat="mean")
-    data = load_dataset(config, CPU)
+    data = dataset_of(config)
     sampler = Sampler(data.interactions.train, data.interactions.n_items, 64, config.seed, CPU)
     graphs = [t for graph in (*data.graphs.values(), data.user_graph) for t in (graph.crow, graph.col)]
     return [
@@ -590,7 +590,7 @@ def test_best_weights_reproduce_the_reported_metrics_and_a_loop_agrees(small_dat
     out, result, lines = run(small_dataset, epochs=6, **changes)
     config = settings(small_dataset, **changes)
     model, pairs = restored(small_dataset, config, out), random_pairs(0, 40, 30, 6)
-    valid, test = splits_of(load_dataset(config, CPU).interactions, config, CPU)
+    valid, test = make_splits(dataset_of(config).interactions, config, CPU)
     assert score(model, [valid, test], config) == [result["valid"], result["test"]]
     assert result["valid"] == lines[result["best_epoch"] - 1]["valid"]
     best = max(line["valid"]["ndcg@3"] for line in lines)
@@ -804,7 +804,7 @@ def test_tensorboard_finds_the_projector_files(small_dataset):
 
 
 def test_many_users_stay_out_of_the_projector(small_dataset, monkeypatch):
-    monkeypatch.setattr(projector, "MOST_USERS", 39)
+    monkeypatch.setattr(projector, "MAX_USERS", 39)
     out, _, _ = run(small_dataset, epochs=1, tensorboard=1, projector=1)
     assert {path.name for path in (out / "projector").iterdir()} == {"item.tsv", "item_vectors.tsv"}
     assert "user" not in (out / "projector_config.pbtxt").read_text()

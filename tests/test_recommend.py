@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 import scipy.sparse as sp
 import torch
+from helpers import dataset_of
 
 import main
 import recommend
@@ -351,7 +352,7 @@ def test_with_one_layer_a_new_user_is_one_that_had_been_there(small_dataset, tmp
     with open(small_dataset / "train.txt", "a") as file:
         file.write(f"{N_USERS} 3 5 8\n")
     data = read_interactions(small_dataset)
-    model.adjacency = recommend.load_dataset(config, torch.device("cpu")).adjacency
+    model.adjacency = dataset_of(config).adjacency
     model.user = torch.nn.Parameter(torch.cat([model.user, torch.zeros(1, 16)]))
     assert data.n_users == N_USERS + 1
     np.testing.assert_allclose(vector[0].numpy(), model.embeddings()[0][-1].numpy(), rtol=1e-5, atol=1e-7)

@@ -7,11 +7,11 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from helpers import dataset_of
 
 from data import synthetic
 from data.formats import read_interactions
 from data.graphs import nearest_neighbours
-from dataloader import load_dataset
 from utils import UserError
 from world import Config
 
@@ -81,7 +81,7 @@ def test_loader_reads_it(tmp_path):
     assert (data.n_users, data.n_items) == (300, 200)
     assert not any(data.merged.values())
     config = Config(dataset="toy", data_root=str(tmp_path), model="lgn_mm", item_knn_k=5)
-    dataset = load_dataset(config, torch.device("cpu"))
+    dataset = dataset_of(config)
     assert {m: tuple(x.shape) for m, x in dataset.features.items()} == {
         "text": (200, 96),
         "image": (200, 128),

@@ -76,7 +76,7 @@ def states(folder):
 def outcomes(folder):
     """{number: (parameters, value, intermediate values)} of the finished trials."""
     return {
-        trial.user_attrs["number"]: (trial.params, trial.value, trial.intermediate_values)
+        trial.user_indextrs["number"]: (trial.params, trial.value, trial.intermediate_values)
         for trial in load(folder).get_trials(states=(COMPLETE, PRUNED))
     }
 
@@ -184,10 +184,10 @@ def test_a_study_finds_the_best_trial_and_leaves_run_folders(small_dataset, caps
     trials = load(small_dataset).trials
     assert [trial.state for trial in trials] == 4 * [COMPLETE]
     for trial in trials:
-        folder = Path(trial.user_attrs["folder"])
+        folder = Path(trial.user_indextrs["folder"])
         config, result = (json.loads((folder / name).read_text()) for name in ("config.json", "result.json"))
         lines = [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
-        assert config["name"] == f"s_{trial.user_attrs['number']}" and trial.params == {
+        assert config["name"] == f"s_{trial.user_indextrs['number']}" and trial.params == {
             name: config[name] for name in ("lr", "decay")
         }
         assert trial.value == max(line["valid"]["ndcg@3"] for line in lines) == result["valid"]["ndcg@3"]
@@ -224,7 +224,7 @@ def test_the_best_command_line_is_the_best_trial(small_dataset, flags):
     words = shlex.split(script.splitlines()[-1])
     assert words[:2] == ["python", "main.py"] and words[-1] == "$@"
     config, _ = parse_args(words[2:-1])
-    stored = json.loads((Path(best.user_attrs["folder"]) / "config.json").read_text())
+    stored = json.loads((Path(best.user_indextrs["folder"]) / "config.json").read_text())
     differing = {name for name, value in config.as_dict().items() if value != stored[name]}
     assert differing <= {"path", "name", "resume"} and config.lr == best.params["lr"]
     assert train([*words[2:-1], "--path", str(small_dataset.parent.parent / "again")]) == 0
@@ -304,7 +304,7 @@ def test_bad_trials_are_pruned(small_dataset, monkeypatch):
         others = [other.value for other in trials[:number] if other.state == COMPLETE]
         assert (trial.state == PRUNED) == (trial.params["lr"] < np.median(others))
     for trial in pruned:
-        result = json.loads((Path(trial.user_attrs["folder"]) / "result.json").read_text())
+        result = json.loads((Path(trial.user_indextrs["folder"]) / "result.json").read_text())
         assert result["status"] == "pruned" and result["epochs"] == 2 and "test" not in result
         assert max(trial.intermediate_values) == result["epochs"]
 
@@ -417,7 +417,7 @@ def test_kill_9_in_mid_trial_and_a_restart_reach_the_same_study(small_dataset, w
         and outcomes(small_dataset) == whole
     )
     killed, again = load(small_dataset).trials[1:3]
-    assert killed.params == again.params and killed.user_attrs["folder"] == again.user_attrs["folder"]
+    assert killed.params == again.params and killed.user_indextrs["folder"] == again.user_indextrs["folder"]
 
 
 @contextlib.contextmanager

@@ -1,35 +1,42 @@
-"""A training run."""
+"""The state of a training run: what a checkpoint saves, and how a run continues from one."""
+
+from __future__ import annotations
 
 import dataclasses
 import random
+import typing
+from pathlib import Path
 
 import numpy as np
 import torch
 
-from dataloader import Sampler
-from training.checkpoint import CHECKPOINT_FORMAT
+from dataloader import Dataset, Sampler
+from models.base import Recommender
+from training.checkpoint import CHECKPOINT_FORMAT, newest_checkpoint, read_checkpoint
+from training.folder import write_config
 from utils import TrainingError, UserError, atomic_write
+from world import Config
 
 
 @dataclasses.dataclass
 class Progress:
-    """How far a run has come. Numbers, tensors and dicts only, so that reading a checkpoint never needs pickle."""
+    """How far a run has come. Numbers, tensors and dicts only, so that a checkpoint is read without pickle."""
 
     epoch: int = 0  # finished epochs
-    step: int = 0  # finished steps of the epoch under way
-    sums: dict = dataclasses.field(default_factory=dict)  # loss terms summed over those steps
+    step: int = 0  # finished steps of the current epoch
+    sums: dict[str, torch.Tensor] = dataclasses.field(default_factory=dict)  # loss terms summed over them
     grad_norm: torch.Tensor | None = None  # of the last step
     seconds: float = 0.0  # of training and evaluation, over all processes of the run
-    best: dict | None = None  # {"epoch", "metrics", "seconds"} of the best evaluation
-    latest: dict | None = None  # metrics of the last evaluation
+    best: dict[str, typing.Any] | None = None  # {"epoch", "metrics", "seconds"} of the best evaluation
+    latest: dict[str, float] | None = None  # metrics of the last evaluation
     waited: int = 0  # evaluations since the best
 
-    def stopped_early(self, config):
-        """Whether patience is used up."""
+    def out_of_patience(self, config: Config) -> bool:
+        """Whether `patience` evaluations have passed without a better one."""
         return bool(config.patience) and self.waited >= config.patience
 
-    def check(self, config, steps):
-        """Raise ValueError if a run of these settings with so many steps an epoch cannot have come to this."""
+    def check(self, config: Config, steps: int) -> None:
+        """Raise ValueError if a run with these settings and `steps` steps an epoch cannot be in this state."""
         scores = [self.latest, self.best and self.best["metrics"]]
         if not (
             self.step < steps
@@ -39,92 +46,140 @@ class Progress:
             and all(values is None or isinstance(values[config.selection_metric], float) for values in scores)
             and (
                 self.best is None
-                or type(self.best["epoch"]) is int
-                and isinstance(self.best["seconds"], float)
+                or (type(self.best["epoch"]) is int and isinstance(self.best["seconds"], float))
             )
             and (self.best is not None or self.epoch < config.epochs)
         ):
-            raise ValueError("its progress makes no sense")
+            raise ValueError("its progress is inconsistent")
 
 
 @dataclasses.dataclass
 class Run:
-    """A training run: what a checkpoint saves, and where it goes."""
+    """A training run. optimizer: None for a model without parameters, which has nothing to train."""
 
-    config: object
-    folder: object
+    config: Config
+    folder: Path
     device: torch.device
-    dataset: object
-    model: torch.nn.Module
-    optimizer: torch.optim.Optimizer
+    dataset: Dataset
+    model: Recommender
+    optimizer: torch.optim.Optimizer | None
     sampler: Sampler
     progress: Progress
 
-    def save(self, name):
-        """Write a checkpoint into the run folder, atomically. Raises TrainingError if it cannot be written."""
+    @property
+    def epochs(self) -> int:
+        """Maximum epochs: one for a model without parameters."""
+        return self.config.epochs if self.optimizer else 1
+
+    def save(self, name: str) -> None:
+        """Write a checkpoint to the run folder, atomically. Raises TrainingError if it cannot be written."""
         state = {
             "format": CHECKPOINT_FORMAT,
             "model": self.model.state_dict(),
-            "optimizer": self.optimizer.state_dict(),
+            "optimizer": self.optimizer.state_dict() if self.optimizer else {},
             "progress": vars(self.progress),
             "random": random_state(self.device),
             "sampler": self.sampler.state(self.progress.step),
             "config": self.config.as_dict(),
             "data": self.dataset.fingerprint,
+            "device": self.device.type,
         }
+        path = self.folder / name
         try:
-            with atomic_write(self.folder / name) as file:
+            with atomic_write(path) as file:
                 torch.save(state, file)
         except (OSError, RuntimeError) as error:  # torch.save reports a full disk as RuntimeError
+            reason = getattr(error, "strerror", None) or str(error).splitlines()[0][:80]
             raise TrainingError(
-                f"{self.folder / name}: cannot be written ({getattr(error, 'strerror', None) or str(error).splitlines()[0][:80]}); "
-                "earlier checkpoints are whole: free space or mend the folder"
+                f"{path}: cannot be written ({reason}); earlier checkpoints are intact: free space or correct the "
+                "folder's permissions"
             ) from None
 
-    def restore(self, state):
-        """Continue from a checkpoint of the same data and settings. Raises UserError if it is of others."""
+    def resume(self) -> list[str]:
+        """Restore the furthest checkpoint of the run folder, if there is one. Returns lines for the user."""
+        for leftover in self.folder.glob(".*.tmp"):  # left by a process that was killed while writing
+            leftover.unlink(missing_ok=True)
+        state, notes = newest_checkpoint(self.folder)
+        if state:
+            self.restore(state)
+            if self.progress.best:
+                check_best(self.folder / "best.pt")
+        write_config(self.folder, self.config)
+        progress = self.progress
+        step = f", step {progress.step}" if progress.step else ""
+        return [*notes, f"resumed after epoch {progress.epoch}{step}"]
+
+    def restore(self, state: dict[str, typing.Any]) -> None:
+        """Continue from a checkpoint. Raises UserError if its data, device or settings are others."""
         if state["data"] != self.dataset.fingerprint:
             raise UserError(
                 f"{self.folder}: the data have changed since this run began; restore the interactions, features and "
-                "graphs it was started with, or start a new run"
+                "graphs that it was started with, or start a new run"
+            )
+        if state["device"] != self.device.type:
+            # The generators of a CPU and a GPU draw different numbers and have different states.
+            flag = "--cuda 0" if state["device"] == "cpu" else "--cuda 1 on a machine with a GPU"
+            raise UserError(
+                f"{self.folder}: was trained on {state['device']}, and this process uses {self.device.type}; "
+                f"resume with {flag}"
             )
         try:
-            self._load(state)
-        except Exception as error:  # state of another shape, type or name raises one of many
+            self.load_state(state)
+        except Exception as error:  # a state of another shape, type or name raises one of many exceptions
             reason = (str(error).splitlines() or [type(error).__name__])[-1].strip()[:120]
             raise UserError(
                 f"{self.folder}: its checkpoint does not fit these settings ({reason}); start a new run"
             ) from None
 
-    def _load(self, state):
-        fixed = [{**group, "params": None} for group in self.optimizer.state_dict()["param_groups"]]
+    def load_state(self, state: dict[str, typing.Any]) -> None:
+        """Set model, optimiser, progress and random generators to those of a checkpoint."""
         self.model.load_state_dict(state["model"])
-        self.optimizer.load_state_dict(state["optimizer"])
-        if [{**group, "params": None} for group in self.optimizer.state_dict()["param_groups"]] != fixed:
-            raise ValueError("the optimiser has other settings")
-        for weight, moments in self.optimizer.state.items():
-            if moments.keys() != {"step", "exp_avg", "exp_avg_sq"} or any(
-                moments[name].shape != shape
-                for name, shape in (("step", ()), ("exp_avg", weight.shape), ("exp_avg_sq", weight.shape))
-            ):
-                raise ValueError("the optimiser's state is of another shape")
+        if self.optimizer:
+            load_optimizer(self.optimizer, state["optimizer"])
         self.progress = Progress(**state["progress"])
         self.progress.check(self.config, len(self.sampler))
         self.sampler.generator.set_state(state["sampler"].cpu())
         set_random_state(state["random"], self.device)
 
 
-def start_run(model, dataset, config, folder, device):
-    """A Run at its very beginning."""
-    train = dataset.interactions.train
+def start_run(
+    model: Recommender, dataset: Dataset, config: Config, folder: Path, device: torch.device
+) -> Run:
+    """A run before its first step."""
+    data = dataset.interactions
     sampler = Sampler(
-        train, dataset.interactions.n_items, config.bpr_batch, config.seed, device, bool(config.neg_reject)
+        data.train, data.n_items, config.bpr_batch, config.seed, device, bool(config.neg_reject)
     )
-    optimizer = torch.optim.Adam((p for p in model.parameters() if p.requires_grad), lr=config.lr, fused=True)
+    parameters = [p for p in model.parameters() if p.requires_grad]
+    optimizer = torch.optim.Adam(parameters, lr=config.lr, fused=True) if parameters else None
     return Run(config, folder, device, dataset, model, optimizer, sampler, Progress())
 
 
-def random_state(device):
+def load_optimizer(optimizer: torch.optim.Optimizer, state: dict[str, typing.Any]) -> None:
+    """Load Adam's state. Raises ValueError if it has other settings or moments of another shape."""
+
+    def settings() -> list[dict]:
+        return [{**group, "params": None} for group in optimizer.state_dict()["param_groups"]]
+
+    before = settings()
+    optimizer.load_state_dict(state)
+    if settings() != before:
+        raise ValueError("the optimiser has other settings")
+    for weight, moments in optimizer.state.items():
+        shapes = {"step": torch.Size(), "exp_avg": weight.shape, "exp_avg_sq": weight.shape}
+        if {name: moment.shape for name, moment in moments.items()} != shapes:
+            raise ValueError("the optimiser's state has another shape")
+
+
+def check_best(path: Path) -> None:
+    """Raise UserError if the best weights of a resumed run are lost: it would end without them."""
+    try:
+        read_checkpoint(path)
+    except UserError as error:
+        raise UserError(f"{error} or, to start this run again, remove {path.with_name('last.pt')}") from None
+
+
+def random_state(device: torch.device) -> dict[str, typing.Any]:
     """State of the random generators of torch, NumPy, Python and the GPU, as tensors and numbers."""
     version, words, gauss = random.getstate()
     name, keys, position, has_gauss, cached = np.random.get_state()
@@ -136,8 +191,8 @@ def random_state(device):
     }
 
 
-def set_random_state(state, device):
-    """Undo random_state."""
+def set_random_state(state: dict[str, typing.Any], device: torch.device) -> None:
+    """Set the random generators to a state that random_state returned."""
     torch.set_rng_state(state["torch"].cpu())
     if device.type == "cuda" and state["cuda"] is not None:
         torch.cuda.set_rng_state(state["cuda"].cpu(), device)

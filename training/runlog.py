@@ -1,9 +1,14 @@
-"""The log of a run."""
+"""What a run writes while it goes on: console, train.log, metrics.jsonl and TensorBoard events."""
+
+from __future__ import annotations
 
 import contextlib
 import json
 import sys
 import time
+import typing
+from collections.abc import Collection, Iterable, Mapping
+from pathlib import Path
 
 from tensorboard.plugins.hparams.plugin_data_pb2 import HParamsPluginData
 from tensorboardX import summary
@@ -11,125 +16,127 @@ from tensorboardX.event_file_writer import EventsWriter
 from tensorboardX.proto.event_pb2 import Event, SessionLog
 from tqdm import tqdm
 
+from models.base import Recommender
 from utils import atomic_write
+from world import Config
+
+Numbers = Mapping[str, typing.Any]  # {name: number or 0-dim tensor}
 
 
-class Board:
-    """A TensorBoard event file of one process of a run.
+class EventFile:
+    """The TensorBoard event file of one process of a run.
 
-    tensorboardX's SummaryWriter writes from a thread: on a full disk the thread dies with a traceback and the run waits
-    for it for ever. Here every event is written where it is made, and the error reaches the caller.
+    tensorboardX's SummaryWriter writes from a thread, which dies with a traceback on a full disk while the run waits
+    for it forever. Here events are written by the caller, who gets the error.
 
-    epoch: the epoch the process starts from; TensorBoard drops what an earlier process wrote beyond it.
+    epoch: the epoch at which the process starts; TensorBoard drops what an earlier process wrote beyond it.
     """
 
-    def __init__(self, folder, epoch):
-        self.file = EventsWriter(
-            str(folder / "events"), f".{time.time_ns()}"
-        )  # two of one second have two names
+    def __init__(self, folder: Path, epoch: int):
+        # The time in nanoseconds keeps two files of the same second apart.
+        self.file = EventsWriter(str(folder / "events"), f".{time.time_ns()}")
         self.write(epoch + 1, session_log=SessionLog(status=SessionLog.START))
 
-    def write(self, step, **content):
-        """One event: summary= or session_log=."""
+    def write(self, step: int, **content: typing.Any) -> None:
+        """Write one event; content: summary= or session_log=."""
         self.file.write_event(Event(wall_time=time.time(), step=step, **content))
 
-    def add(self, summaries, step=0):
-        """Summaries of tensorboardX.summary, at a step."""
+    def add(self, summaries: Iterable[typing.Any], step: int = 0) -> None:
+        """Write summaries of tensorboardX.summary at a step."""
         for part in summaries:
             self.write(step, summary=part)
 
-    def flush(self):
-        """Bring the events to disk."""
+    def flush(self) -> None:
+        """Write buffered events to disk."""
         self.file.flush()
 
-    def close(self):
+    def close(self) -> None:
         """Flush and close the file."""
         self.file.close()
 
 
 class RunLog:
-    """Writes what a run has to say: console and train.log, metrics.jsonl, TensorBoard events.
+    """The log files of a run folder.
 
-    epoch: the epoch that a resumed run starts from; what an earlier process wrote beyond it is dropped.
+    epoch: the epoch at which a resumed run starts; what an earlier process wrote beyond it is dropped.
+    echo: False keeps lines off the console.
     """
 
-    def __init__(self, folder, config, epoch=0):
-        self.folder = folder
-        keep_lines(folder / "metrics.jsonl", epoch)
-        self.board = Board(folder, epoch) if config.tensorboard else None
+    def __init__(self, folder: Path, config: Config, epoch: int = 0, echo: bool = True):
+        self.folder, self.echo = folder, echo
+        drop_lines(folder / "metrics.jsonl", epoch)
+        self.events = EventFile(folder, epoch) if config.tensorboard else None
         self.text = open(folder / "train.log", "a", encoding="utf-8")
         self.lines = open(folder / "metrics.jsonl", "a", encoding="utf-8")
 
-    def say(self, line):
-        """A line for the reader, on the console (above any progress bar) and in train.log."""
-        tqdm.write(line)
-        sys.stdout.flush()  # a redirected log is read while the run goes on
+    def say(self, line: str) -> None:
+        """Write a line to the console, above any progress bar, and to train.log."""
+        if self.echo:
+            tqdm.write(line)
+            sys.stdout.flush()  # a redirected log is read while the run goes on
         print(line, file=self.text, flush=True)
 
-    def record(self, entry):
-        """One evaluation as a line of metrics.jsonl."""
+    def record(self, entry: Mapping[str, typing.Any]) -> None:
+        """Write one evaluation as a line of metrics.jsonl."""
         print(json.dumps(entry), file=self.lines, flush=True)
 
-    def scalars(self, group, values, epoch):
-        """Numbers as TensorBoard scalars group/name."""
-        if self.board:
-            self.board.add(
-                [summary.scalar(f"{group}/{name}", float(value)) for name, value in values.items()], epoch
+    def scalars(self, group: str, values: Numbers, epoch: int) -> None:
+        """Write numbers as TensorBoard scalars group/name."""
+        if self.events:
+            scalars = (summary.scalar(f"{group}/{name}", float(value)) for name, value in values.items())
+            self.events.add(scalars, epoch)
+
+    def images(self, model: Recommender, epoch: int) -> None:
+        """Write the model's images to TensorBoard."""
+        if self.events:
+            images = model.images().items()
+            self.events.add(
+                (summary.image(name, x.cpu().numpy(), dataformats="HW") for name, x in images), epoch
             )
 
-    def plans(self, model, epoch):
-        """Each transport plan as a TensorBoard image, scaled to its largest entry."""
-        if not self.board:
-            return
-        for m, transport in getattr(getattr(model, "fusion", None), "transports", {}).items():
-            plan = transport.plan / transport.plan.max().clamp_min(1e-30)
-            self.board.add([summary.image(f"plan/{m}", plan.cpu().numpy(), dataformats="HW")], epoch)
+    def finish(self, config: Config, epoch: int, **groups: Numbers) -> None:
+        """Write the metrics of the best epoch: as scalars group/name, and the main ones beside the settings (HParams).
 
-    def conclude(self, config, epoch, **groups):
-        """Final metrics, of the best epoch: as scalars group/name, and the main ones beside the settings as a TensorBoard hparams entry.
-
-        TensorBoard shows the first five: the selection metric in the first group, recall and NDCG in the last.
+        TensorBoard shows the first five: the selection metric of the first group, recall and NDCG of the last.
         """
         for group, metrics in groups.items():
             self.scalars(group, metrics, epoch)
-        if self.board:
-            first, *_, last = [*groups, *groups]
-            tags = [
-                f"{first}/{config.selection_metric}",
-                *(f"{last}/{name}" for name in groups[last] if name.startswith(("recall", "ndcg"))),
-            ]
-            flat = {
-                key: value if isinstance(value, (int, float, str)) else str(value)
-                for key, value in config.as_dict().items()
-            }
-            experiment, *session = summary.hparams(
-                flat, dict.fromkeys(tag.replace("@", "_") for tag in tags)
-            )  # as scalars have it
-            mark_changed(experiment.value[0].metadata.plugin_data, config.chosen())
-            self.board.add([experiment, *session])
+        if not self.events:
+            return
+        first, *_, last = [*groups, *groups]
+        tags = [f"{first}/{config.selection_metric}"]
+        tags += [f"{last}/{name}" for name in groups[last] if name.startswith(("recall", "ndcg"))]
+        flat = {
+            key: value if isinstance(value, (int, float, str)) else str(value)
+            for key, value in config.as_dict().items()
+        }
+        # tensorboardX replaces "@" by "_" in the names of scalars.
+        experiment, *session = summary.hparams(flat, dict.fromkeys(tag.replace("@", "_") for tag in tags))
+        mark_differing(experiment.value[0].metadata.plugin_data, config.non_defaults())
+        self.events.add([experiment, *session])
 
-    def flush(self):
-        """Bring the TensorBoard events to disk; the other files are there after every line."""
-        if self.board:
-            self.board.flush()
+    def flush(self) -> None:
+        """Write TensorBoard events to disk; the other files are up to date after every line."""
+        if self.events:
+            self.events.flush()
 
-    def close(self):
+    def close(self) -> None:
         """Flush and close all files, each of them even if another fails."""
         with contextlib.ExitStack() as files:
-            for file in filter(None, (self.board, self.text, self.lines)):
+            for file in filter(None, (self.events, self.text, self.lines)):
                 files.callback(file.close)
 
 
-def mark_changed(plugin_data, names):
-    """Let TensorBoard show these settings before the others, of which it shows but the first few."""
+def mark_differing(plugin_data: typing.Any, names: Collection[str]) -> None:
+    """Mark settings as differing, so that TensorBoard shows them before the others; it shows only the first few."""
     content = HParamsPluginData.FromString(plugin_data.content)
     for info in content.experiment.hparam_infos:
         info.differs = info.name in names
     plugin_data.content = content.SerializeToString()
 
 
-def keep_lines(path, epoch):
-    """Drop the lines of a metrics.jsonl that are half-written or later than epoch."""
+def drop_lines(path: Path, epoch: int) -> None:
+    """Remove the lines of a metrics.jsonl that are incomplete or later than an epoch."""
     if not path.exists():
         return
     kept = []

@@ -1,48 +1,52 @@
-"""Stopping."""
+"""Stopping a run in an orderly way: signals and a time limit."""
+
+from __future__ import annotations
 
 import os
 import signal
 import time
+import typing
 
 
 class Stop:
-    """True once SIGINT or SIGTERM has come or the time is up; a second signal leaves at once.
+    """A condition that becomes true on SIGINT or SIGTERM, or when the time is up.
 
-    minutes: 0 for no limit. Use as a context manager: the handlers are put back on leaving.
+    Call it to ask. A second signal ends the process at once. Use it as a context manager: the signal handlers are
+    restored on exit. minutes: time limit, 0 for none.
     """
 
-    def __init__(self, minutes=0.0):
-        self.signal = None
+    def __init__(self, minutes: float = 0.0):
+        self.signal: int | None = None
         self.deadline = time.monotonic() + 60 * minutes if minutes else float("inf")
 
-    def __call__(self):
+    def __call__(self) -> bool:
         return self.signal is not None or time.monotonic() >= self.deadline
 
     @property
-    def reason(self):
+    def reason(self) -> str:
         """'SIGTERM', 'SIGINT' or 'max_minutes'."""
         return signal.Signals(self.signal).name if self.signal else "max_minutes"
 
     @property
-    def exit_code(self):
+    def exit_code(self) -> int:
         """130 after SIGINT, 143 after SIGTERM, 0 when the time was up."""
         return 128 + self.signal if self.signal else 0
 
-    def _handle(self, number, frame):
+    def handle(self, number: int, frame: object) -> None:
+        """Signal handler."""
         if self.signal is not None:
             os._exit(128 + number)
         self.signal = number
-        os.write(
-            2,
-            f"\n{signal.Signals(number).name}: finishing the step and saving; once more to leave at once\n".encode(),
-        )
+        name = signal.Signals(number).name
+        os.write(2, f"\n{name}: finishing the step and saving; send it again to quit at once\n".encode())
 
-    def __enter__(self):
-        self.before = {
-            number: signal.signal(number, self._handle) for number in (signal.SIGINT, signal.SIGTERM)
+    def __enter__(self) -> Stop:
+        handled = (signal.SIGINT, signal.SIGTERM)
+        self.before: dict[int, typing.Any] = {
+            number: signal.signal(number, self.handle) for number in handled
         }
         return self
 
-    def __exit__(self, *_):
+    def __exit__(self, *_: object) -> None:
         for number, handler in self.before.items():
             signal.signal(number, handler)

@@ -1,0 +1,123 @@
+"""The contract between the program and a model: class Recommender.
+
+The trainer, the evaluation, tune.py, report.py and recommend.py ask a model nothing but what stands here, and no
+other part of the program knows a model by its name. A built-in model is a file in this folder (the paper's own is
+model.py) and a line in models/registry.py; CONTRIBUTING.md shows how to train a class from a file of your own.
+
+U users, I items, d embedding size, B batch, m a modality (text, image, audio).
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import typing
+from collections.abc import Collection
+
+import numpy as np
+import scipy.sparse as sp
+import torch
+from torch import nn
+
+from dataloader import Batch, Needs
+from layers.losses import bpr_loss
+from layers.sparse import from_scipy
+from utils import UserError
+from world import Config
+
+
+class Recommender(nn.Module):
+    """Base class of all models. The score of user u and item i is user[u] . item[i], see `embeddings`.
+
+    A subclass takes (config, dataset) and calls super().__init__(config). Tensors that are not trained are
+    registered as buffers, so that model.to(device) moves them.
+    """
+
+    needs: typing.ClassVar[Needs] = Needs()
+    # Settings of this model alone, {name: world.setting(...)}: they become flags, and fields of its Config.
+    settings: typing.ClassVar[dict[str, typing.Any]] = {}
+
+    def __init__(self, config: Config):
+        super().__init__()
+        self.config = config
+
+    @classmethod
+    def check(cls, config: Config) -> None:
+        """Raise UserError for settings that this model cannot be built with."""
+
+    @classmethod
+    def search_space(cls, config: Config, modalities: Collection[str]) -> tuple[str, ...]:
+        """What tune.py searches by default, as its --space takes it; modalities: those the dataset has."""
+        return ("lr=5e-4..3e-2:log", "decay=1e-5..1e-1:log")
+
+    # ---- training
+
+    def begin_step(self, step: int) -> None:
+        """Change state that the coming training step depends on; step counts from 0 over the whole run.
+
+        The trainer calls it before every loss. It is the only place where a model changes anything but its weights,
+        so that `loss` and `embeddings` are functions of weights, buffers and random numbers.
+        """
+
+    def loss(self, batch: Batch) -> dict[str, torch.Tensor]:
+        """Total loss under the key "loss", and its terms by name, all 0-dim tensors."""
+        raise NotImplementedError
+
+    # ---- scoring
+
+    def embeddings(
+        self, users: torch.Tensor | None = None, items: torch.Tensor | None = None
+    ) -> tuple[torch.Tensor, torch.Tensor]:
+        """User vectors [U, d] and item vectors [I, d]; given users [v] or items [r] int64, each once, only theirs."""
+        raise NotImplementedError
+
+    def item_weights(self) -> torch.Tensor | None:
+        """Sparse CSR W [I, I] that adds sum over j in the user's TRAIN items of W[j, i] to the scores; None: no such term."""
+        return None
+
+    def diagnostics(self) -> dict[str, torch.Tensor]:
+        """Numbers about the model's state for the log, 0-dim tensors by name."""
+        return {}
+
+    def images(self) -> dict[str, torch.Tensor]:
+        """Matrices [h, w] with values in [0, 1] for TensorBoard, by name."""
+        return {}
+
+    # ---- users and items that were not in training
+
+    def new_user_vectors(
+        self, histories: sp.csr_matrix, item: torch.Tensor
+    ) -> tuple[torch.Tensor, list[str]]:
+        """Vectors [n, d] of users known by their items alone, and notes for the user of the program.
+
+        histories: [n, I] sparse 0/1; item: [I, d], the item vectors of `embeddings`. By default the mean of the
+        vectors of the user's items.
+        """
+        count = np.asarray(histories.sum(1)).ravel()
+        return sparse_like(sp.diags(1 / count) @ histories, item) @ item, []
+
+    def feature_sizes(self) -> dict[str, int]:
+        """{modality: dimension} of the features from which cold_item_vectors builds vectors; {}: it cannot."""
+        return {}
+
+    def cold_item_vectors(self, features: dict[str, torch.Tensor]) -> torch.Tensor:
+        """Vectors [n, d] of items known by their features alone. features: {modality: [n, d_m]}, see feature_sizes."""
+        raise UserError(f"--model {self.config.model}: has no vectors for items that were not in training")
+
+
+def batch_bpr(user: torch.Tensor, item: torch.Tensor, batch: Batch) -> torch.Tensor:
+    """BPR loss of a batch from the vectors of its unique users [v, d] and unique items [r, d]."""
+    return bpr_loss(
+        user.index_select(0, batch.user_index),
+        item.index_select(0, batch.pos_index),
+        item.index_select(0, batch.neg_index),
+    )
+
+
+def sparse_like(matrix: sp.spmatrix, tensor: torch.Tensor) -> torch.Tensor:
+    """A scipy matrix as a sparse CSR tensor with the type and device of a tensor."""
+    return from_scipy(matrix.astype(np.float64), tensor.device).to(tensor.dtype)
+
+
+def own_fields(model: type[Recommender]) -> list[tuple[str, type, dataclasses.Field]]:
+    """The settings of a model class as dataclass fields: (name, type, field)."""
+    return [(name, type(field.default), field) for name, field in model.settings.items()]

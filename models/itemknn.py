@@ -1,0 +1,75 @@
+"""ItemKNN: item-based collaborative filtering with cosine similarity (Sarwar 2001; Deshpande & Karypis 2004)."""
+
+from __future__ import annotations
+
+import typing
+
+import numpy as np
+import scipy.sparse as sp
+import torch
+
+from dataloader import Dataset, Needs
+from layers.sparse import from_scipy
+from models.base import Recommender
+from world import Config, setting
+
+
+class ItemKNN(Recommender):
+    """The score of an item is the sum of its cosine similarities to the user's TRAIN items. Nothing is trained.
+
+    The similarity of items i and j is n_ij / sqrt(n_i n_j), with n_ij the users that have both and n_i those that have
+    i; an item is no neighbour of its own.
+    """
+
+    needs: typing.ClassVar[Needs] = Needs()
+    settings: typing.ClassVar[dict[str, typing.Any]] = {
+        "itemknn_k": setting(0, "model", "most similar items kept for each item; 0 keeps all", low=0)
+    }
+    weights: torch.Tensor
+
+    def __init__(self, config: Config, dataset: Dataset):
+        super().__init__(config)
+        data = dataset.interactions
+        self.n_users = data.n_users
+        similarity = item_cosines(data.train, data.n_users, data.n_items)
+        if config.itemknn_k:
+            similarity = keep_largest(similarity, config.itemknn_k)
+        self.register_buffer("weights", from_scipy(similarity, torch.device("cpu")), persistent=False)
+
+    @classmethod
+    def search_space(cls, config: Config, modalities: typing.Collection[str]) -> tuple[str, ...]:
+        """The number of neighbours."""
+        return ("itemknn_k=0,10,20,50,100,200",)
+
+    def embeddings(
+        self, users: torch.Tensor | None = None, items: torch.Tensor | None = None
+    ) -> tuple[torch.Tensor, torch.Tensor]:
+        """Vectors without any dimension: all of the score comes from item_weights."""
+        sizes = (self.n_users, len(self.weights)) if users is None else (len(users), len(items))
+        user, item = (self.weights.values().new_zeros(size, 0) for size in sizes)
+        return user, item
+
+    def item_weights(self) -> torch.Tensor:
+        """The similarities, sparse CSR [I, I]."""
+        return self.weights
+
+
+def item_cosines(train: np.ndarray, n_users: int, n_items: int) -> sp.csr_matrix:
+    """Cosine similarities of the columns of the 0/1 matrix of (user, item) pairs [n, 2], zero diagonal: [I, I] float32."""
+    user, item = train.T
+    matrix = sp.csr_matrix((np.ones(len(train)), (user, item)), (n_users, n_items))
+    together = (matrix.T @ matrix).tocsr()
+    together.setdiag(0)
+    together.eliminate_zeros()
+    scale = sp.diags(1 / np.sqrt(np.maximum(np.bincount(item, minlength=n_items), 1)))
+    return (scale @ together @ scale).astype(np.float32).tocsr()
+
+
+def keep_largest(matrix: sp.csr_matrix, k: int) -> sp.csr_matrix:
+    """The k largest entries of each row of a sparse matrix; of equal ones, the lower columns."""
+    matrix.sort_indices()
+    rows = np.repeat(np.arange(matrix.shape[0]), np.diff(matrix.indptr))
+    order = np.lexsort((matrix.indices, -matrix.data, rows))
+    rank = np.arange(matrix.nnz) - matrix.indptr[rows[order]]
+    kept = order[rank < k]
+    return sp.csr_matrix((matrix.data[kept], (rows[kept], matrix.indices[kept])), matrix.shape)

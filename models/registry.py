@@ -1,0 +1,137 @@
+"""The models that --model names, and how a class from a user's own file joins them.
+
+    find_model("lgn_mm")                     # model.RecGOAT
+    find_model("my_model.py:MyModel")        # class MyModel of that file
+    config_class("itemknn")                  # Config with the settings of ItemKNN
+
+Only find_model imports a model, so that names and labels are known without loading torch. A name that was stored by
+a run is never enough to import a user's file: the user has to name it again (parse.py).
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import functools
+import importlib
+import importlib.util
+import sys
+import traceback
+import typing
+from pathlib import Path
+
+from utils import UserError, content_hash
+from world import Config
+
+if typing.TYPE_CHECKING:
+    from models.base import Recommender
+
+
+class Entry(typing.NamedTuple):
+    """A built-in model: where its class is, what tables call it, and a description for --help."""
+
+    target: str  # "module:Class"
+    label: str
+    summary: str
+
+
+MODELS = {
+    "mf": Entry("models.mf:MF", "MF", "matrix factorisation"),
+    "lgn": Entry("models.lightgcn:LightGCN", "LightGCN", "LightGCN"),
+    "vbpr": Entry("models.vbpr:VBPR", "VBPR", "VBPR"),
+    "freedom": Entry("models.freedom:FREEDOM", "FREEDOM", "FREEDOM"),
+    "itemknn": Entry("models.itemknn:ItemKNN", "ItemKNN", "item-based cosine similarity, without training"),
+    "lgn_mm": Entry("model:RecGOAT", "RecGOAT", "RecGOAT"),
+}
+
+
+def is_external(model: str) -> bool:
+    """Whether --model names a class in a user's file ("FILE.py:CLASS") rather than a built-in model."""
+    return ":" in model
+
+
+def label(model: str) -> str:
+    """What tables call a model: "RecGOAT" for "lgn_mm", "MyModel" for "my_model.py:MyModel"."""
+    if is_external(model):
+        return model.rpartition(":")[2]
+    return MODELS[model].label if model in MODELS else model
+
+
+def slug(model: str) -> str:
+    """The model's name in file names: "lgn_mm", or "MyModel" for "my_model.py:MyModel"."""
+    return label(model) if is_external(model) else model
+
+
+@functools.cache
+def find_model(model: str) -> type[Recommender]:
+    """The class that --model names. Raises UserError if there is none."""
+    if is_external(model):
+        return load_class(model)
+    if model not in MODELS:
+        raise UserError(
+            f"--model {model}: choose from {', '.join(MODELS)}, or name a class of your own as FILE.py:CLASS"
+        )
+    module, _, name = MODELS[model].target.partition(":")
+    return getattr(importlib.import_module(module), name)
+
+
+def load_class(model: str) -> type[Recommender]:
+    """Import "FILE.py:CLASS". Raises UserError if the file or the class is missing or cannot be used."""
+    from models.base import Recommender
+
+    file, _, name = model.rpartition(":")
+    path = Path(file)
+    if path.suffix != ".py" or not path.is_file():
+        raise UserError(f"--model {model}: {file} is not a Python file; name a class as FILE.py:CLASS")
+    module_name = f"user_model_{content_hash(str(path.resolve()))[:16]}"
+    spec = importlib.util.spec_from_file_location(module_name, path)
+    assert spec is not None and spec.loader is not None  # a .py file always has a loader
+    module = importlib.util.module_from_spec(spec)
+    sys.modules[module_name] = module
+    try:
+        spec.loader.exec_module(module)
+    except Exception as error:
+        lines = [
+            frame.lineno for frame in traceback.extract_tb(error.__traceback__) if frame.filename == str(path)
+        ]
+        place = f", line {lines[-1]}" if lines else ""
+        raise UserError(f"{path}{place}: {type(error).__name__}: {error}; correct the file") from error
+    found = getattr(module, name, None)
+    if not (isinstance(found, type) and issubclass(found, Recommender)):
+        raise UserError(f"--model {model}: {path} has no class {name} that extends models.base.Recommender")
+    return found
+
+
+@functools.cache
+def config_class(model: str) -> type[Config]:
+    """Config, with the settings that the model class adds. Raises UserError if one of them is not usable."""
+    from models.base import own_fields
+
+    own = own_fields(find_model(model))
+    if not own:
+        return Config
+    taken = {field.name for field in dataclasses.fields(Config)}
+    for name, kind, field in own:
+        if (
+            name in taken
+            or not name.isidentifier()
+            or kind not in (int, float, str)
+            or "group" not in field.metadata
+        ):
+            raise UserError(
+                f"--model {model}: setting '{name}' must have a new name and be made by world.setting with a number "
+                "or text as its default"
+            )
+    return dataclasses.make_dataclass(
+        "Config", own, bases=(Config,), frozen=True, namespace={"__doc__": Config.__doc__}
+    )
+
+
+def checked(config: Config) -> Config:
+    """The config itself. Raises UserError for settings that its model cannot be built with."""
+    find_model(config.model).check(config)
+    return config
+
+
+def source_hash(model: str) -> str | None:
+    """SHA-256 of the file of a user's class, for the record of a run; None for a built-in model."""
+    return content_hash(Path(model.rpartition(":")[0]).read_bytes()) if is_external(model) else None

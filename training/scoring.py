@@ -1,0 +1,88 @@
+"""Scores of all items for the users of a split, in chunks that fit the cache of a CPU or the memory of a GPU."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Iterator
+
+import torch
+from tqdm import tqdm
+
+from dataloader import HeldOut, Rows
+from layers.device import on_cpu
+
+GROUP = 64  # score matrices are padded to a multiple of this many columns, which rankings look at together
+
+
+@dataclasses.dataclass(frozen=True)
+class Scorer:
+    """Scores of users for items: user @ item.T, plus history @ weights for a model that has item weights."""
+
+    user: torch.Tensor  # [U, d]
+    item: torch.Tensor  # [I, d]
+    weights: torch.Tensor | None = None  # sparse CSR [I, I]
+    history: Rows | None = None  # the items of every user that the weights apply to: those of TRAIN
+
+    def score(self, users: torch.Tensor, item: torch.Tensor, out: torch.Tensor) -> torch.Tensor:
+        """Scores of users [r] int64 for all items, in `out` [r, n]. item: [n, d], item vectors with padding rows."""
+        scores = torch.mm(self.user[users], item.T, out=out)
+        if self.weights is not None and self.history is not None:
+            add_history(scores, users, self.history, self.weights)
+        return scores
+
+
+def add_history(scores: torch.Tensor, users: torch.Tensor, history: Rows, weights: torch.Tensor) -> None:
+    """Add to the scores [r, n] of each user the rows of the sparse weights [I, I] that belong to the user's items."""
+    crow, items = history
+    first, counts = crow[users], crow[users + 1] - crow[users]
+    row, entry = expand(first, counts)
+    rows_of_weights = items[entry]
+    crow, col, values = weights.crow_indices().long(), weights.col_indices(), weights.values()
+    first, counts = crow[rows_of_weights], crow[rows_of_weights + 1] - crow[rows_of_weights]
+    which, entry = expand(first, counts)
+    scores.view(-1).index_add_(0, row[which] * scores.shape[1] + col[entry], values[entry])
+
+
+def expand(first: torch.Tensor, counts: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+    """Ranges first[i] .. first[i] + counts[i] one after another: (i, element of the range) of every element."""
+    index = torch.repeat_interleave(counts)
+    start = counts.cumsum(0) - counts
+    return index, torch.arange(len(index), device=counts.device) - start[index] + first[index]
+
+
+def chunk_size(n_items: int, tensor: torch.Tensor) -> int:
+    """Users to score at a time: as many as keep the scores in the cache of a CPU, or 1 GB of them on a GPU."""
+    return max((2**21 if on_cpu(tensor) else 2**28) // n_items, 64)
+
+
+def row_numbers(crow: torch.Tensor, start: int, stop: int) -> torch.Tensor:
+    """The row of each entry in rows start..stop of a CSR with these row pointers, counted from `start`."""
+    counts = crow[start + 1 : stop + 1] - crow[start:stop]
+    return torch.repeat_interleave(torch.arange(stop - start, device=crow.device), counts)
+
+
+@torch.inference_mode()
+def score_chunks(scorer: Scorer, split: HeldOut, chunk: int = 0) -> Iterator[tuple[int, int, torch.Tensor]]:
+    """Scores of all items for the users of a split, chunk by chunk: (start, stop, [stop - start, n]).
+
+    n is the number of items rounded up to a multiple of GROUP. Masked items score less than any other, but more than
+    the padding columns. The chunks share their memory. chunk: users scored at a time (0: chosen for the device).
+    """
+    item, n_items = scorer.item, len(scorer.item)
+    chunk = chunk or chunk_size(n_items, item)
+    item = torch.cat([item, item.new_zeros(-n_items % GROUP, item.shape[1])])
+    crow, masked = split.masked
+    buffer = item.new_empty(min(chunk, len(split.users)), len(item))
+    starts = range(0, len(split.users), chunk)
+    for start in tqdm(starts, desc="ranking", unit="chunk", leave=False, delay=2, disable=None):
+        stop = min(start + chunk, len(split.users))
+        scores = scorer.score(split.users[start:stop], item, buffer[: stop - start])
+        scores[:, n_items:] = -torch.inf
+        entries = row_numbers(crow, start, stop), masked[crow[start] : crow[stop]]
+        scores[entries] = torch.finfo(scores.dtype).min
+        yield start, stop, scores
+
+
+def slice_of_rows(row: torch.Tensor, start: int, stop: int) -> slice:
+    """The entries of an ascending row index [m] that lie in rows start..stop."""
+    return slice(*torch.searchsorted(row, row.new_tensor([start, stop])).tolist())
