@@ -99,7 +99,7 @@ def layer_case(heads, n=12, d_in=5, d=8, k=3, dropout=0.0):
 
 
 def oracle_of(layer):
-    """GATConv with copies of the weights of a layer, and the pairs (weight of the layer, weight of GATConv)."""
+    """GATConv with the weights of a layer, and the pairs (weight of the layer, weight of GATConv)."""
     d, d_in = layer.weight.shape
     oracle = GATConv(d_in, d // layer.heads, layer.heads, negative_slope=0.2, add_self_loops=False)
     oracle = oracle.to(layer.weight.dtype)

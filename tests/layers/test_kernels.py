@@ -1,4 +1,4 @@
-"""Every autograd function of layers/kernels.py, compared with its plain reference and with finite differences."""
+"""The autograd functions of layers/kernels.py, compared with plain references and finite differences."""
 
 import numpy as np
 import pytest
@@ -60,7 +60,9 @@ def test_product_gradcheck():
 
 
 def test_product_rounds_its_operands_and_keeps_the_types_of_gradients():
-    a, b, probe = (randn(*shape, seed=s, dtype=torch.float32) for s, shape in enumerate([(6, 5), (5, 4), (6, 4)]))
+    a, b, probe = (
+        randn(*shape, seed=s, dtype=torch.float32) for s, shape in enumerate([(6, 5), (5, 4), (6, 4)])
+    )
     a.requires_grad_(), b.requires_grad_()
 
     def rounded(x):
@@ -124,7 +126,11 @@ def test_propagation_equals_its_reference(layers, d):
     "users, items", [([0, 3, 6], [4, 1]), ([5], []), (range(7), range(5)), (None, [2, 0]), ([1, 2], None)]
 )
 def test_propagation_of_some_rows_equals_rows_of_the_reference(layers, users, items):
-    (dense, matrix), user, item = random_symmetric(12), randn(7, 35, grad=True), randn(5, 35, seed=1, grad=True)
+    (dense, matrix), user, item = (
+        random_symmetric(12),
+        randn(7, 35, grad=True),
+        randn(5, 35, seed=1, grad=True),
+    )
     users, items = (
         rows if rows is None else torch.tensor(list(rows), dtype=torch.int64) for rows in (users, items)
     )
@@ -137,7 +143,9 @@ def test_propagation_of_some_rows_equals_rows_of_the_reference(layers, users, it
     for used in (2, 1):
         gradients = [
             torch.autograd.grad(
-                sum((p * part).sum() for p, part in zip(probes[:used], parts)), (user, item), retain_graph=True
+                sum((p * part).sum() for p, part in zip(probes[:used], parts)),
+                (user, item),
+                retain_graph=True,
             )
             for parts in (outputs, expected)
         ]
@@ -229,7 +237,9 @@ def test_l1_cost_equals_its_reference(n, p, q):
 
 
 def test_l1_cost_gradcheck():
-    assert torch.autograd.gradcheck(L1Cost.apply, (randn(5, 3, seed=1, grad=True), randn(5, 4, seed=2, grad=True)))
+    assert torch.autograd.gradcheck(
+        L1Cost.apply, (randn(5, 3, seed=1, grad=True), randn(5, 4, seed=2, grad=True))
+    )
 
 
 # ---------------------------------------------------------------- no second derivatives
@@ -251,7 +261,9 @@ def one_call_of_each():
     }
 
 
-@pytest.mark.parametrize("name", ["Product", "Propagation", "SparseProduct", "Attention", "InfoNCE", "L1Cost"])
+@pytest.mark.parametrize(
+    "name", ["Product", "Propagation", "SparseProduct", "Attention", "InfoNCE", "L1Cost"]
+)
 def test_a_second_derivative_raises_instead_of_being_wrong(name):
     output, variable = one_call_of_each()[name]
     (gradient,) = torch.autograd.grad(output.square().sum(), variable, create_graph=True)

@@ -19,7 +19,9 @@ def test_csr_tensor_contains_the_given_entries():
 def test_from_scipy_keeps_type_and_values_and_sorts_columns():
     dense = np.array([[0, 2.5, 1], [0, 0, 0], [3, 0, -1]])
     # Entries of a row in descending order of their columns.
-    matrix = sp.csr_matrix((np.array([1, 2.5, -1, 3]), np.array([2, 1, 2, 0]), np.array([0, 2, 2, 4])), (3, 3))
+    matrix = sp.csr_matrix(
+        (np.array([1, 2.5, -1, 3]), np.array([2, 1, 2, 0]), np.array([0, 2, 2, 4])), (3, 3)
+    )
     for dtype in (np.float32, np.float64):
         tensor = from_scipy(matrix.astype(dtype), CPU)
         assert tensor.layout == torch.sparse_csr
