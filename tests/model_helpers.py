@@ -1,5 +1,6 @@
 """Small models, batches and random tensors that the tests of layers and models share."""
 
+import math
 import sys
 
 import numpy as np
@@ -36,14 +37,14 @@ def settings(**changes):
     return config_class(values["model"])(**values)
 
 
-def build(folder, modalities=("text", "image"), seed=0, **changes):
+def build(folder, modalities=("text", "image"), **changes):
     """The model of these settings on the dataset of the small_dataset fixture, with these modalities."""
     audio = folder / "audio_feat.npy"
     if "audio" in modalities and not audio.exists():
         np.save(audio, np.random.default_rng(2).standard_normal((30, 7)).astype(np.float32))
     paths = {f"{m}_feat": str(folder / f"{m}_feat.npy") for m in modalities}
     config = settings(dataset=folder.name, data_root=str(folder.parent), **{**paths, **changes})
-    torch.manual_seed(seed)
+    torch.manual_seed(config.seed)
     return make_model(config, dataset_of(config), CPU)
 
 
@@ -55,6 +56,20 @@ def batch_of(users, pos, neg):
 def repeating_batch():
     """A batch in which users and items occur more than once, items as positives and as negatives too."""
     return batch_of([0, 1, 1, 2, 5, 0], [3, 3, 4, 9, 9, 8], [10, 11, 3, 12, 11, 13])
+
+
+def bpr_by_hand(user, item, batch):
+    """Mean of -log sigmoid(u . p - u . n), triple by triple."""
+    user, item, triples = user.detach(), item.detach(), zip(*(ids.tolist() for ids in batch[:3]))
+    margins = [float(user[u] @ item[p] - user[u] @ item[n]) for u, p, n in triples]
+    return sum(math.log(1 + math.exp(-margin)) for margin in margins) / len(margins)
+
+
+def norm_by_hand(user, item, batch):
+    """Mean over triples of the summed squares of their three vectors."""
+    user, item, triples = user.detach(), item.detach(), zip(*(ids.tolist() for ids in batch[:3]))
+    rows = [float((torch.stack([user[u], item[p], item[n]]) ** 2).sum()) for u, p, n in triples]
+    return sum(rows) / len(rows)
 
 
 def gradients(model):
