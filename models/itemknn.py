@@ -45,9 +45,10 @@ class ItemKNN(Recommender):
         self, users: torch.Tensor | None = None, items: torch.Tensor | None = None
     ) -> tuple[torch.Tensor, torch.Tensor]:
         """Vectors without any dimension: all of the score comes from item_weights."""
-        sizes = (self.n_users, len(self.weights)) if users is None else (len(users), len(items))
-        user, item = (self.weights.values().new_zeros(size, 0) for size in sizes)
-        return user, item
+        n_users = self.n_users if users is None else len(users)
+        n_items = len(self.weights) if items is None else len(items)
+        values = self.weights.values()
+        return values.new_zeros(n_users, 0), values.new_zeros(n_items, 0)
 
     def item_weights(self) -> torch.Tensor:
         """The similarities, sparse CSR [I, I]."""
