@@ -68,8 +68,8 @@ def test_loss_is_bpr_of_propagated_plus_the_norm_of_initial_embeddings():
 
 @pytest.mark.parametrize("layers", [0, 1, 2])
 def test_a_new_user_has_the_vector_of_a_training_user_with_a_zero_embedding(layers):
-    # The vectors are equal up to two layers, and if the items have no other users: otherwise the training user
-    # also changes the vectors of their items, which new users do not.
+    # The vectors are equal up to two layers, and if the items have no other users: otherwise the training
+    # user also changes the vectors of their items, which a new user does not.
     hits = np.zeros((3, 6), dtype=bool)
     hits[0, [0, 1]], hits[1, [1, 2]] = True, True
     model = make_lightgcn(hits, layer=layers)

@@ -42,5 +42,7 @@ def test_vectors_of_a_new_user_are_the_mean_of_their_items():
 def test_diagnostics_are_mean_lengths():
     model = make_mf(9, 14)
     numbers = {name: value.item() for name, value in model.diagnostics().items()}
-    lengths = [sum(row.norm().item() for row in vectors) / len(vectors) for vectors in (model.user, model.item)]
+    lengths = [
+        sum(row.norm().item() for row in vectors) / len(vectors) for vectors in (model.user, model.item)
+    ]
     assert numbers == pytest.approx({"norm/user": lengths[0], "norm/item": lengths[1]}, rel=1e-5)
