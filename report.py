@@ -81,13 +81,12 @@ def section_blocks(
 
 
 def opening(runs: Sequence[Run], finished: Sequence[Run]) -> Text:
-    """First paragraph: when, by which code and from which runs the report was made."""
+    """First paragraph: when and by which code the report was made, and how many runs it covers."""
     code = provenance()
     commit = str(code["git_commit"])[:12] + (" with uncommitted changes" if code["git_dirty"] else "")
-    platforms = sorted({str(run.result.get("versions", {}).get("platform")) for run in finished})
     return Text(
         f"Generated {time.strftime('%Y-%m-%d %H:%M %Z')} by report.py (commit {commit}). "
-        f"{len(finished)} of {len(runs)} runs have finished. Platform of the runs: {'; '.join(platforms)}."
+        f"{len(finished)} of {len(runs)} runs have finished."
     )
 
 

@@ -124,7 +124,6 @@ def draw_bars(panels: Mapping[str, Sequence[Bar]]) -> "Figure":
             means,
             xerr=[math.nan if deviation is None else deviation for deviation in deviations],
             color=[line_style(index)["color"] for index in range(len(bars))],
-            alpha=0.75,
             height=0.7,
             ecolor="#333333",
             capsize=3,

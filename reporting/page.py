@@ -20,20 +20,21 @@ h1 { line-height: 1.2; margin: 1.5rem 0 .5rem; }
 h2 { margin: 2.5rem 0 .5rem; border-bottom: 1px solid #d0d7de; overflow-wrap: anywhere; }
 p, figcaption { max-width: 48rem; overflow-wrap: anywhere; }
 /* A shadow at the right edge shows that there is more to scroll to; the white cover hides it at the end. */
-.scroll { overflow-x: auto; background:
+.scroll { overflow-x: auto; margin-top: 1.5rem; background:
   linear-gradient(to left, white 1.5rem, transparent) right / 3rem 100% no-repeat local,
   linear-gradient(to left, #0002, transparent) right / .8rem 100% no-repeat scroll; }
-table { border-collapse: collapse; font-variant-numeric: tabular-nums; font-size: .9rem; margin-top: 1.2rem; }
-caption { text-align: left; font-weight: 600; font-size: 1rem; padding: .5rem 0; }
+table { border-collapse: collapse; font-variant-numeric: tabular-nums; font-size: .9rem; }
+caption { text-align: left; font-weight: 600; font-size: 1rem; padding-bottom: .4rem; }
 th, td { padding: .3rem .7rem; text-align: left; white-space: nowrap; border-bottom: 1px solid #e5e8eb; }
-th { border-bottom: 2px solid #57606a; white-space: normal; vertical-align: bottom; min-width: 3.5rem; }
+th { border-bottom: 2px solid #57606a; white-space: normal; vertical-align: bottom; min-width: 3.5rem;
+  text-wrap: balance; }
 .right { text-align: right; }
-.group td { border-top: 1px solid #8c959f; }
+.group td { border-top: 2px solid #afb8c1; }
 td.long { white-space: normal; min-width: 16rem; overflow-wrap: anywhere; }
 tbody tr:hover { background: #0969da14; }
 .note, figcaption { color: #57606a; font-size: .9rem; margin-top: .5rem; }
 .warning { border-left: 4px solid #d55e00; background: #fff4ec; padding: .5rem .8rem; }
-figure { margin: 1.8rem 0; } img { max-width: 100%; }
+figure { margin: 1.8rem 0; } figure .scroll { background: none; } img { display: block; max-width: 100%; }
 """
 
 

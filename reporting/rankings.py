@@ -50,7 +50,7 @@ def item_bins(popularity: np.ndarray) -> np.ndarray:
     """Assign each item to a bin by its number of training interactions [I]: an index into ITEM_BINS, [I].
 
     From the most popular item down, head items account for the first half of all interactions, middle items
-    for the next 30 %, tail items for the rest. Cold items have no training interaction.
+    for the next 30%, tail items for the rest. Cold items have no training interaction.
     """
     order = np.argsort(-popularity, kind="stable")
     more_popular = np.cumsum(popularity[order]) - popularity[order]

@@ -17,11 +17,11 @@ HEADER = [
     "gain",
     "gain (%)",
     "seeds",
-    "p (t-test, seeds)",
-    "p (Wilcoxon, seeds)",
+    "t-test p (seeds)",
+    "Wilcoxon p (seeds)",
     "users",
-    "p (t-test, users)",
-    "p (Wilcoxon, users)",
+    "t-test p (users)",
+    "Wilcoxon p (users)",
 ]
 NOTE = (
     "Two-sided paired tests, not corrected for multiple comparisons. Over seeds, the two runs of a seed form "

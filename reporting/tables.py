@@ -14,7 +14,7 @@ from reporting.runs import Run
 from utils import UserError
 
 PUBLISHED = Path(__file__).parents[1] / "docs" / "published.csv"
-SPLIT_NAMES = {"valid": "validation", "test": "TEST"}
+SPLIT_NAMES = {"train": "training", "valid": "validation", "test": "TEST"}
 SECONDS = ("epoch_seconds", "evaluation_seconds")
 
 
@@ -26,7 +26,7 @@ def describe_protocol(section: Section) -> Text:
     run = section.first
     protocol = run.result.get("protocol", {})
     metric = protocol.get("selection_metric", run.config.selection_metric)
-    masked = " and ".join(protocol.get("masked_at_test", ["train"]))
+    masked = " and ".join(SPLIT_NAMES[name] for name in protocol.get("masked_at_test", ["train"]))
     dropout = ", dropout active while scoring" if run.config.eval_dropout else ""
     split = SPLIT_NAMES[run.config.select_on]
     return Text(
@@ -190,7 +190,7 @@ def items_table(section: Section, groups: Sequence[Group], rankings: Rankings) -
         rows,
         "Share of the relevant (user, item) pairs that are ranked in the top K. Items are sorted by their "
         "number of training interactions: head items account for the first half of all interactions, middle "
-        "items for the next 30 %, tail items for the rest; cold items have none.",
+        "items for the next 30%, tail items for the rest; cold items have none.",
     )
 
 
@@ -214,13 +214,15 @@ def seconds_table(section: Section) -> Table:
                 ", ".join(sorted({str(result.get("device")) for result in results})),
             ]
         )
+    platforms = {environment(run)["platform"] for group in section.groups for run in group.runs}
     return Table(
         f"Time and memory, {section.dataset}",
         f"{section.slug}_seconds",
         ["method", *SECONDS, "run_seconds", "peak memory (MB)", "device"],
         rows,
         "Seconds per epoch and per evaluation: median over the evaluated epochs of all seeds. Seconds per "
-        "run: mean ± sample standard deviation over seeds. Peak memory: maximum over seeds.",
+        "run: mean ± sample standard deviation over seeds. Peak memory: maximum over seeds. "
+        f"Platform: {'; '.join(sorted(platforms))}.",
     )
 
 

@@ -73,7 +73,7 @@ def test_different_data_and_protocols_get_separate_tables(root, capsys):
         "## Baby (3)",
         "## Baby (4)",
     ]
-    protocol = "Best epoch selected by ndcg@5 on validation; train items masked at test; "
+    protocol = "Best epoch selected by ndcg@5 on validation; training items masked at test; "
     assert f"## Baby (2)\n\n{protocol}hash of the interactions: two." in out
     assert run_report(root, "--list") == 0
     assert capsys.readouterr().out.count("leaks: epoch selected on test") == 1

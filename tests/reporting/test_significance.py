@@ -49,7 +49,7 @@ def test_comparison_with_the_best_other_row(root, capsys):
     write_run(root, 2, 0.28, model="mf")
     assert run_report(root, "--figures", "0") == 0
     row = read_table(root, "baby_significance")[0]
-    assert (row["best other"], row["seeds"], row["p (t-test, seeds)"], row["users"]) == ("MF", "1", "", "0")
+    assert (row["best other"], row["seeds"], row["t-test p (seeds)"], row["users"]) == ("MF", "1", "", "0")
     assert float(row["gain"]) == pytest.approx(1.01 / 3 - 0.28)
     assert float(row["gain (%)"]) == pytest.approx(100 * (1.01 / 3 / 0.28 - 1))
     assert "Too few seeds" in capsys.readouterr().out
@@ -64,8 +64,8 @@ def test_ours_names_the_row_to_compare(root, capsys):
     assert row["best other"] == "RecGOAT"
     assert row["seeds"] == "3"
     assert float(row["gain"]) < 0
-    assert float(row["p (t-test, seeds)"]) == pytest.approx(t_test_by_definition(ours, other), rel=1e-6)
-    assert row["p (Wilcoxon, seeds)"] == "0.25"
+    assert float(row["t-test p (seeds)"]) == pytest.approx(t_test_by_definition(ours, other), rel=1e-6)
+    assert row["Wilcoxon p (seeds)"] == "0.25"
     assert "With 3 seeds, a Wilcoxon p value cannot be below 0.25" in capsys.readouterr().out
 
 
@@ -73,7 +73,7 @@ def test_six_seeds_are_enough(root, capsys):
     write_two_models(root, np.linspace(0.3, 0.4, 6), np.linspace(0.2, 0.31, 6))
     assert run_report(root, "--figures", "0") == 0
     assert "Wilcoxon p value cannot" not in capsys.readouterr().out
-    assert read_table(root, "baby_significance")[0]["p (Wilcoxon, seeds)"] == "0.03125"
+    assert read_table(root, "baby_significance")[0]["Wilcoxon p (seeds)"] == "0.03125"
 
 
 def test_tests_over_users_pair_means_over_seeds(root):
@@ -86,8 +86,8 @@ def test_tests_over_users_pair_means_over_seeds(root):
     ours, other = np.mean(values["lgn_mm"], 0), np.mean(values["lgn"], 0)
     assert row["seeds"] == "0"
     assert row["users"] == "50"
-    assert float(row["p (t-test, users)"]) == pytest.approx(t_test_by_definition(ours, other), rel=1e-5)
-    assert float(row["p (Wilcoxon, users)"]) == pytest.approx(stats.wilcoxon(ours - other).pvalue)
+    assert float(row["t-test p (users)"]) == pytest.approx(t_test_by_definition(ours, other), rel=1e-5)
+    assert float(row["Wilcoxon p (users)"]) == pytest.approx(stats.wilcoxon(ours - other).pvalue)
 
 
 @pytest.mark.parametrize(
