@@ -41,13 +41,18 @@ Cell = str | int | Number
 
 @dataclasses.dataclass(frozen=True)
 class Table:
-    """Rows of cells under a header. slug: file name without suffix; note: small print below the table."""
+    """Rows of cells under a header.
+
+    slug: file name without suffix. note: small print below the table. grouped: consecutive rows with the same
+    first cell belong together.
+    """
 
     title: str
     slug: str
     header: list[str]
     rows: list[list[Cell]]
     note: str = ""
+    grouped: bool = False
 
     def numeric_columns(self) -> list[bool]:
         """For every column, whether it holds numbers only; these are right-aligned."""

@@ -53,19 +53,13 @@ def html_header_cell(name: str, right: bool) -> str:
     return f'<th scope="col"{style}>{escape(name)}</th>'
 
 
-def group_starts(table: Table) -> list[bool]:
-    """Whether each row starts a group of rows with the same first cell, in tables that have such groups."""
-    first = [str(row[0]) for row in table.rows]
-    has_groups = len(set(first)) < len(first)
-    return [has_groups and index > 0 and first[index - 1] != first[index] for index in range(len(first))]
-
-
 def html_table(table: Table) -> str:
     """A table in a box that scrolls sideways, and its note."""
     numeric = table.numeric_columns()
     head = "".join(map(html_header_cell, table.header, numeric))
     rows = []
-    for row, starts_group in zip(table.rows, group_starts(table)):
+    for index, row in enumerate(table.rows):
+        starts_group = table.grouped and index > 0 and row[0] != table.rows[index - 1][0]
         style = ' class="group"' if starts_group else ""
         rows.append(f"<tr{style}>{''.join(map(html_cell, row, numeric))}</tr>")
     lines = [

@@ -167,6 +167,7 @@ def users_table(section: Section, groups: Sequence[Group], rankings: Rankings) -
         ["metric", "method", *columns],
         rows,
         "Users are split at the quartiles of their number of training items.",
+        grouped=True,
     )
 
 
@@ -191,6 +192,7 @@ def items_table(section: Section, groups: Sequence[Group], rankings: Rankings) -
         "Share of the relevant (user, item) pairs that are ranked in the top K. Items are sorted by their "
         "number of training interactions: head items account for the first half of all interactions, middle "
         "items for the next 30%, tail items for the rest; cold items have none.",
+        grouped=True,
     )
 
 
