@@ -1,5 +1,11 @@
-"""Datasets that the tests share: a small random one, and the real Baby data where it is there."""
+"""Fixtures shared by the tests: a small random dataset, and the real Amazon Baby data where it is available.
 
+Tests on real data need RECGOAT_TEST_DATA, the folder that holds the dataset folder baby/; without it they are skipped:
+
+    RECGOAT_TEST_DATA=/data/amazon bash scripts/test.sh
+"""
+
+import os
 from pathlib import Path
 
 import numpy as np
@@ -31,8 +37,11 @@ def small_dataset(tmp_path):
 
 @pytest.fixture
 def baby():
-    """Folder of the real Baby data."""
-    folder = Path(__file__).resolve().parents[1] / ".." / "shared" / "data" / "baby"
+    """Folder of the real Baby data, $RECGOAT_TEST_DATA/baby; skips the test where there is none."""
+    root = os.environ.get("RECGOAT_TEST_DATA")
+    if not root:
+        pytest.skip("set RECGOAT_TEST_DATA to a folder that contains baby/ to test on real data")
+    folder = Path(root) / "baby"
     if not folder.is_dir():
-        pytest.skip(f"real data is absent: no {folder}")
+        pytest.skip(f"no folder {folder}: set RECGOAT_TEST_DATA to a folder that contains baby/")
     return folder
