@@ -1,8 +1,8 @@
 #!/usr/bin/env bash
 # The Last.fm table of the README: encode LLM-written texts of artists and users with MiniLM, then train
 # LightGCN and RecGOAT on text and audio, without and with the user-user branch (eq. 6), over several seeds.
-#   SOURCE=/data/lastfm scripts/lastfm.sh
-#   SOURCE=/data/lastfm SEEDS=2025 ONLY="lightgcn text_audio" scripts/lastfm.sh
+#   SOURCE=FOLDER scripts/lastfm.sh
+#   SOURCE=FOLDER SEEDS=2025 ONLY="lightgcn text_audio" scripts/lastfm.sh
 # Environment variables:
 #   SOURCE    folder with train.txt, valid.txt, test.txt, audio_feat_vggish.npy, items.jsonl and users.jsonl;
 #             both .jsonl have a field llm_text (default: lastfm/ in RECGOAT_TEST_DATA)

@@ -1,8 +1,8 @@
 """Fixtures shared by the tests: a small random dataset, and the real Amazon Baby data where it is available.
 
-Tests on real data need RECGOAT_TEST_DATA, the folder that holds the dataset folder baby/; without it they are skipped:
+Tests on real data are skipped unless RECGOAT_TEST_DATA names a folder that contains the dataset folder baby/:
 
-    RECGOAT_TEST_DATA=/data/amazon bash scripts/test.sh
+    RECGOAT_TEST_DATA=FOLDER bash scripts/test.sh
 """
 
 import os
@@ -18,7 +18,7 @@ N_USERS, N_ITEMS = 40, 30
 
 @pytest.fixture(autouse=True)
 def same_threads():
-    """Undo --threads of a command line that ran in this process: the last bits of later tests depend on it."""
+    """Restore the number of threads that --threads changed: the last bits of later results depend on it."""
     threads = torch.get_num_threads()
     yield
     torch.set_num_threads(threads)
@@ -26,7 +26,7 @@ def same_threads():
 
 @pytest.fixture
 def small_dataset(tmp_path):
-    """tmp_path/data/small: 40 users x 30 items, 6 train items a user, text float32 [30, 12], image float16 [30, 20]."""
+    """tmp_path/data/small: 40 users, 30 items, 6 train items per user, text f32 [30, 12], image f16 [30, 20]."""
     folder = tmp_path / "data" / "small"
     write_txt(folder, **random_pairs(0, N_USERS, N_ITEMS, 6))
     rng = np.random.default_rng(1)

@@ -552,6 +552,7 @@ def same_after_kill(folder, monkeypatch, command, flags, n, output):
     assert not list(folder.glob(".*.partial"))
 
 
+@pytest.mark.slow
 def test_text_killed_and_restarted(models, folder, monkeypatch):
     n = 800
     (folder / "item_ids.tsv").write_text("".join(f"{i}\tB{i}\n" for i in range(n)))
@@ -563,6 +564,7 @@ def test_text_killed_and_restarted(models, folder, monkeypatch):
     )
 
 
+@pytest.mark.slow
 def test_image_killed_and_restarted(models, folder, monkeypatch, tmp_path):
     n, rng = 500, np.random.default_rng(3)
     (folder / "item_ids.tsv").write_text("".join(f"{i}\tB{i}\n" for i in range(n)))

@@ -386,6 +386,7 @@ def test_prompts_are_bounded_and_items_cannot_close_the_answer():
     assert text.lower().count("<answer>") == 1 and len(text) < 10 * 80 + 2000
 
 
+@pytest.mark.slow
 def test_killed_and_restarted(tmp_path, model, monkeypatch):
     """kill -9 while profiles come in, then again while they are encoded; answers are not asked for twice, files are the same."""
     n = 300
