@@ -18,7 +18,7 @@ def canvas(panels, height=3.4, columns=2):
         from matplotlib import figure
     except ImportError:
         raise UserError(
-            "figures need matplotlib: pip install -r data/requirements.txt, or take --figures 0"
+            "figures need matplotlib: pip install -c constraints.txt -e '.[report]', or take --figures 0"
         ) from None
     columns = min(columns, len(panels))
     rows = math.ceil(len(panels) / columns)

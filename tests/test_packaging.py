@@ -1,4 +1,4 @@
-"""Packaging: pyproject.toml, requirements.txt, constraints.txt, CITATION.cff, LICENSE and the shell scripts."""
+"""Packaging: pyproject.toml, requirements.txt, constraints.txt, CITATION.cff, LICENSE and shell scripts."""
 
 import re
 import subprocess

@@ -13,7 +13,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-pytest.importorskip("sentence_transformers", reason="pip install -r data/requirements.txt")
+pytest.importorskip("sentence_transformers", reason="pip install -c constraints.txt -e '.[features]'")
 
 import tiny_models
 from helpers import write_inter, write_txt
