@@ -26,7 +26,7 @@ def same_threads():
 
 @pytest.fixture
 def small_dataset(tmp_path):
-    """tmp_path/data/small: 40 users, 30 items, 6 train items per user, features text [30, 12], image [30, 20]."""
+    """tmp_path/data/small: 40 users, 30 items, 6 train items per user, text [30, 12], image [30, 20]."""
     folder = tmp_path / "data" / "small"
     write_txt(folder, **random_pairs(0, N_USERS, N_ITEMS, 6))
     rng = np.random.default_rng(1)
