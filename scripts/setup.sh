@@ -4,12 +4,16 @@
 # .venv/installed_NAME holds a copy of the files that NAME was installed from; when they change, pip runs again.
 cd "$(dirname "${BASH_SOURCE[0]}")/.." || exit
 PYTHON=.venv/bin/python
-[ -x $PYTHON ] || python3 -m venv --clear .venv
+if [ ! -x $PYTHON ]; then
+    python3 -c 'import sys; sys.exit(sys.version_info < (3, 11))' ||
+        { echo "python3 is $(python3 --version 2>&1); Python 3.11 or newer is needed" >&2; exit 2; }
+    python3 -m venv --clear .venv
+fi
 
 specification() { cat requirements.txt constraints.txt pyproject.toml; }
 MISSING=()
 for NAME in runtime ${EXTRAS:-}; do
-    specification | cmp --quiet - ".venv/installed_$NAME" 2>/dev/null || MISSING+=("$NAME")
+    specification | cmp -s - ".venv/installed_$NAME" 2>/dev/null || MISSING+=("$NAME")
 done
 if [ ${#MISSING[@]} -gt 0 ]; then
     echo "installing into .venv: ${MISSING[*]}"

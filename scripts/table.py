@@ -92,7 +92,7 @@ def mean_table(runs: Sequence[Run]) -> list[str]:
 
 
 def main(arguments: Sequence[str]) -> int:
-    """Print the table of the given run folders. Returns the exit code, 2 on bad input (one line on stderr)."""
+    """Print the table of the given run folders. Returns 0, or 2 on bad input (one line on stderr)."""
     mean = arguments[:1] == ["--mean"]
     folders = arguments[1:] if mean else arguments
     if not folders or folders[0] in ("-h", "--help"):
