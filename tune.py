@@ -501,7 +501,7 @@ def parse(argv):
     """Command line -> (search flags, Config of the trials, names of the given settings, notes). Raises UserError."""
     args, rest = make_parser().parse_known_args(argv)
     if optuna is None:
-        raise UserError("tune.py needs optuna: pip install optuna (data/requirements.txt pins a version)")
+        raise UserError("tune.py needs optuna: pip install -c constraints.txt -e '.[tune]'")
     if not re.fullmatch(r"[\w.-]+", args.study, re.ASCII) or args.study.startswith("."):
         raise UserError(
             f"--study {args.study[:60]}: must be letters, digits, '_', '-' and '.', not at the start; it names files"

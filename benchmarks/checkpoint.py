@@ -1,7 +1,7 @@
 """What saving last.pt after every epoch costs, as a share of the epoch: one run of RecGOAT on Baby at recdim 64.
 
     python benchmarks/checkpoint.py                            # data/baby_raw
-    python benchmarks/checkpoint.py --data_root ../shared/data --dataset baby
+    python benchmarks/checkpoint.py --data_root FOLDER --dataset baby
 
 Saving and training alternate in the same process, so a busy machine slows both. An epoch is everything between two
 epochs but the saving: training, its log, and evaluation where it is due. Exits 1 if the share is over --bar.

@@ -1,6 +1,6 @@
 """A full evaluation, valid and test over all items: time beside its floor, per-user loops, and a training epoch.
 
-    python benchmarks/evaluate.py --data ../shared/data/baby --recdim 64
+    python benchmarks/evaluate.py --data data/baby --recdim 64
     python benchmarks/evaluate.py --shape electronics --recdim 200 --users 2000 --epoch 0 --train_steps 20
 
 The loops are those of benchmarks/textbook.py: a matrix-vector product, a mask, topk and Python sets for every user and

@@ -1,6 +1,6 @@
 """One training step of RecGOAT: time of its phases beside their floors, peak memory, and the textbook step beside it.
 
-    python benchmarks/step.py --shape baby --recdim 64 256 --data ../shared/data/baby
+    python benchmarks/step.py --shape baby --recdim 64 256 --data data/baby
     python benchmarks/step.py --shape baby --recdim 800 --textbook 0
     python benchmarks/step.py --shape 20000x8000x150000x384x512
 

@@ -34,7 +34,7 @@ def make_axes(n_panels: int, panel_height: float = 3.4) -> tuple["Figure", Seque
         from matplotlib import figure, layout_engine
     except ImportError:
         raise UserError(
-            "figures need matplotlib: pip install -r data/requirements.txt, or add --figures 0"
+            "figures need matplotlib: pip install -c constraints.txt -e '.[report]', or add --figures 0"
         ) from None
     columns = min(2, n_panels)
     rows = math.ceil(n_panels / columns)
