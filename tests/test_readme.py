@@ -18,11 +18,19 @@ from world import Config
 
 ROOT = Path(__file__).resolve().parents[1]
 PAGES = [ROOT / "README.md", ROOT / "CONTRIBUTING.md", *sorted((ROOT / "docs").glob("*.md"))]
-PUBLISHED = {  # dataset: (recdim, item_knn_k, epochs, contrastive_weight) of the commands in the paper's README
-    "baby_raw": (800, 20, 1000, 0.032),
-    "sports_raw": (600, 30, 1000, 0.005),
-    "electronics": (200, 20, 2000, 0.05),
-}
+# The commands in the README of the paper's authors: (dataset, folder, k, epochs, recdim, contrastive weight).
+PUBLISHED = [
+    ("baby_raw", "baby_raw", 20, 1000, 800, 0.032),
+    ("sports_raw", "sports_raw", 30, 1000, 600, 0.005),
+    ("electronics", "electronics_raw", 20, 2000, 200, 0.05),
+]
+PUBLISHED_COMMAND = (
+    "python -u main.py --dataset {0:<10} --model lgn_mm --use_multimodal 1 "
+    "--text_feat ./data/{1}/text_feat.npy --image_feat ./data/{1}/image_feat.npy "
+    "--item_knn_k {2} --item_branch_layers 1 --epochs {3} --recdim {4} --layer 3 --lr 8e-4 "
+    '--bpr_batch 4096 --topks "[10]" --fusion oat --contrastive_weight {5}\n'
+)
+SHELL_OPERATORS = (">", "&", "|", ";", "&&")
 NOT_IN_REPOSITORY = {"my_model.py"}
 
 
@@ -33,13 +41,13 @@ def code_blocks(text, languages=("", "bash")):
 
 
 def python_commands(text):
-    """Words after "python" of every command in the code blocks; comments, redirections and -u are left out."""
+    """Words after "python" of every command in the code blocks, without comments, redirections and -u."""
     commands = []
     for block in code_blocks(text):
         for line in block.replace("\\\n", " ").splitlines():
             words = shlex.split(line, comments=True)
             if words and Path(words[0]).name == "python":
-                end = next((i for i, word in enumerate(words) if word in (">", "&", "|", ";", "&&")), len(words))
+                end = next((i for i, word in enumerate(words) if word in SHELL_OPERATORS), len(words))
                 commands.append(words[2:end] if words[1] == "-u" else words[1:end])
     return commands
 
@@ -57,6 +65,11 @@ def own_model(tmp_path, monkeypatch):
 
 class ParsedError(Exception):
     """Raised in place of running a command whose arguments were accepted."""
+
+
+def shown(value):
+    """Name of a page or a command in the name of a test."""
+    return value if isinstance(value, str) else " ".join(value)
 
 
 def check_training(words):
@@ -88,13 +101,14 @@ def check_tool(words, monkeypatch):
     target, arguments = (words[1], words[2:]) if module else (ROOT / words[0], words[1:])
     monkeypatch.setattr(sys, "argv", [str(target), *arguments])
     monkeypatch.syspath_prepend(str(ROOT / "benchmarks"))
+    run = runpy.run_module if module else runpy.run_path
     with pytest.raises(ParsedError):
-        runpy.run_module(target, run_name="__main__") if module else runpy.run_path(target, run_name="__main__")
+        run(target, run_name="__main__")
 
 
 @pytest.mark.usefixtures("own_model")
 @pytest.mark.filterwarnings("ignore:.*found in sys.modules:RuntimeWarning")
-@pytest.mark.parametrize("page,words", COMMANDS, ids=[f"{page}: {' '.join(words)[:60]}" for page, words in COMMANDS])
+@pytest.mark.parametrize("page,words", COMMANDS, ids=shown)
 def test_command_of_a_page_parses(page, words, monkeypatch):
     if words[:2] == ["-m", "scripts.settings_page"]:
         assert len(words) == 2  # it has no arguments
@@ -121,11 +135,21 @@ def test_wrong_command_of_a_page_is_noticed(monkeypatch):
 
 
 def test_published_commands_stand_verbatim_and_mean_what_they_say():
-    configs = [parse_args(words[1:])[0] for words in python_commands((ROOT / "docs/reproduce.md").read_text())]
-    found = {c.dataset: (c.recdim, c.item_knn_k, c.epochs, c.contrastive_weight) for c in configs}
-    assert found == PUBLISHED
-    for config in configs:
-        assert (config.model, config.fusion, config.item_branch_layers, config.layer) == ("lgn_mm", "oat", 1, 3)
+    text = (ROOT / "docs/reproduce.md").read_text()
+    configs = [parse_args(words[1:])[0] for words in python_commands(text)]
+    assert len(configs) == len(PUBLISHED)
+    for config, values in zip(configs, PUBLISHED):
+        assert PUBLISHED_COMMAND.format(*values) in text
+        dataset, folder, k, epochs, recdim, weight = values
+        assert (config.dataset, config.text_feat) == (dataset, f"./data/{folder}/text_feat.npy")
+        assert (config.item_knn_k, config.epochs, config.recdim) == (k, epochs, recdim)
+        assert config.contrastive_weight == weight
+        assert (config.model, config.fusion, config.item_branch_layers, config.layer) == (
+            "lgn_mm",
+            "oat",
+            1,
+            3,
+        )
         assert (config.bpr_batch, config.lr, config.topks) == (4096, 8e-4, (10,))
 
 
@@ -198,7 +222,9 @@ def test_defaults_in_the_readme_are_those_of_config():
 
 def test_headline_results_are_those_of_the_results_page():
     readme, results = (ROOT / "README.md").read_text(), (ROOT / "docs/results.md").read_text()
-    rows = re.findall(r"^\| (MF|VBPR|LightGCN|RecGOAT|FREEDOM) \| \**(\.\d+ ± \.\d+)\** \| \**(\.\d+ ± \.\d+)", readme, re.M)
+    rows = re.findall(
+        r"^\| (MF|VBPR|LightGCN|RecGOAT|FREEDOM) \| \**(\.\d+ ± \.\d+)\** \| \**(\.\d+ ± \.\d+)", readme, re.M
+    )
     assert len(rows) == 5
     for name, recall, ndcg in rows:
         (line,) = re.findall(rf"^\| {name} \| 3 \|.*$", results.partition("## Table 3")[0], re.MULTILINE)
