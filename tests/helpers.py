@@ -1,5 +1,7 @@
 """Writers of dataset folders, random interactions to fill them with, and events in the middle of a training."""
 
+import math
+
 import numpy as np
 
 from dataloader import Sampler
@@ -21,6 +23,29 @@ def random_pairs(seed, n_users, n_items, per_user):
         pairs["valid"].append((user, items[0]))
         pairs["test"].append((user, items[1]))
     return {split: np.array(rows, dtype=np.int64) for split, rows in pairs.items()}
+
+
+def pair_set(pairs):
+    return {(int(user), int(item)) for user, item in pairs}
+
+
+def random_features(n, dim, seed=0):
+    return np.random.default_rng(seed).standard_normal((n, dim)).astype(np.float32)
+
+
+def naive_neighbours(features, k):
+    """Cosine top-k by loops in float64; zero rows get themselves and are nobody's neighbour."""
+    norm = [math.sqrt(sum(float(v) ** 2 for v in row)) for row in features]
+    result = []
+    for i, row in enumerate(features):
+        others = [j for j in range(len(features)) if j != i and norm[j] > 0 and norm[i] > 0]
+        score = {
+            j: float(np.dot(row.astype(np.float64), features[j].astype(np.float64))) / norm[i] / norm[j]
+            for j in others
+        }
+        best = sorted(others, key=lambda j: -score[j])[:k]
+        result.append(best + [i] * (k - len(best)))
+    return np.array(result)
 
 
 def write_txt(folder, train, valid, test):
