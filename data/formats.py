@@ -48,11 +48,11 @@ def dataset_folder(config):
     )
 
 
-def read_interactions(folder, data_format="auto", least_items=0, least_users=0):
+def read_interactions(folder, data_format="auto", min_items=0, min_users=0):
     """Read a dataset folder in either format.
 
     folder: holds train.txt, valid.txt, test.txt ("user item item ..." a line, ids from 0), or one .inter table.
-    least_items, least_users: catalogue sizes known from the features; ids beyond the interactions count too.
+    min_items, min_users: catalogue sizes known from the features; ids beyond the interactions count too.
     Raises UserError for missing files, bad ids, an empty split, or a pair that stands in two splits.
     """
     folder = Path(folder)
@@ -62,7 +62,7 @@ def read_interactions(folder, data_format="auto", least_items=0, least_users=0):
     else:
         path = inter_path(folder)
         tables, source = read_inter(path), str(path)
-    return join_splits(tables, source, least_items, least_users)
+    return join_splits(tables, source, min_items, min_users)
 
 
 def read_txt(path):
@@ -186,7 +186,7 @@ def parse_ratings(column, path, line):
     return rating
 
 
-def join_splits(tables, source, least_items, least_users):
+def join_splits(tables, source, min_items, min_users):
     """{split: table} -> Interactions: merged, checked against each other, sorted."""
     merged = {}
     for split, table in tables.items():
@@ -206,7 +206,7 @@ def join_splits(tables, source, least_items, least_users):
             "keep every pair in one split only"
         )
     sizes = {}
-    for name, least in (("user", least_users), ("item", least_items)):
+    for name, least in (("user", min_users), ("item", min_items)):
         top = everything.loc[everything[name].idxmax()]
         sizes[name] = max(int(top[name]) + 1, least)
         if sizes[name] > max(10**6, 20 * len(everything), least):

@@ -38,7 +38,7 @@ def rated(tmp_path, seed=0):
     pairs = random_pairs(seed, 12, 15, 4)
     count = sum(len(pairs[split]) for split in SPLITS)
     write_inter(tmp_path / "r", **pairs, ratings=np.random.default_rng(seed).integers(1, 6, count))
-    return read_interactions(tmp_path / "r", least_items=15)
+    return read_interactions(tmp_path / "r", min_items=15)
 
 
 @pytest.mark.parametrize("edge_weight", ["one", "rating"])

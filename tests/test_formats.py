@@ -109,9 +109,9 @@ def test_users_and_items_without_training_are_kept(tmp_path):
 def test_feature_rows_extend_the_catalogue_and_never_shrink_it(tmp_path):
     write_txt(tmp_path, **random_pairs(0, 10, 12, 3))
     found = read_interactions(tmp_path)
-    more = read_interactions(tmp_path, least_items=50, least_users=60)
+    more = read_interactions(tmp_path, min_items=50, min_users=60)
     assert (more.n_users, more.n_items) == (60, 50)
-    less = read_interactions(tmp_path, least_items=2, least_users=2)
+    less = read_interactions(tmp_path, min_items=2, min_users=2)
     assert (less.n_users, less.n_items) == (found.n_users, found.n_items) == (10, 11)
 
 
@@ -169,7 +169,7 @@ def test_a_user_who_has_every_item_is_refused(tmp_path):
     write_txt(tmp_path, train=[(0, 0), (0, 1), (0, 2), (1, 0)], valid=[(1, 1)], test=[(1, 2)])
     with pytest.raises(UserError, match="no negative to draw"):
         read_interactions(tmp_path)
-    assert read_interactions(tmp_path, least_items=4).n_items == 4
+    assert read_interactions(tmp_path, min_items=4).n_items == 4
 
 
 # ---------------------------------------------------------------- features
