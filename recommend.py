@@ -37,7 +37,8 @@ import scipy.sparse as sp
 import torch
 
 from cli import Parser, run_tool
-from data.formats import dataset_folder, load_features, names_of, open_features, read_lines, read_titles
+from data.feature_files import load_features, open_features
+from data.formats import dataset_folder, names_of, read_lines, read_titles
 from dataloader import HeldOut, load_dataset
 from layers.attention import with_heads
 from layers.sparse import csr_tensor, mean_of_powers

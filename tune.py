@@ -25,7 +25,8 @@ import numpy as np
 from tqdm import tqdm
 
 from cli import Parser
-from data.formats import dataset_folder, feature_paths, interactions_hash
+from data.feature_files import feature_paths
+from data.formats import dataset_folder, interactions_hash
 from main import guarded, load, resume, set_up
 from model import make_model
 from parse import make_parser as main_parser

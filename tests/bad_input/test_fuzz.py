@@ -16,7 +16,8 @@ from broken import npy
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from data.formats import load_features, open_features, read_inter, read_txt
+from data.feature_files import load_features, open_features
+from data.formats import read_inter, read_txt
 from data.graphs import fits, read_cached, read_neighbours
 from training.checkpoint import CHECKPOINT_KEYS, read_checkpoint
 from utils import UserError, content_hash
