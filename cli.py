@@ -1,29 +1,80 @@
-"""How the commands of this program begin and end."""
+"""Parsing of command lines, and exit codes and error messages shared by all commands.
+
+def main(argv=None):
+    return run_tool(command, make_parser(), argv)  # calls command(arguments)
+
+Exit codes: 0 success, 1 failure, 2 bad input, 130 interrupted.
+"""
 
 import argparse
 import sys
+from collections.abc import Callable, Sequence
+from typing import NoReturn
 
-from utils import UserError
+from utils import TrainingError, UserError
+
+TRAINING_MEMORY_HINT = "lower --bpr_batch, --recdim or --attn_heads (training) or --eval_chunk (scoring)"
+TOOL_MEMORY_HINT = "free some memory or run this on a machine with more"
 
 
 class Parser(argparse.ArgumentParser):
-    """An ArgumentParser that raises UserError instead of printing its usage and leaving."""
+    """ArgumentParser that raises UserError for a bad command line instead of printing usage and exiting."""
 
-    def error(self, message):
+    def error(self, message: str) -> NoReturn:
         raise UserError(f"{message} ({self.prog} --help lists the flags)")
 
 
-def run_tool(command, parser, argv=None):
-    """Parse argv and call command(args), for the tools that are command lines of their own. Returns the exit code.
+def run_command(
+    work: Callable[[], int | None],
+    io_hint: str = "",
+    memory_hint: str = TRAINING_MEMORY_HINT,
+) -> int:
+    """Call `work` and return an exit code: its result (None is 0), or the code of the exception it raises.
 
-    0; 2 on bad input (UserError), 1 on a disk or a network that fails (OSError), each with one line on stderr; 130
-    when interrupted.
+    UserError is 2; TrainingError, OSError and running out of memory are 1; KeyboardInterrupt is 130. Each of
+    these prints one line, "error: ...", to stderr. Any other exception is a bug and propagates.
+
+    io_hint: remedy to add to the message of an OSError. memory_hint: remedy for running out of memory.
     """
     try:
-        command(parser.parse_args(argv))
-    except (UserError, OSError) as error:
-        print("error:", " ".join(str(error).split()), file=sys.stderr)
-        return 2 if isinstance(error, UserError) else 1
+        return work() or 0
+    except UserError as error:
+        return fail(error, 2)
+    except TrainingError as error:
+        return fail(error, 1)
+    except OSError as error:
+        # Exceptions of network libraries are OSErrors too, but have neither filename nor strerror.
+        where = f"{error.filename}: " if error.filename else ""
+        reason = error.strerror or str(error) or type(error).__name__
+        return fail(f"{where}{reason}" + (f"; {io_hint}" if io_hint else ""), 1)
+    except (MemoryError, RuntimeError) as error:
+        if not is_out_of_memory(error):
+            raise
+        return fail(f"out of memory: {memory_hint}", 1)
     except KeyboardInterrupt:
-        return 130
-    return 0
+        return fail("interrupted", 130)
+
+
+def run_tool(
+    command: Callable[[argparse.Namespace], int | None],
+    parser: argparse.ArgumentParser,
+    argv: Sequence[str] | None = None,
+) -> int:
+    """Parse `argv` (default: sys.argv), call `command` and return an exit code as run_command does."""
+    return run_command(lambda: command(parser.parse_args(argv)), memory_hint=TOOL_MEMORY_HINT)
+
+
+def is_out_of_memory(error: Exception) -> bool:
+    """Return whether Python, NumPy or PyTorch raised `error` because memory is exhausted."""
+    # Importing torch takes seconds. If nobody has imported it, it cannot have raised the error.
+    torch = sys.modules.get("torch")
+    if torch is not None and isinstance(error, torch.OutOfMemoryError):
+        return True
+    # PyTorch's CPU allocator raises a plain RuntimeError.
+    return isinstance(error, MemoryError) or "can't allocate memory" in str(error)
+
+
+def fail(message: str | Exception, code: int) -> int:
+    """Print `message` as one line on stderr and return `code`."""
+    print("error:", " ".join(str(message).split()), file=sys.stderr)
+    return code

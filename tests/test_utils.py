@@ -8,12 +8,11 @@ import numpy as np
 import pytest
 import torch
 
-from cli import Parser, run_tool
 from layers.dropout import keep_mask
 from layers.sparse import csr_product, csr_tensor, mean_of_powers, propagate, propagate_rows
 from layers.topk import first_columns, top_columns
 from training.metrics import ranking_metrics
-from utils import UserError, atomic_write, content_hash, write_text
+from utils import atomic_write, content_hash, write_text
 from world import peak_memory_mb
 
 
@@ -338,24 +337,3 @@ def test_content_hash_is_stable_and_sees_dtype_shape_values_and_order():
 def test_peak_memory_is_at_least_what_was_touched():
     block = np.ones(8_000_000)  # 64 MB
     assert peak_memory_mb(torch.device("cpu")) > block.nbytes / 1e6
-
-
-def test_run_tool_turns_errors_into_exit_codes(capsys):
-    parser = Parser(prog="python -m data.tool")
-    parser.add_argument("--rows", type=int)
-
-    def command(error):
-        def run(args):
-            if error:
-                raise error
-
-        return run
-
-    assert run_tool(command(None), parser, ["--rows", "3"]) == 0
-    assert run_tool(command(UserError("a.txt, line 3: is\nno id")), parser, []) == 2
-    assert run_tool(command(OSError("no space")), parser, []) == 1
-    assert run_tool(command(KeyboardInterrupt()), parser, []) == 130
-    assert run_tool(command(None), parser, ["--rows", "many"]) == 2
-    lines = capsys.readouterr().err.splitlines()
-    assert lines[:2] == ["error: a.txt, line 3: is no id", "error: no space"]
-    assert len(lines) == 3 and "python -m data.tool --help" in lines[2]
