@@ -18,7 +18,7 @@ import numpy as np
 
 
 class UserError(Exception):
-    """Bad input that the user can correct. The message is one line: what, where (file and line), and the remedy."""
+    """Bad input that the user can correct. The message is one line: what, where (file and line), remedy."""
 
 
 class TrainingError(Exception):

@@ -1,34 +1,58 @@
-"""Feature files of a dataset folder: .npy matrices, row r for id r."""
+"""Feature files of a dataset folder: .npy matrices whose row r belongs to id r.
+
+array = open_features("data/baby/text_feat.npy")                  # memory-mapped, checks the header only
+features = load_features(array, "data/baby/text_feat.npy", 7050)  # [7050, dim] float32, checks every value
+"""
 
 import warnings
+from pathlib import Path
 
 import numpy as np
 
 from utils import UserError
-from world import CONTENT_MODELS, MODALITIES
+from world import CONTENT_MODELS, MODALITIES, Config
 
 
-def open_features(path, rows_are="items"):
-    """A .npy of float16, float32 or float64 [rows, dim], memory-mapped. Raises UserError for anything else."""
+def feature_paths(config: Config, folder: Path) -> dict[str, str]:
+    """Return {modality: path} of the item features to use, in the order of MODALITIES.
+
+    If no file is given with --text_feat, --image_feat or --audio_feat, these are the ones in `folder`.
+    Raises UserError if there are none and the model needs some.
+    """
+    if not config.use_multimodal:
+        return {}
+    paths = {modality: getattr(config, f"{modality}_feat") for modality in MODALITIES}
+    if not any(paths.values()):
+        files = {modality: folder / f"{modality}_feat.npy" for modality in MODALITIES}
+        paths = {modality: str(path) for modality, path in files.items() if path.exists()}
+    if not any(paths.values()) and config.model in CONTENT_MODELS:
+        raise UserError(
+            f"{folder}: has no text_feat.npy, image_feat.npy or audio_feat.npy; --model {config.model} needs "
+            "features: give them with --text_feat, --image_feat or --audio_feat"
+        )
+    return {modality: path for modality, path in paths.items() if path}
+
+
+def open_features(path: str | Path, rows_are: str = "items") -> np.ndarray:
+    """Memory-map a .npy file of float16, float32 or float64 [rows, dim].
+
+    rows_are: "items" or "users", for the messages. Raises UserError for any other file. Nothing is unpickled,
+    and no memory is allocated for the size that a damaged header claims.
+    """
     try:
-        with (
-            np.errstate(over="raise"),
-            warnings.catch_warnings(action="ignore"),
-        ):  # of absurd shapes and odd headers
+        # An absurd shape must raise, not overflow to a small size; warnings about odd headers are of no use.
+        with np.errstate(over="raise"), warnings.catch_warnings(action="ignore"):
             array = np.load(path, mmap_mode="r", allow_pickle=False)
     except OSError as error:
         raise UserError(
-            f"{path}: cannot be read ({error.strerror or error}); name a .npy file of {rows_are} x dimensions"
+            f"{path}: cannot be read ({error.strerror or error}); give a .npy file of {rows_are} x dimensions"
         ) from None
-    except (
-        Exception
-    ) as error:  # a damaged header ends in ValueError, EOFError, SyntaxError, BadZipFile, TokenError, ...
-        raise UserError(
-            f"{path}: is not a plain .npy array ({str(error).splitlines()[0][:80] if str(error) else type(error).__name__}); "
-            "save it with numpy.save"
-        ) from None
+    # A damaged header raises ValueError, EOFError, SyntaxError, BadZipFile, TokenError, ...
+    except Exception as error:  # noqa: BLE001
+        reason = str(error).splitlines()[0][:80] if str(error) else type(error).__name__
+        raise UserError(f"{path}: is not a plain .npy array ({reason}); save it with numpy.save") from None
     if not isinstance(array, np.ndarray):
-        raise UserError(f"{path}: is an archive; name a .npy file of {rows_are} x dimensions")
+        raise UserError(f"{path}: is an archive; give a .npy file of {rows_are} x dimensions")
     if array.ndim != 2 or not array.shape[1]:
         raise UserError(f"{path}: has shape {array.shape}; features are a matrix of {rows_are} x dimensions")
     if array.dtype not in (np.float16, np.float32, np.float64):
@@ -36,16 +60,19 @@ def open_features(path, rows_are="items"):
     return array
 
 
-def load_features(array, path, rows, rows_are="items", block=4096):
-    """Memory-mapped features -> float32 [rows, dim], read block by block.
+def load_features(
+    array: np.ndarray, path: str | Path, rows: int, rows_are: str = "items", block: int = 4096
+) -> np.ndarray:
+    """Copy memory-mapped features into a float32 array [rows, dim], `block` rows at a time.
 
-    Raises UserError if there are too few or too many rows, or for the first row with NaN or Inf.
+    Raises UserError if the number of rows differs from `rows`, or for the first row with NaN or Inf.
     """
     if len(array) != rows:
         raise UserError(
             f"{path}: has {len(array)} rows for {rows} {rows_are}; row r must hold the features of id r"
         )
     features = np.empty(array.shape, np.float32)
+    # Block by block, so that the check needs little memory beyond the result.
     for start in range(0, rows, block):
         part = features[start : start + block]
         with np.errstate(over="ignore"):
@@ -53,22 +80,7 @@ def load_features(array, path, rows, rows_are="items", block=4096):
         finite = np.isfinite(part).all(axis=1)
         if not finite.all():
             raise UserError(
-                f"{path}, row {start + (~finite).argmax()}: holds NaN, Inf or a number too large for float32; "
-                "replace it, say by the mean of its column"
+                f"{path}, row {start + (~finite).argmax()}: holds NaN, Inf or a number too large "
+                "for float32; replace it, for example by the mean of its column"
             )
     return features
-
-
-def feature_paths(config, folder):
-    """{modality: path} of the item features that are named or, if none is, lie in the folder; in the order of MODALITIES."""
-    if not config.use_multimodal:
-        return {}
-    named = {m: getattr(config, f"{m}_feat") for m in MODALITIES}
-    if not any(named.values()):
-        named = {m: path for m in MODALITIES if (path := folder / f"{m}_feat.npy").exists()}
-    if not any(named.values()) and config.model in CONTENT_MODELS:
-        raise UserError(
-            f"{folder}: has no text_feat.npy, image_feat.npy or audio_feat.npy; --model {config.model} needs features: "
-            "name them with --text_feat, --image_feat or --audio_feat"
-        )
-    return {m: str(path) for m, path in named.items() if path}

@@ -32,7 +32,7 @@ TXT = {  # 40 users: train.txt has 39 lines, valid.txt and test.txt 40
     ),
     "huge id of twenty digits": (
         append("train.txt", "3 99999999999999999999"),
-        ["train.txt, line 40", "from 0"],
+        ["train.txt, line 40", "more than 10 digits", "from 0"],
     ),
     "huge id of ten digits": (
         append("train.txt", "9999999999 3"),
@@ -113,7 +113,7 @@ FOLDERS = {  # breaking, flags, words
     "user with every item": (
         user_with_every_item,
         ["--model", "lgn", "--use_multimodal", "0", "--topks", "2"],
-        ["train", "no negative to draw", "drop that user"],
+        ["train", "no negative to draw", "remove that user"],
     ),
     "rows of the table too long": (
         table_with_a_column_before_the_ids,
@@ -184,6 +184,18 @@ INTER = {
     "no userID, no itemID": (
         line(1, lambda text: text.replace("userID", "u").replace("itemID", "i")),
         ["line 1", "lacks userID, itemID"],
+    ),
+    "userID twice": (
+        line(1, lambda text: text.replace("rating", "userID")),
+        ["line 1", "repeats userID", "own name"],
+    ),
+    "two columns twice": (
+        edit("small.inter", lambda lines: [f"{text}\tx_label\titemID" for text in lines]),
+        ["line 1", "repeats itemID, x_label", "own name"],
+    ),
+    "another column twice": (
+        edit("small.inter", lambda lines: [f"{text}\tnote\tnote" for text in lines]),
+        ["line 1", "repeats note", "own name"],
     ),
     "commas": (
         edit("small.inter", lambda lines: [text.replace("\t", ",") for text in lines]),
