@@ -2,7 +2,7 @@
 
 import importlib
 
-KINDS = ("interactions", "features", "graphs", "checkpoints", "command_lines")
+KINDS = ("interactions", "features", "neighbour_files", "checkpoints", "command_lines")
 
 
 def test_count(capsys):

@@ -18,7 +18,7 @@ from hypothesis import strategies as st
 
 from data.feature_files import load_features, open_features
 from data.formats import read_inter, read_txt
-from data.graphs import fits, read_cached, read_neighbours
+from data.graphs import is_neighbour_table, read_cached, read_neighbours
 from training.checkpoint import CHECKPOINT_KEYS, read_checkpoint
 from utils import UserError, content_hash
 from world import Config, read_settings
@@ -199,7 +199,7 @@ def test_read_neighbours(data, tmp_path):
 def test_read_cached(data, tmp_path):
     neighbours = read(read_cached, tmp_path / "knn.npz", data)
     if neighbours is not None:
-        assert fits(neighbours, N, K) and np.array_equal(
+        assert is_neighbour_table(neighbours, N, K) and np.array_equal(
             neighbours, NEIGHBOURS
         )  # a changed one would not match its hash
 
