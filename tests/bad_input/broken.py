@@ -1,6 +1,6 @@
 """Shared by the tests of bad input: the command that must refuse it, and functions that break a dataset.
 
-Most cases are pairs (break_dataset, words): break_dataset(folder) damages the dataset `small_dataset`, and the
+Most cases are pairs (break_dataset, words): break_dataset(folder) damages the dataset in a folder, and the
 error message must contain all words.
 """
 

@@ -18,31 +18,22 @@ from broken import (
 )
 
 
-def too_few_rows(folder):
+def save_too_few_rows(folder):
     np.save(folder / "text_feat.npy", np.ones((20, 12), np.float32))
     (folder / "image_feat.npy").unlink()
 
 
+NOT_NPY = ["not a plain .npy array", "numpy.save"]
+MATRIX = "matrix of items x dimensions"
+FLOATS = "float16, float32 or float64"
 FEATURES = {
-    "pickled objects": (
-        text_array(np.array([[{}], [1]], dtype=object)),
-        ["not a plain .npy array", "numpy.save"],
-    ),
-    "rank 1": (text_array(np.ones(30, np.float32)), ["shape (30,)", "matrix of items x dimensions"]),
-    "rank 3": (
-        text_array(np.ones((30, 2, 2), np.float32)),
-        ["shape (30, 2, 2)", "matrix of items x dimensions"],
-    ),
-    "no columns": (
-        text_array(np.ones((30, 0), np.float32)),
-        ["shape (30, 0)", "matrix of items x dimensions"],
-    ),
-    "integers": (text_array(np.ones((30, 4), np.int64)), ["type int64", "float16, float32 or float64"]),
-    "complex": (
-        text_array(np.ones((30, 4), np.complex64)),
-        ["type complex64", "float16, float32 or float64"],
-    ),
-    "too few rows for the interactions": (too_few_rows, ["has 20 rows for 29 items", "row r"]),
+    "pickled objects": (text_array(np.array([[{}], [1]], dtype=object)), NOT_NPY),
+    "rank 1": (text_array(np.ones(30, np.float32)), ["shape (30,)", MATRIX]),
+    "rank 3": (text_array(np.ones((30, 2, 2), np.float32)), ["shape (30, 2, 2)", MATRIX]),
+    "no columns": (text_array(np.ones((30, 0), np.float32)), ["shape (30, 0)", MATRIX]),
+    "integers": (text_array(np.ones((30, 4), np.int64)), ["type int64", FLOATS]),
+    "complex": (text_array(np.ones((30, 4), np.complex64)), ["type complex64", FLOATS]),
+    "too few rows for the interactions": (save_too_few_rows, ["has 20 rows for 29 items", "row r"]),
     "fewer rows than another modality": (
         lambda folder: np.save(folder / "image_feat.npy", np.ones((35, 4), np.float32)),
         ["has 30 rows for 35 items", "row r"],
@@ -53,50 +44,26 @@ FEATURES = {
         text_array(ones_but(3, np.float32(0)).astype(np.float64) + np.eye(30, 12) * 1e200),
         ["row 0", "replace it"],
     ),
-    "empty file": (text_bytes(b""), ["not a plain .npy array", "numpy.save"]),
-    "text": (text_bytes(b"0.1 0.2\n0.3 0.4\n"), ["not a plain .npy array", "numpy.save"]),
+    "empty file": (text_bytes(b""), NOT_NPY),
+    "text": (text_bytes(b"0.1 0.2\n0.3 0.4\n"), NOT_NPY),
     "starts like a zip": (text_bytes(b"PK\x03\x04 and then nothing"), ["text_feat.npy: is", ".npy"]),
-    "header that does not parse": (
-        text_bytes(b"\x93NUMPY\x01\x00\x10\x00{garbage(((((((\n"),
-        ["not a plain .npy array", "numpy.save"],
-    ),
-    "cut off": (
-        lambda folder: text_bytes((folder / "text_feat.npy").read_bytes()[:-9])(folder),
-        ["not a plain .npy array", "numpy.save"],
-    ),
+    "header that does not parse": (text_bytes(b"\x93NUMPY\x01\x00\x10\x00{garbage(((((((\n"), NOT_NPY),
+    "cut off": (lambda folder: text_bytes((folder / "text_feat.npy").read_bytes()[:-9])(folder), NOT_NPY),
     "a folder": (replace_by_folder("text_feat.npy"), ["cannot be read", ".npy"]),
-    "header of a terabyte": (text_bytes(npy("(30, 10000000000)")), ["not a plain .npy array", "numpy.save"]),
-    "header beyond 64 bits": (
-        text_bytes(npy("(30, 99999999999999999999)")),
-        ["not a plain .npy array", "numpy.save"],
-    ),
-    "header whose size overflows to zero": (
-        text_bytes(npy("(4611686018427387904, 4)")),
-        ["not a plain .npy array", "numpy.save"],
-    ),
+    "header of a terabyte": (text_bytes(npy("(30, 10000000000)")), NOT_NPY),
+    "header beyond 64 bits": (text_bytes(npy("(30, 99999999999999999999)")), NOT_NPY),
+    "header whose size overflows to zero": (text_bytes(npy("(4611686018427387904, 4)")), NOT_NPY),
     "huge and empty": (text_bytes(npy("(4611686018427387904, 0)")), ["text_feat.npy: ", "numpy.save"]),
-    "negative shape": (text_bytes(npy("(-30, -12)")), ["not a plain .npy array", "numpy.save"]),
-    "seventy dimensions": (text_bytes(npy("(" + "1," * 70 + ")")), ["not a plain .npy array", "numpy.save"]),
-    "thirty dimensions": (text_bytes(npy("(" + "1," * 30 + ")")), ["matrix of items x dimensions"]),
-    "nested shape": (text_bytes(npy("((30, 12), 1)")), ["not a plain .npy array", "numpy.save"]),
-    "deeply nested header": (
-        text_bytes(npy("(" * 900 + ")" * 900)),
-        ["not a plain .npy array", "numpy.save"],
-    ),
-    "header of ten megabytes": (
-        text_bytes(npy("(30, 12)" + " " * 10**7, version=2)),
-        ["not a plain .npy array", "numpy.save"],
-    ),
-    "header that contains code": (
-        text_bytes(npy("(__import__('os').getpid(), 12)")),
-        ["not a plain .npy array", "numpy.save"],
-    ),
-    "structured type": (text_bytes(npy("(16,)", "[('a', '<f4')]")), ["matrix of items x dimensions"]),
-    "other byte order": (text_array(np.ones((30, 12), ">f4")), ["type >f4", "float16, float32 or float64"]),
-    "unknown version": (
-        text_bytes(b"\x93NUMPY\x09\x00" + bytes(100)),
-        ["not a plain .npy array", "numpy.save"],
-    ),
+    "negative shape": (text_bytes(npy("(-30, -12)")), NOT_NPY),
+    "seventy dimensions": (text_bytes(npy("(" + "1," * 70 + ")")), NOT_NPY),
+    "thirty dimensions": (text_bytes(npy("(" + "1," * 30 + ")")), [MATRIX]),
+    "nested shape": (text_bytes(npy("((30, 12), 1)")), NOT_NPY),
+    "deeply nested header": (text_bytes(npy("(" * 900 + ")" * 900)), NOT_NPY),
+    "header of ten megabytes": (text_bytes(npy("(30, 12)" + " " * 10**7, version=2)), NOT_NPY),
+    "header that contains code": (text_bytes(npy("(__import__('os').getpid(), 12)")), NOT_NPY),
+    "structured type": (text_bytes(npy("(16,)", "[('a', '<f4')]")), [MATRIX]),
+    "other byte order": (text_array(np.ones((30, 12), ">f4")), ["type >f4", FLOATS]),
+    "unknown version": (text_bytes(b"\x93NUMPY\x09\x00" + bytes(100)), NOT_NPY),
 }
 
 
