@@ -1,4 +1,4 @@
-"""Writers of dataset folders, random interactions to fill them with, and events in the middle of a training."""
+"""Shared by the tests: dataset folders, random data, naive nearest neighbours, events during a training."""
 
 import math
 
@@ -26,24 +26,27 @@ def random_pairs(seed, n_users, n_items, per_user):
 
 
 def pair_set(pairs):
+    """Return [n, 2] pairs as a set of tuples of int."""
     return {(int(user), int(item)) for user, item in pairs}
 
 
 def random_features(n, dim, seed=0):
+    """Return normally distributed features [n, dim] float32."""
     return np.random.default_rng(seed).standard_normal((n, dim)).astype(np.float32)
 
 
 def naive_neighbours(features, k):
-    """Cosine top-k by loops in float64; zero rows get themselves and are nobody's neighbour."""
-    norm = [math.sqrt(sum(float(v) ** 2 for v in row)) for row in features]
+    """Return the k nearest rows by cosine, by loops in float64.
+
+    A row of zeros is no neighbour of any row. Rows with fewer than k neighbours are padded with themselves.
+    """
+    x = features.astype(np.float64)
+    norm = [math.sqrt(sum(value**2 for value in row)) for row in x.tolist()]
     result = []
-    for i, row in enumerate(features):
-        others = [j for j in range(len(features)) if j != i and norm[j] > 0 and norm[i] > 0]
-        score = {
-            j: float(np.dot(row.astype(np.float64), features[j].astype(np.float64))) / norm[i] / norm[j]
-            for j in others
-        }
-        best = sorted(others, key=lambda j: -score[j])[:k]
+    for i in range(len(x)):
+        others = [j for j in range(len(x)) if j != i and norm[j] > 0 and norm[i] > 0]
+        cosine = {j: float(np.dot(x[i], x[j])) / norm[i] / norm[j] for j in others}
+        best = sorted(others, key=lambda j: -cosine[j])[:k]
         result.append(best + [i] * (k - len(best)))
     return np.array(result)
 

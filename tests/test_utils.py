@@ -1,7 +1,8 @@
-"""Metrics against loops over ranks, the sparse product against a dense one, safe writes, hashes."""
+"""Metrics against loops over ranks, the sparse product against a dense one, file writes, locks, hashes."""
 
 import math
 import os
+import threading
 from pathlib import Path
 
 import numpy as np
@@ -12,7 +13,7 @@ from layers.dropout import keep_mask
 from layers.sparse import csr_product, csr_tensor, mean_of_powers, propagate, propagate_rows
 from layers.topk import first_columns, top_columns
 from training.metrics import ranking_metrics
-from utils import atomic_write, content_hash, write_text
+from utils import UserError, atomic_write, content_hash, lock_file, write_text
 from world import peak_memory_mb
 
 
@@ -195,6 +196,9 @@ def test_csr_tensor_holds_what_it_is_given():
     assert got.to_dense().tolist() == [[1, 0, 2], [0, 0, 0], [0, 3, 0]]
 
 
+# ---------------------------------------------------------------- atomic writes
+
+
 def test_atomic_write_replaces_the_file_and_leaves_nothing_else(tmp_path):
     path = tmp_path / "a.txt"
     path.write_text("old")
@@ -311,7 +315,47 @@ def test_atomic_write_in_text_mode_is_utf8(tmp_path):
     assert (tmp_path / "a").read_bytes() == b"\xc3\xa9\n"
 
 
-def test_content_hash_is_stable_and_sees_dtype_shape_values_and_order():
+# ---------------------------------------------------------------- locks
+
+
+def test_lock_file_refuses_a_second_holder_until_the_block_ends(tmp_path):
+    path = tmp_path / ".lock"
+    with lock_file(path):
+        with pytest.raises(UserError, match="another process is at work in this folder"), lock_file(path):
+            raise AssertionError("two holders of one lock")
+        assert path.exists()
+    with lock_file(path):
+        pass
+
+
+def test_lock_file_waits_for_the_holder_if_asked_to(tmp_path):
+    path, events = tmp_path / ".lock", []
+
+    def wait_for_lock():
+        with lock_file(path, wait=True):
+            events.append("second")
+
+    waiting = threading.Thread(target=wait_for_lock)
+    with lock_file(path):
+        waiting.start()
+        waiting.join(0.1)
+        events.append("first")
+    waiting.join(10)
+    assert events == ["first", "second"]
+
+
+def test_lock_file_names_a_file_that_cannot_be_opened(tmp_path):
+    with (
+        pytest.raises(UserError, match="missing/.lock: cannot be written"),
+        lock_file(tmp_path / "missing" / ".lock"),
+    ):
+        raise AssertionError("locked a file that does not exist")
+
+
+# ---------------------------------------------------------------- hashes
+
+
+def test_content_hash_depends_on_dtype_shape_values_and_order():
     base = np.arange(6, dtype=np.int32).reshape(2, 3)
     other = base.copy()
     other[1, 2] = 7
@@ -332,6 +376,9 @@ def test_content_hash_is_stable_and_sees_dtype_shape_values_and_order():
     assert len(set(hashes)) == len(variants)
     assert hashes == [content_hash(*parts) for parts in variants]
     assert content_hash(np.asfortranarray(base)) == content_hash(base)
+
+
+# ---------------------------------------------------------------- memory
 
 
 def test_peak_memory_is_at_least_what_was_touched():
