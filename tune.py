@@ -24,7 +24,8 @@ import numpy as np
 from tqdm import tqdm
 
 from cli import Parser, run_command
-from data.formats import dataset_folder, feature_paths, interactions_hash
+from data.feature_files import feature_paths
+from data.formats import dataset_folder, interactions_hash
 from main import RESUME_HINT, load, make_model, set_up
 from models.registry import checked, config_class, find_model
 from parse import make_parser as main_parser
