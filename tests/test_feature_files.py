@@ -46,5 +46,3 @@ def test_feature_paths_are_the_flags_or_else_the_files_of_the_folder(tmp_path):
     assert feature_paths(Config(model="lgn", use_multimodal=0), tmp_path) == {}
     (tmp_path / "empty").mkdir()
     assert feature_paths(Config(model="lgn"), tmp_path / "empty") == {}
-    with pytest.raises(UserError, match="--model lgn_mm needs features"):
-        feature_paths(Config(model="lgn_mm"), tmp_path / "empty")
