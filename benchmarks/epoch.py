@@ -75,10 +75,11 @@ def measure_training(args: argparse.Namespace, run: Run, recorder: Recorder) -> 
     """Train for an epoch, or for --steps of its steps."""
     steps, name = len(run.sampler), f"training epoch, {len(run.sampler)} steps"
     batches, progress = FirstBatches(run.sampler, args.steps or steps), Progress()
-    assert run.optimizer is not None  # RecGOAT has parameters
+    optimizer = run.optimizer
+    assert optimizer is not None  # RecGOAT has parameters
     with float32_products("high" if run.config.precision == "tf32" else "highest"):
         recorder.measure(
-            name, lambda: train_epoch(run.model, run.optimizer, batches, progress), steps / len(batches)
+            name, lambda: train_epoch(run.model, optimizer, batches, progress), steps / len(batches)
         )
     print(
         f"  {recorder.figures[name]['seconds'] / steps:.3g} s per step, measured over {len(batches)} steps; "

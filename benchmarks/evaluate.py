@@ -76,7 +76,13 @@ def prefilter(enabled: bool) -> Iterator[None]:
 
 
 def no_misses(
-    scorer: Scorer, split: HeldOut, row: torch.Tensor, column: torch.Tensor, k: int, chunk: int = 0
+    scorer: Scorer,
+    split: HeldOut,
+    row: torch.Tensor,
+    column: torch.Tensor,
+    k: int,
+    chunk: int = 0,
+    share: int = 8,
 ) -> torch.Tensor:
     """Stand-in for certain_misses that leaves every entry undecided."""
     return torch.zeros(len(row), dtype=torch.bool, device=row.device)
