@@ -4,8 +4,8 @@
     seconds = bench.alternate({"ours": ours, "textbook": textbook}, repeats=5, device=device)
     print(bench.format_times(seconds["ours"]), bench.median_ratio(seconds["textbook"], seconds["ours"]))
 
-Variants that are compared are called alternately (A B A B ...) in one run, so that a slow minute of the machine affects
-all of them. Times are printed as median (minimum-maximum).
+Variants that are compared are called alternately (A B A B ...) in one run, so that a slow minute of the
+machine affects all of them. Times are printed as median (minimum-maximum).
 """
 
 import argparse
@@ -15,16 +15,11 @@ import multiprocessing
 import os
 import platform
 import statistics
-import sys
 import time
 import typing
 from collections.abc import Callable, Mapping, Sequence
 from multiprocessing.connection import Connection
 from pathlib import Path
-
-ROOT = Path(__file__).resolve().parents[1]
-CACHE = ROOT / "runs" / "benchmarks" / "cache"
-sys.path[:0] = [str(ROOT)]
 
 import numpy as np
 import torch
@@ -36,6 +31,8 @@ from dataloader import Dataset
 from layers.kernels import column_major
 from world import Config, peak_memory_mb
 
+ROOT = Path(__file__).resolve().parents[1]
+CACHE = ROOT / "runs" / "benchmarks" / "cache"
 Result = typing.TypeVar("Result")
 Figures = dict[str, typing.Any]  # what a benchmark measured, as JSON values
 
@@ -82,7 +79,10 @@ def parse_shape(text: str) -> Shape:
 
 
 def make_interactions(shape: Shape, seed: int = 0) -> Interactions:
-    """Random Interactions without repeated pairs: every user has a train item, activity and popularity are log-normal."""
+    """Random Interactions without repeated pairs, in which every user has a train item.
+
+    The activity of users and the popularity of items are log-normal.
+    """
     rng = np.random.default_rng(seed)
     total = sum(shape.splits)
     activity, popularity = rng.lognormal(0, 0.8, shape.users), rng.lognormal(0, 1.2, shape.items)
@@ -129,8 +129,8 @@ def make_dataset(
 ) -> Dataset:
     """A Dataset of a shape with random text and image features.
 
-    data: folder with the interactions (empty: random ones). find_neighbours: features [n, dim] -> neighbours [n, k]; by
-    default the exact kNN graph, from a cache.
+    data: dataset folder whose interactions replace the random ones. find_neighbours: features [n, dim] ->
+    neighbours [n, k]; by default the exact kNN graph, from a cache.
     """
 
     def exact_neighbours(matrix: np.ndarray) -> np.ndarray:
@@ -141,7 +141,7 @@ def make_dataset(
     adjacency = normalised_adjacency(interactions, "one", device)
     features, neighbours = {}, {}
     for seed, (modality, dim) in enumerate((("text", shape.text), ("image", shape.image)), 1):
-        matrix = make_features(shape.items, dim, seed)
+        matrix = make_features(interactions.n_items, dim, seed)
         neighbours[modality] = find_neighbours(matrix).astype(np.int32)
         features[modality] = column_major(torch.from_numpy(matrix).to(device))
     return Dataset(interactions, adjacency, features, neighbours, None, None, "benchmark", [])
@@ -216,7 +216,7 @@ def reset_peak_memory() -> None:
 
 
 def peak_memory(device: torch.device) -> float:
-    """Peak memory since reset_peak_memory, in MB: resident memory of this process, or allocated memory of the GPU."""
+    """Peak memory since reset_peak_memory in MB: resident memory of this process, or allocated GPU memory."""
     if device.type == "cuda":
         return torch.cuda.max_memory_allocated(device) / 1e6
     try:
@@ -257,7 +257,7 @@ class Worker:
 def serve(
     connection: Connection, kind: Callable[..., typing.Any], args: argparse.Namespace, config: Config
 ) -> None:
-    """Main function of a Worker's process: make the object, then call its methods until the process is killed."""
+    """Main function of a Worker's process: make the object and call its methods until it is killed."""
     device = set_up(args)
     worker = kind(args.shape, config, args.data, device)
     while True:
@@ -345,7 +345,7 @@ def make_parser(description: str, shape: str = "baby") -> argparse.ArgumentParse
             help="tiny, baby, sports, electronics, or USERSxITEMSxINTERACTIONS[xTEXTxIMAGE]",
         )
         parser.add_argument(
-            "--data", default="", help="dataset folder whose interactions are used instead of random ones"
+            "--data", default="", help="dataset folder whose interactions replace the random ones of --shape"
         )
     parser.add_argument("--repeats", type=int, default=5, help="timed calls of each variant")
     parser.add_argument("--threads", type=int, default=0, help="CPU threads; 0: torch's default")

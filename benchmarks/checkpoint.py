@@ -3,9 +3,9 @@
     python benchmarks/checkpoint.py                            # data/baby_raw
     python benchmarks/checkpoint.py --data_root $RECGOAT_TEST_DATA --dataset baby
 
-An epoch is everything between two saves of last.pt: training, its log, and an evaluation where one is due. Saves and
-epochs alternate in one process, so that a slow minute of the machine affects both. Exits with 1 if the share is above
---bar.
+An epoch is everything between two saves of last.pt: training, its log, and an evaluation where one is due.
+Saves and epochs alternate in one process, so that a slow minute of the machine affects both. Exits with 1 if
+the share is above --bar.
 """
 
 import argparse

@@ -1,10 +1,11 @@
-"""Time and memory of a run end to end: kNN graphs, one training epoch and one evaluation, by the trainer's functions.
+"""Time and memory of a run end to end: kNN graphs, one training epoch and one evaluation.
 
     python benchmarks/epoch.py --shape electronics --recdim 200
     python benchmarks/epoch.py --shape baby --recdim 800 --precision bf16
-    python benchmarks/epoch.py --shape electronics --recdim 200 --steps 20    # extrapolates the epoch from 20 steps
+    python benchmarks/epoch.py --shape electronics --recdim 200 --steps 20    # extrapolated from 20 steps
 
-Graphs are built without a cache. Each line is printed as soon as it is measured.
+The functions are those of the trainer. Graphs are built without a cache. Each line is printed as soon as it
+is measured.
 """
 
 import argparse
@@ -12,11 +13,14 @@ import itertools
 import sys
 import typing
 from collections.abc import Callable, Iterator
+from pathlib import Path
 
-import bench
+sys.path[:0] = [str(Path(__file__).resolve().parents[1])]
+
 import numpy as np
 import torch
 
+from benchmarks import bench
 from data.graphs import nearest_neighbours
 from dataloader import Batch, Dataset, HeldOut, Sampler
 from model import RecGOAT
@@ -122,7 +126,8 @@ def main() -> int:
     machine = bench.measure_machine(device)
     keep_freed_memory()
     print(
-        f"epoch, {args.shape.name}, recdim {args.recdim}, {args.precision}: {bench.describe_machine(device, machine)}",
+        f"epoch, {args.shape.name}, recdim {args.recdim}, {args.precision}: "
+        f"{bench.describe_machine(device, machine)}",
         flush=True,
     )
     figures = measure(args, device)

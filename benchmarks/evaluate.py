@@ -4,12 +4,13 @@
     python benchmarks/evaluate.py --shape electronics --recdim 200 --users 2000 --epoch 0 --train_steps 20
     python benchmarks/evaluate.py --data $RECGOAT_TEST_DATA/baby --users 0 --epoch 0 --prefilter both
 
-The loops are those of benchmarks/textbook.py: a matrix-vector product, a mask, topk and Python sets for each user and
-split. With --users they are timed on part of the users and their time is scaled to all. Both sides rank the same
-vectors, and their metrics are compared. How long ours takes depends on how many relevant items rank high, so the vectors
-are those of a LightGCN that is trained first.
+The loops are those of benchmarks/textbook.py: a matrix-vector product, a mask, topk and Python sets for each
+user and split. With --users they are timed on part of the users and their time is scaled to all. Both sides
+rank the same vectors, and their metrics are compared. How long ours takes depends on how many relevant items
+rank high, so the vectors are those of a LightGCN that is trained first.
 
---prefilter both also times the ranking with and without training/prefilter.py, on vectors of MF and of LightGCN.
+--prefilter both also times the ranking with and without training/prefilter.py, on vectors of MF and of
+LightGCN.
 """
 
 import argparse
@@ -18,14 +19,16 @@ import dataclasses
 import statistics
 import sys
 from collections.abc import Iterator, Sequence
+from pathlib import Path
 
-import bench
+sys.path[:0] = [str(Path(__file__).resolve().parents[1])]
+
 import numpy as np
-import textbook
 import torch
-from step import Ours, make_stepper
 from tqdm import tqdm
 
+from benchmarks import bench, textbook
+from benchmarks.step import Ours, make_stepper
 from dataloader import HeldOut
 from main import make_model
 from models.registry import label
@@ -143,8 +146,9 @@ def measure_evaluation(
     print(
         f"  {sizes[0]} + {sizes[1]} users x {n_items} items, {rankings} rankings\n"
         f"  embeddings of RecGOAT {bench.format_times(seconds['embeddings'])}\n"
-        f"  ranking and metrics {bench.format_times(seconds['evaluation'])}; computing all scores takes at least "
-        f"{bound * 1e3:.3g} ms; recall@20 {metrics[0]['recall@20']:.4f} and {metrics[1]['recall@20']:.4f}\n"
+        f"  ranking and metrics {bench.format_times(seconds['evaluation'])}; computing all scores "
+        f"takes at least {bound * 1e3:.3g} ms\n"
+        f"  recall@20 {metrics[0]['recall@20']:.4f} and {metrics[1]['recall@20']:.4f}\n"
         f"  together {total:.3g} s, peak memory {peak:.0f} MB"
     )
     figures: bench.Figures = {
@@ -207,7 +211,8 @@ def compare_prefilter(
     difference = largest_difference(metrics[True], metrics[False])
     print(
         f"  {name}: ranking with prefilter {bench.format_times(seconds['with'])}, without "
-        f"{bench.format_times(seconds['without'])}: {ratio:.2f} times as long; metrics differ by {difference:.1e}"
+        f"{bench.format_times(seconds['without'])}: {ratio:.2f} times as long; "
+        f"metrics differ by {difference:.1e}"
     )
     return {"seconds": seconds, "ratio": ratio, "metrics_difference": difference}
 
@@ -218,14 +223,17 @@ def largest_difference(a: list[dict[str, float]], b: list[dict[str, float]]) -> 
 
 
 def measure_epoch(ours: Ours, evaluation: float) -> float:
-    """Print the time of a training epoch, extrapolated from a few steps, and return it. evaluation: seconds."""
+    """Print the time of a training epoch, extrapolated from a few steps, and return it.
+
+    evaluation: seconds of an evaluation, for comparison.
+    """
     ours.model.train()
     ours.seconds()
     step = ours.seconds()
     epoch = step * -(-len(ours.dataset.interactions.train) // ours.config.bpr_batch)
     print(
-        f"  a training epoch takes {epoch:.3g} s ({step:.3g} s per step), an evaluation {100 * evaluation / epoch:.1f} % "
-        "of that"
+        f"  a training epoch takes {epoch:.3g} s ({step:.3g} s per step), an evaluation "
+        f"{100 * evaluation / epoch:.1f} % of that"
     )
     return epoch
 

@@ -1,11 +1,11 @@
-"""Fault injection: runs that are killed, stopped, short of disk space or racing each other must end in the same result.
+"""Fault injection: runs that are killed, stopped, out of disk space or racing must end in the same result.
 
     python benchmarks/faults.py                    # all cases, 20 runs of most kinds, some minutes
     python benchmarks/faults.py --runs 5 --only kill term
 
-Each run is a real process with a real command line. Its result is compared bit by bit with that of an undisturbed run:
-the metrics of every evaluated epoch, result.json, and all of best.pt and last.pt (weights, optimiser, sampler, random
-states), without times and paths. Exits with 1 if anything differs.
+Each run is a real process with a real command line. Its result is compared bit by bit with that of an
+undisturbed run: the metrics of every evaluated epoch, result.json, and all of best.pt and last.pt (weights,
+optimiser, sampler, random states), without times and paths. Exits with 1 if anything differs.
 """
 
 import argparse
@@ -92,7 +92,7 @@ class FaultTests:
         return differences(self.reference, outcome(folder)) + leftovers(folder)
 
     def report(self, title: str, problems: Sequence[str]) -> bool:
-        """Print a line of the table, and count a failure if there are problems. Returns whether there are none."""
+        """Print a line of the table and count a failure. Returns whether there are no problems."""
         self.failures += bool(problems)
         verdict = "DIFFERS: " + ", ".join(problems)[:200] if problems else "equal"
         print(f"{title:<58} {verdict}", flush=True)
@@ -116,7 +116,7 @@ class FaultTests:
         print(f"{name}: {equal}/{runs} equal, {total} stops\n", flush=True)
 
     def test_full_disk(self, runs: int) -> None:
-        """Run on a small disk that is full from the start, or fills up during the run, and resume with free space.
+        """Run on a disk that is full from the start or fills up during the run, and resume with free space.
 
         Raises MountError if no disk can be mounted.
         """
@@ -141,7 +141,7 @@ class FaultTests:
         return f"{free / 1e3:.0f} kB free at its start", code
 
     def fill_during_run(self, disk: Path, size: int, log: Path) -> tuple[str, int]:
-        """A run whose disk is filled after some evaluations, and freed after the run. Returns as fill_before_run."""
+        """A run whose disk fills up after some evaluations, freed afterwards. Returns as fill_before_run."""
         # The run has four evaluations.
         evaluations = self.rng.randrange(3)
         process = launch_script([*self.command, "--path", str(disk / "runs")], log)
@@ -170,7 +170,7 @@ class FaultTests:
         return self.compare(run_folders(runs)[0])
 
     def test_file_limit(self, runs: int) -> None:
-        """Limit the size of files, in place of a full disk where no disk can be mounted, and resume without the limit."""
+        """Run with a limit on the size of files, and resume without it; needs no right to mount."""
         size = (self.reference_folder / "last.pt").stat().st_size
         equal = 0
         for number in range(1, runs + 1):
@@ -202,7 +202,7 @@ class FaultTests:
         print(f"pair: {equal}/{runs} equal\n", flush=True)
 
     def test_folders(self) -> None:
-        """Remove the run or dataset folder, or make it read-only: the run ends with one line and exit code 1 or 2."""
+        """Remove folders, or make them read-only: runs must end with one error line and exit code 1 or 2."""
         work = self.new_folder("folders")
         log = work / "removed"
         process = launch([*self.command, "--path", str(work / "runs"), "--epochs", "500"], log)
@@ -270,7 +270,7 @@ def fill(path: Path, free: int) -> None:
 
 @contextlib.contextmanager
 def read_only_copy(source: Path, folder: Path) -> Iterator[tuple[Path | None, str]]:
-    """Yield (a copy of a folder that cannot be written, how that was done), or (None, why it cannot be done)."""
+    """Yield (a copy of a folder that cannot be written, how), or (None, why this is not possible)."""
     copy = folder / "run"
     # Permissions do not bind root, who may mount a read-only disk instead.
     if os.geteuid():

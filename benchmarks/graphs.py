@@ -2,19 +2,22 @@
 
     python benchmarks/graphs.py --rows 7050 --dims 384 4096
     python benchmarks/graphs.py --rows 63001 --dims 1024 4096 --textbook 0 --repeats 1
-    python benchmarks/graphs.py --rows 192403 --dims 4096 --textbook 0 --repeats 1      # all users of Electronics
+    python benchmarks/graphs.py --rows 192403 --dims 4096 --textbook 0 --repeats 1  # users of Electronics
 
-The textbook way is to normalise all rows, multiply them with each other, exclude the diagonal and apply topk. Both ways
-are exact: the printed share of common neighbours is 1 except for ties.
+The textbook way is to normalise all rows, multiply them with each other, exclude the diagonal and apply topk.
+Both ways are exact: the printed share of common neighbours is 1 except for ties.
 """
 
 import argparse
 import sys
+from pathlib import Path
 
-import bench
+sys.path[:0] = [str(Path(__file__).resolve().parents[1])]
+
 import numpy as np
 import torch
 
+from benchmarks import bench
 from data.graphs import nearest_neighbours
 from layers.attention import AttentionGraph
 from world import keep_freed_memory
@@ -27,7 +30,7 @@ def full_matrix(features: np.ndarray, k: int, device: torch.device) -> np.ndarra
 
 
 def common_share(a: np.ndarray, b: np.ndarray) -> float:
-    """Mean share of a row's neighbours [n, k] that are neighbours in both tables, over the first 2,000 rows."""
+    """Mean share of the neighbours of a row [n, k] that are in both tables, over the first 2,000 rows."""
     shares = [len(np.intersect1d(x, y)) / len(x) for x, y in zip(a[:2000], b[:2000], strict=True)]
     return float(np.mean(shares))
 
@@ -59,8 +62,9 @@ def measure(
     # The similarity of two rows is needed once: half of the 2 n^2 dim operations of the full matrix.
     bound = machine.floor(4 * args.rows * dim, args.rows**2 * dim)
     print(
-        f"{args.rows} x {dim}: {bench.format_times(seconds['ours'])}, lower bound {bound:.3g} s, {min(seconds['ours']) / bound:.1f}x; "
-        f"peak memory {peak:.0f} MB, {features.nbytes / 1e6:.0f} of them features; attention layout {layout:.2g} s"
+        f"{args.rows} x {dim}: {bench.format_times(seconds['ours'])}, lower bound {bound:.3g} s, "
+        f"{min(seconds['ours']) / bound:.1f}x; peak memory {peak:.0f} MB, {features.nbytes / 1e6:.0f} of "
+        f"them features; attention layout {layout:.2g} s"
     )
     figures: bench.Figures = {
         "dim": dim,

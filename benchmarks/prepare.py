@@ -1,12 +1,15 @@
 """Time and peak memory of data.prepare on synthetic raw files in Amazon's format.
 
-    python benchmarks/prepare.py                     # size of Sports: 296,337 interactions, 532,197 metadata records
-    python benchmarks/prepare.py --users 192403 --items 63001 --interactions 1689188 --metadata 500000   # Electronics
+    python benchmarks/prepare.py                     # size of Sports
     python benchmarks/prepare.py --check 1           # also data.check on the result
+    python benchmarks/prepare.py --users 192403 --items 63001 --interactions 1689188 --metadata 500000
 
-Writes reviews_*_5.json.gz, meta_*.json.gz (Python literals, as in Amazon's files of 2014) and image_features_*.b to a
-temporary folder. Prints time and peak memory, each relative to its limit, and the time relative to a plain pass that
-reads, decompresses and hashes the same files. Exits with 1 if a limit is exceeded.
+The last command has the size of Electronics.
+
+Writes reviews_*_5.json.gz, meta_*.json.gz (Python literals, as in Amazon's files of 2014) and
+image_features_*.b to a temporary folder. Prints time and peak memory, each relative to its limit, and the
+time relative to a plain pass that reads, decompresses and hashes the same files. Exits with 1 if a limit is
+exceeded.
 """
 
 import argparse
@@ -81,7 +84,8 @@ def draw_pairs(users: int, items: int, count: int, seed: int) -> np.ndarray:
     chosen = np.concatenate([np.flatnonzero(needed), np.flatnonzero(~needed)])[:count]
     if needed.sum() > count or len(chosen) < count:
         sys.exit(
-            f"error: --interactions {count}: must be enough for 5 of every user and item, and fewer than there are pairs"
+            f"error: --interactions {count}: give enough for 5 of every user and item, but fewer than "
+            "--users times --items"
         )
     return np.stack([user, item], 1)[rng.permutation(chosen)]
 
@@ -117,7 +121,7 @@ def write_reviews(
 
 
 def write_meta(path: Path, items: Sequence[str], rng: np.random.Generator) -> None:
-    """Write meta_*.json.gz: one Python literal per line, as long as the real ones because of the related items."""
+    """Write meta_*.json.gz: one Python literal per line, made as long as real ones by its related items."""
     related = rng.integers(len(items), size=(1000, 60))
     with gzip.open(path, "wt", 1) as file:
         for row, item in enumerate(items):
@@ -217,15 +221,17 @@ def measure(args: argparse.Namespace, work: Path) -> bool:
     used = run_module(["data.prepare", *folder, *flags])
     print(
         f"data.prepare: {used.seconds:.1f} s, {used.cpu_seconds:.1f} s of CPU "
-        f"({used.seconds / 60 / args.minutes:.2f} of the limit, {used.seconds / plain:.1f} times a plain pass of "
-        f"{plain:.1f} s), peak memory {used.gigabytes:.2f} GB ({used.gigabytes / args.gigabytes:.2f} of the limit)",
+        f"({used.seconds / 60 / args.minutes:.2f} of the limit, {used.seconds / plain:.1f} times a plain "
+        f"pass of {plain:.1f} s), peak memory {used.gigabytes:.2f} GB "
+        f"({used.gigabytes / args.gigabytes:.2f} of the limit)",
         flush=True,
     )
     passed = not used.code and used.seconds <= 60 * args.minutes and used.gigabytes <= args.gigabytes
     if args.check and not used.code:
         used = run_module(["data.check", *folder])
         print(
-            f"data.check: {used.seconds:.1f} s, {used.cpu_seconds:.1f} s of CPU, peak memory {used.gigabytes:.2f} GB"
+            f"data.check: {used.seconds:.1f} s, {used.cpu_seconds:.1f} s of CPU, "
+            f"peak memory {used.gigabytes:.2f} GB"
         )
     return passed and not used.code
 

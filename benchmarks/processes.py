@@ -1,11 +1,11 @@
-"""Training runs in processes of their own: start, disturb, resume and compare them. For faults.py and the tests.
+"""Start, disturb, resume and compare training runs in processes of their own: for faults.py and the tests.
 
-    process = launch(["--dataset", "demo", "--path", "runs"], "log")   # main.py, output in log.out and log.err
+    process = launch(["--dataset", "demo", "--path", "runs"], "log")   # output in log.out and log.err
     code = finish(process)
-    differences(outcome(folder), outcome(other_folder))                # [] if the runs ended in the same result
+    differences(outcome(folder), outcome(other_folder))                # [] if both have the same result
 
-Processes are forked from a server that has imported the program, which saves each of them the seconds that loading torch
-takes.
+Processes are forked from a server that has imported the program, which saves each of them the seconds that
+loading torch takes.
 """
 
 import json
@@ -54,8 +54,8 @@ FREE = {"path", "resume", "data_root", "cache_dir", "epochs", "max_minutes", "sa
 def launch(argv: Sequence[str], log: str | Path, file_limit: int = 0) -> BaseProcess:
     """Start main(argv) in a process of its own.
 
-    log: path of its output, without the suffixes .out and .err; file_limit: maximum size of a file that it may write,
-    in bytes (0: no limit).
+    log: path of its output, without the suffixes .out and .err; file_limit: maximum size of a file that it
+    may write, in bytes (0: no limit).
     """
     process = SERVER.Process(target=run_main, args=(argv, str(log), file_limit))
     process.start()
@@ -81,7 +81,7 @@ def launch_script(argv: Sequence[str], log: str | Path) -> subprocess.Popen:
 
 
 def finish(process: BaseProcess, limit: float = LIMIT) -> int | None:
-    """Exit code of a process from `launch`, once it has ended. Raises TimeoutError if that takes over `limit` seconds."""
+    """Wait for a process from `launch`; returns its exit code. Raises TimeoutError after `limit` seconds."""
     process.join(limit)
     if process.is_alive():
         process.kill()
@@ -91,7 +91,7 @@ def finish(process: BaseProcess, limit: float = LIMIT) -> int | None:
 
 
 def wait_for(condition: Callable[[], typing.Any], process: BaseProcess | subprocess.Popen) -> None:
-    """Sleep until the condition is true. Raises TimeoutError if the process ends before, or after LIMIT seconds."""
+    """Sleep until a condition is true. Raises TimeoutError after LIMIT seconds or if the process ends."""
     deadline = time.monotonic() + LIMIT
     while not condition():
         alive = process.poll() is None if isinstance(process, subprocess.Popen) else process.is_alive()
@@ -101,7 +101,7 @@ def wait_for(condition: Callable[[], typing.Any], process: BaseProcess | subproc
 
 
 def errors(log: str | Path) -> list[str]:
-    """Lines of <log>.err that report an error or belong to a traceback; progress bars and notes are left out."""
+    """Lines of <log>.err that report an error or belong to a traceback, not progress bars and notes."""
     text = Path(f"{log}.err").read_text(errors="replace")
     lines = [line.rsplit("\r", 1)[-1].strip() for line in text.split("\n")]
     return [line for line in lines if line.startswith("error:") or "Traceback" in line or "Exception" in line]
@@ -128,10 +128,10 @@ def stop_and_resume(
 ) -> tuple[Path, int]:
     """Start a run, send it a signal at random moments, and resume it until it is complete.
 
-    command: command line of a new run, without --path; work: empty folder for runs and output; duration: of an
-    undisturbed run, in seconds; stops: how often the run is stopped, at least 1.
-    Returns the run folder and how often the run was stopped, at least once. Raises AssertionError for an exit code that is
-    not that of the signal.
+    command: command line of a new run, without --path; work: empty folder for runs and output; duration: of
+    an undisturbed run, in seconds; stops: how often the run is stopped, at least 1. Returns the run folder
+    and how often the run was stopped, at least once. Raises AssertionError for an exit code that is not that
+    of the signal.
     """
     runs = work / "runs"
     hits = attempts = 0

@@ -1,30 +1,34 @@
-"""How the time of training grows with the data: 100,000 to 6.4 million interactions, users and items in proportion.
+"""How the time of training grows with the data, from 100,000 to 6.4 million interactions.
 
     python benchmarks/scaling.py
     python benchmarks/scaling.py --plot docs/scaling.png      # needs matplotlib
 
-Two things are timed:
+Users and items grow in proportion. Two things are timed:
 
-- the whole graph: the vectors of all users and items and their gradients, that is propagation, projection and attention
-  over every edge;
-- a training step of fixed batch size (4,096), plan refreshes included. What depends on the batch alone, such as
-  InfoNCE and attention to the items of the batch, does not grow.
+- the whole graph: the vectors of all users and items and their gradients, that is propagation, projection and
+  attention over every edge;
+- a training step of fixed batch size (4,096), plan refreshes included. What depends on the batch alone, such
+  as InfoNCE and attention to the items of the batch, does not grow.
 
-The result is the slope of a least-squares line through log time against log interactions: 1 is linear. Slopes between
-successive sizes are printed too; none should be far above 1. Neighbours are random, because building kNN graphs is
-quadratic, as is ranking every item for every user; benchmarks/graphs.py and benchmarks/evaluate.py measure these.
+The result is the slope of a least-squares line through log time against log interactions: 1 is linear. Slopes
+between successive sizes are printed too; none should be far above 1. Neighbours are random, because building
+kNN graphs is quadratic, as is ranking every item for every user; benchmarks/graphs.py and
+benchmarks/evaluate.py measure these.
 """
 
 import argparse
 import statistics
 import sys
 from collections.abc import Mapping, Sequence
+from pathlib import Path
 
-import bench
+sys.path[:0] = [str(Path(__file__).resolve().parents[1])]
+
 import numpy as np
 import torch
-from step import make_stepper, whole_batches
 
+from benchmarks import bench
+from benchmarks.step import make_stepper, whole_batches
 from model import RecGOAT
 from world import keep_freed_memory
 
@@ -32,7 +36,7 @@ MAX_BATCHES = 50  # batches that the steps cycle through
 
 
 def make_shape(interactions: int) -> bench.Shape:
-    """A shape with Baby's proportions, 6.1 train interactions per user and 16.8 per item, and small features."""
+    """A shape with 6.1 train interactions per user and 16.8 per item, as in Baby, and small features."""
     users, items = int(interactions / 6.1), int(interactions / 16.8)
     held_out = interactions // 6
     return bench.Shape(f"{interactions:,}", users, items, (interactions, held_out, held_out), 64, 128)
@@ -78,7 +82,7 @@ def measure(
 
 
 def slopes(sizes: Sequence[int], seconds: Sequence[Sequence[float]]) -> tuple[float, list[float]]:
-    """Slope of the least-squares line through log time against log size, and the slopes between successive sizes.
+    """Slopes of log time against log size: of the least-squares line, and between successive sizes.
 
     seconds: [sizes][repeats].
     """

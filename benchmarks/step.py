@@ -4,10 +4,10 @@
     python benchmarks/step.py --shape baby --recdim 800 --textbook 0
     python benchmarks/step.py --shape 20000x8000x150000x384x512
 
-All settings except --recdim, --batch and --precision are those of the published Baby command line. The textbook step
-(benchmarks/textbook.py) has the same parameters and batches. It runs alternately with ours, in a process of its own, so
-that neither side affects the other's memory. The losses of the two are compared before training, with fresh transport
-plans and without dropout.
+All settings except --recdim, --batch and --precision are those of the published Baby command line. The
+textbook step (benchmarks/textbook.py) has the same parameters and batches. It runs alternately with ours, in
+a process of its own, so that neither side affects the other's memory. The losses of the two are compared
+before training, with fresh transport plans and without dropout.
 """
 
 import argparse
@@ -17,11 +17,13 @@ import statistics
 import sys
 import typing
 from collections.abc import Callable, Sequence
+from pathlib import Path
 
-import bench
-import textbook
+sys.path[:0] = [str(Path(__file__).resolve().parents[1])]
+
 import torch
 
+from benchmarks import bench, textbook
 from dataloader import Batch, Dataset, Sampler
 from layers.attention import AttentionGraph
 from model import RecGOAT, Transport
@@ -38,8 +40,8 @@ FLOAT = 4  # bytes
 class Phase:
     """A part of the training step, forward and backward, and the work that it cannot avoid.
 
-    A byte counts if it has to be read or written at least once; of a sparse product, the row that an edge gathers
-    counts for every edge. A multiply-add is two operations.
+    A byte counts if it has to be read or written at least once; of a sparse product, the row that an edge
+    gathers counts for every edge. A multiply-add is two operations.
     """
 
     call: Callable[[], typing.Any]
@@ -121,7 +123,7 @@ def contrastive_phase(model: RecGOAT, views: dict[str, torch.Tensor], batch: Bat
 
 
 def plan_phase(model: RecGOAT) -> Phase:
-    """Refresh of the transport plans: the vectors of all items, cost and Sinkhorn. The bound omits Sinkhorn."""
+    """Refresh of the transport plans: vectors of all items, cost and Sinkhorn. The bound omits Sinkhorn."""
     transports = [typing.cast(Transport, transport) for transport in model.fusion.transports.values()]
 
     def call() -> None:
@@ -280,8 +282,9 @@ def measure_ours(
     seconds = bench.alternate({name: phase.call for name, phase in phases.items()}, args.repeats, device)
     floors = {name: machine.floor(phase.nbytes, phase.operations) for name, phase in phases.items()}
     print(
-        f"\nrecdim {config.recdim}, batch {config.bpr_batch}, {config.precision}: {bench.format_times(steps)} per step "
-        f"(mean of {config.plan_every}, one of them with a plan refresh), peak memory {peak:.0f} MB"
+        f"\nrecdim {config.recdim}, batch {config.bpr_batch}, {config.precision}: "
+        f"{bench.format_times(steps)} per step (mean of {config.plan_every}, one with a plan refresh), "
+        f"peak memory {peak:.0f} MB"
     )
     print(phase_table(seconds, floors, statistics.median(steps), config.plan_every))
     phase_figures = {name: {"seconds": seconds[name], "floor": floors[name]} for name in phases}
@@ -310,7 +313,7 @@ def phase_table(
 
 
 def compare(args: argparse.Namespace, config: Config) -> bench.Figures:
-    """Time both kinds of step alternately, each in a process of its own, and print them. Returns the figures."""
+    """Time both kinds of step alternately, each in its own process, and print them. Returns the figures."""
     seconds: dict[str, list[float]] = {"textbook": [], "ours": []}
     with bench.Worker(Textbook, args, config) as theirs, bench.Worker(Ours, args, config) as ours:
         workers = {"textbook": theirs, "ours": ours}

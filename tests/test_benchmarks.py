@@ -1,19 +1,12 @@
-"""The textbook of the benchmarks has the loss, gradients and metrics of the program, and the benchmarks time the program."""
+"""The benchmarks time the program, and their textbook has its loss, gradients and metrics."""
 
-import sys
-from pathlib import Path
+import typing
 
 import numpy as np
 import pytest
 import torch
 
-sys.path.append(str(Path(__file__).resolve().parents[1] / "benchmarks"))
-
-import bench
-import evaluate
-import step
-import textbook
-
+from benchmarks import bench, evaluate, step, textbook
 from data.graphs import nearest_neighbours
 from dataloader import Batch, Dataset, Sampler
 from model import RecGOAT, Transport
@@ -25,7 +18,7 @@ CPU = torch.device("cpu")
 TINY = bench.SHAPES["tiny"]
 
 
-def make_model(**changes: object) -> tuple[RecGOAT, Dataset]:
+def make_model(**changes: typing.Any) -> tuple[RecGOAT, Dataset]:
     """A RecGOAT of the tiny shape in eval mode with fresh transport plans, and its dataset."""
     config = bench.baby_config(recdim=16, item_knn_k=5, **changes)
     dataset = bench.make_dataset(
