@@ -69,13 +69,8 @@ def items_by_user(pairs: np.ndarray, max_users: int) -> dict[int, list[int]]:
 @contextlib.contextmanager
 def prefilter(enabled: bool) -> Iterator[None]:
     """Rank with training/prefilter.py or without it in this block; metrics are the same either way."""
-    original = ranking.certain_misses
-    if not enabled:
-        ranking.certain_misses = no_misses
-    try:
+    with contextlib.nullcontext() if enabled else mock.patch("training.ranking.certain_misses", no_misses):
         yield
-    finally:
-        ranking.certain_misses = original
 
 
 def no_misses(
