@@ -7,8 +7,8 @@
     for batch in Sampler(dataset.interactions.train, n_items, 2048, seed, device).epoch():
         ...
 
-Everything a model sees comes from the TRAIN split alone. Input that cannot be used raises a UserError that names the
-file, the line and the remedy.
+Everything a model sees comes from the TRAIN split alone. Input that cannot be used raises a UserError that
+names the file, the line and the remedy.
 """
 
 from __future__ import annotations
@@ -22,15 +22,8 @@ import numpy as np
 import scipy.sparse as sp
 import torch
 
-from data.formats import (
-    Interactions,
-    dataset_folder,
-    feature_paths,
-    interactions_hash,
-    load_features,
-    open_features,
-    read_interactions,
-)
+from data.feature_files import feature_paths, load_features, open_features
+from data.formats import Interactions, dataset_folder, interactions_hash, read_interactions
 from data.graphs import knn_table, normalised_adjacency
 from layers.kernels import column_major
 from utils import UserError, content_hash
@@ -108,10 +101,9 @@ def load_dataset(config: Config, needs: Needs, device: torch.device) -> Dataset:
     tensors = {
         m: to_device(features.pop(m), needs, device) for m in list(features)
     }  # frees each array in turn
-    if user_features is not None:
-        user_features = to_device(user_features, needs, device)
+    user_tensor = None if user_features is None else to_device(user_features, needs, device)
     return Dataset(
-        interactions, adjacency, tensors, neighbours, user_features, user_neighbours, fingerprint, notes
+        interactions, adjacency, tensors, neighbours, user_tensor, user_neighbours, fingerprint, notes
     )
 
 
@@ -120,7 +112,8 @@ def missing_features(config: Config, folder: Path) -> str:
     if not config.use_multimodal:
         return f"--model {config.model} needs features: drop --use_multimodal 0 or take --model lgn"
     return (
-        f"{folder}: has no text_feat.npy, image_feat.npy or audio_feat.npy; --model {config.model} needs features: "
+        f"{folder}: has no text_feat.npy, image_feat.npy or audio_feat.npy; --model {config.model} needs "
+        "features: "
         "name them with --text_feat, --image_feat or --audio_feat"
     )
 
@@ -137,7 +130,7 @@ def user_text_features(
     features: dict[str, np.ndarray],
     user_array: np.ndarray | None,
 ) -> np.ndarray:
-    """User features [U, d_t]: the file named by --user_text_feat, or the mean text feature of the user's TRAIN items."""
+    """User features [U, d_t]: those of --user_text_feat, or the mean text feature of a user's TRAIN items."""
     if user_array is not None:
         return load_features(user_array, config.user_text_feat, interactions.n_users, "users")
     if "text" not in features:
@@ -146,7 +139,7 @@ def user_text_features(
 
 
 def mean_user_features(train: np.ndarray, item_features: np.ndarray, n_users: int) -> np.ndarray:
-    """Mean feature of the items of each user in `train` [n, 2]: [U, dim] float32, zeros for a user without items."""
+    """Mean feature of each user's items in `train` [n, 2]: [U, dim] float32, zeros without items."""
     user, item = train.T
     count = np.bincount(user, minlength=n_users)
     weight = (1 / np.maximum(count, 1)).astype(np.float32)[user]
@@ -213,8 +206,9 @@ def unique_by_batch(
 ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor, torch.Tensor]:
     """Distinct ids of each batch. ids: [n]; batch_of: [n], the batch of each.
 
-    Returns the distinct ids [m], ascending within a batch, batch after batch; the index of each id among the distinct
-    ids of its batch [n]; the position of each batch's first distinct id [batches]; their number [batches].
+    Returns the distinct ids [m], ascending within a batch, batch after batch; the index of each id among the
+    distinct ids of its batch [n]; the position of each batch's first distinct id [batches]; their number
+    [batches].
     """
     span = ids.max() + 1
     keys, index = (batch_of * span + ids).unique(return_inverse=True)
@@ -226,8 +220,9 @@ def unique_by_batch(
 class Sampler:
     """Batches of (user, positive, negative): every training pair once an epoch, in random order.
 
-    Negatives are uniform over the items that the user has not interacted with in TRAIN, or over all items with
-    reject=False. All triples of an epoch are drawn at its beginning, on the device of the pairs, from one generator.
+    Negatives are uniform over the items that the user has not interacted with in TRAIN, or over all items
+    with reject=False. All triples of an epoch are drawn at its beginning, on the device of the pairs, from
+    one generator.
     """
 
     def __init__(
@@ -270,7 +265,7 @@ class Sampler:
         return items
 
     def state(self, step: int) -> torch.Tensor:
-        """Generator state from which epoch(step) continues, `step` batches into an epoch (0: before the next one)."""
+        """Generator state to continue from with epoch(step): `step` batches into an epoch (0: before it)."""
         return self.epoch_start if step else self.generator.get_state()
 
     def epoch(self, skip: int = 0) -> Iterator[Batch]:

@@ -31,7 +31,7 @@ RESUME_HINT = "the run can be resumed from its last checkpoint"
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Run a command line. Returns the exit code; every failure that a user can cause is one line on stderr."""
+    """Run a command line. Returns the exit code; a failure that a user can cause is one line on stderr."""
     return run_command(lambda: train(*parse_args(argv)), io_hint=RESUME_HINT)
 
 

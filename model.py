@@ -6,8 +6,8 @@
     user, item = model.embeddings()     # [U, d], [I, d]; the score of a pair is user[u] . item[i]
     terms = model.loss(batch)           # BPR and contrastive alignment (CMCL) of a dataloader.Batch
 
-U users, I items, d embedding size, B batch, H heads, m a modality (text, image, audio). Layers are in layers/, the
-contract that every model fulfils is models/base.py, and the baselines are in models/.
+U users, I items, d embedding size, B batch, H heads, m a modality (text, image, audio). Layers are in
+layers/, the contract that every model fulfils is models/base.py, and the baselines are in models/.
 """
 
 from __future__ import annotations
@@ -24,8 +24,8 @@ from torch.nn import functional as F
 from dataloader import Batch, Dataset, Needs
 from layers.attention import AttentionGraph, Branch
 from layers.dropout import Dropout
-from layers.kernels import product
-from layers.losses import info_nce, squared_norm, unit_info_nce
+from layers.kernels import product, unit_info_nce
+from layers.losses import info_nce, squared_norm, total
 from layers.transport import COSTS, cost_unit, sinkhorn_exp, sinkhorn_log
 from models.base import Recommender, batch_bpr, sparse_like
 from models.lightgcn import LightGCN
@@ -46,8 +46,8 @@ def product_dtype(config: Config) -> torch.dtype | None:
 class Transport(nn.Module):
     """Optimal adaptive transport of one modality (eq. 9-13): Z^m -> Z^m (s T0 + residual).
 
-    s = d makes T0 a barycentric map, whose rows sum to 1. T0 carries no gradient; it is a buffer, so that evaluation
-    and resumed runs use the plan that the weights were trained with.
+    s = d makes T0 a barycentric map, whose rows sum to 1. T0 carries no gradient; it is a buffer, so that
+    evaluation and resumed runs use the plan that the weights were trained with.
     """
 
     plan: torch.Tensor
@@ -64,17 +64,18 @@ class Transport(nn.Module):
             nn.init.xavier_uniform_(self.residual)
         self.register_buffer("plan", torch.full((d, d), 1 / (d * d)))  # T0
         self.register_buffer("potential", torch.zeros(d))  # Sinkhorn's, where the next plan starts from
-        self.register_buffer(
-            "figures", torch.zeros(3)
-        )  # W1 and relative lengths when T0 was set, for the log
+        self.register_buffer("figures", torch.zeros(3))  # of the last refresh, for the log
 
     def cost(self, z_m: torch.Tensor, z_id: torch.Tensor) -> torch.Tensor:
-        """Cost between the dimensions of z_m and z_id, [n, d] each, rows of the same items: [d, d] (eq. 9-10)."""
+        """Cost between the dimensions of z_m and z_id, [n, d] of the same items each: [d, d] (eq. 9-10)."""
         return self.config.ot_scale * COSTS[self.config.ot_cost](z_m, z_id)
 
     @torch.no_grad()
     def refresh(self, z_m: torch.Tensor, z_id: torch.Tensor) -> None:
-        """Set T0 to the optimal transport between these representations [I, d] (eq. 10-11)."""
+        """Set T0 to the optimal transport between these representations [I, d] (eq. 10-11).
+
+        W1 and the relative lengths of transported vectors, over about 1,024 items, are kept for the log.
+        """
         config, cost = self.config, self.cost(z_m, z_id)
         scaled = cost / cost_unit(cost, config.ot_unit)
         if config.sinkhorn == "exp":
@@ -89,13 +90,15 @@ class Transport(nn.Module):
 
     def forward(self, z_m: torch.Tensor) -> torch.Tensor:
         """Transported vectors (eq. 13) of any items: [n, d] -> [n, d]."""
-        if self.config.transport == "none":
+        kind = self.config.transport
+        if kind == "none":
             return z_m
-        matrix = {
-            "full": lambda: self.residual + self.scale * self.plan,
-            "plan": lambda: self.scale * self.plan,
-            "residual": lambda: self.residual,
-        }[self.config.transport]()
+        if kind == "residual":
+            matrix: torch.Tensor = self.residual
+        elif kind == "plan":
+            matrix = self.scale * self.plan
+        else:
+            matrix = self.residual + self.scale * self.plan
         return product(z_m, matrix, product_dtype(self.config))
 
     def w1(self, z_m: torch.Tensor, z_id: torch.Tensor) -> torch.Tensor:
@@ -103,9 +106,9 @@ class Transport(nn.Module):
         return (self.plan * self.cost(z_m, z_id)).sum()
 
     def diagnostics(self) -> dict[str, torch.Tensor]:
-        """Mass, entropy (relative to its maximum, 2 ln d) and marginal error of T0; and as of the step that set it:
+        """Mass, entropy (relative to its maximum, 2 ln d) and marginal error of T0, and the figures of refresh.
 
-        W1, and the lengths of Z s T0 and of Z residual relative to Z, over a sample of about 1,024 items.
+        "ratio" and "residual_ratio" are the lengths of Z s T0 and Z residual relative to Z.
         """
         plan, d = self.plan, len(self.plan)
         entropy = -torch.special.xlogy(plan, plan).sum() / max(2 * math.log(d), 1e-9)
@@ -125,7 +128,12 @@ class Transport(nn.Module):
 
 
 class Fusion(nn.Module):
-    """ID and modality vectors -> one item vector: concat, sum, or transport and weighted sum (eq. 14); then norm, dropout."""
+    """One vector from ID and modality vectors: concat, sum, or transport and weighted sum (eq. 14).
+
+    LayerNorm, dropout and L2 normalisation follow, as fuse_norm and fuse_drop say; they are in no equation.
+    """
+
+    weights: torch.Tensor
 
     def __init__(self, config: Config, modalities: list[str]):
         super().__init__()
@@ -146,25 +154,29 @@ class Fusion(nn.Module):
         self.layer_norm = nn.LayerNorm(d) if config.fuse_norm.startswith("layer") else nn.Identity()
         self.dropout = Dropout(config.fuse_drop)
 
+    def transport(self, m: str) -> Transport:
+        """The transport of one modality; there are transports with fusion "oat" alone."""
+        return typing.cast(Transport, self.transports[m])
+
     def forward(self, z_id: torch.Tensor, z: dict[str, torch.Tensor]) -> torch.Tensor:
         """Unified vectors [n, d] of any items. z_id: [n, d] ID vectors; z: {m: [n, d]}, the same items."""
         transported = self.config.fusion == "oat"
-        parts = [z_id, *(self.transports[m](z[m]) if transported else z[m] for m in self.modalities)]
+        parts = [z_id, *(self.transport(m)(z[m]) if transported else z[m] for m in self.modalities)]
         if self.config.fuse_input == "l2":
             parts = [F.normalize(part, dim=1) for part in parts]
         if self.config.fusion == "concat":
             fused = self.project(torch.cat(parts, 1))
         elif self.config.fusion == "sum":
-            fused = self.project(sum(parts))
+            fused = self.project(total(parts))
         else:
             weights = [1 - self.weights.sum(), *self.weights]
-            fused = sum(weight * part for weight, part in zip(weights, parts, strict=True))
+            fused = total(weight * part for weight, part in zip(weights, parts, strict=True))
         fused = self.dropout(self.layer_norm(fused))
         return F.normalize(fused, dim=1) if self.config.fuse_norm.endswith("l2") else fused
 
 
 def fusion_weights(config: Config, modalities: Collection[str]) -> list[float]:
-    """Weights g_m of eq. 14, in the order of the modalities. Raises UserError if they leave less than 0 to the ID vector."""
+    """Weights g_m of eq. 14, in the order of the modalities. Raises UserError if their sum exceeds 1."""
     weights = [getattr(config, FUSION_WEIGHTS[m]) for m in modalities]
     if sum(weights) > 1 + 1e-6:
         named = " + ".join(f"--{FUSION_WEIGHTS[m]} {w:g}" for m, w in zip(modalities, weights, strict=True))
@@ -180,16 +192,21 @@ def fusion_weights(config: Config, modalities: Collection[str]) -> list[float]:
 class RecGOAT(Recommender):
     """LightGCN, graph attention over modality graphs, cross-modal contrastive learning, transport and fusion.
 
-    The loss is BPR + decay * norm + contrastive_weight * contrastive + w1_weight * W1 (W1 summed over modalities).
+    The loss is BPR + decay * norm + contrastive_weight * contrastive + w1_weight * W1 (W1 summed over
+    modalities).
     """
 
     needs: typing.ClassVar[Needs] = Needs(
         adjacency=True, features=True, neighbours=True, user_features=True, column_major=True
     )
     user_features: torch.Tensor
+    branches: nn.ModuleDict
+    graphs: nn.ModuleDict
+    user_branch: Branch
+    fusion: Fusion
 
     def __init__(self, config: Config, dataset: Dataset):
-        super().__init__(config)
+        super().__init__(config, dataset)
         self.backbone = LightGCN(config, dataset)
         self.modalities = [m for m in MODALITIES if m in dataset.features]
         dtype = product_dtype(config) or torch.float32
@@ -200,7 +217,7 @@ class RecGOAT(Recommender):
         self.branches = nn.ModuleDict(
             {m: self.make_branch(sizes[m], config.item_branch_layers) for m in self.modalities}
         )
-        self.user_graph = None
+        self.user_graph: AttentionGraph | None = None
         if dataset.user_features is not None and dataset.user_neighbours is not None:
             self.register_buffer("user_features", dataset.user_features.to(dtype), persistent=False)
             self.user_graph = self.make_graph(dataset.user_neighbours)
@@ -232,12 +249,13 @@ class RecGOAT(Recommender):
         """Raise UserError unless the attention heads divide the embedding size."""
         if config.recdim % config.attn_heads:
             raise UserError(
-                f"--recdim {config.recdim} is not divisible by --attn_heads {config.attn_heads}: change either"
+                f"--recdim {config.recdim} is not divisible by --attn_heads {config.attn_heads}: change "
+                "either"
             )
 
     @classmethod
     def search_space(cls, config: Config, modalities: Collection[str]) -> tuple[str, ...]:
-        """Learning rate, decay, alignment and fusion, without settings that have no effect on these modalities."""
+        """Learning rate, decay, alignment and fusion, without settings that have no effect here."""
         space = ["contrastive_weight=0.01..0.5:log", "modality_decay=1e-3..1:log"]
         if config.contrastive_weight:
             space.append("modality_consistency_weight=0.1..1")
@@ -256,16 +274,20 @@ class RecGOAT(Recommender):
     def represent(
         self, users: torch.Tensor | None = None, items: torch.Tensor | None = None
     ) -> tuple[torch.Tensor, torch.Tensor, dict[str, torch.Tensor]]:
-        """User vectors [U, d], item ID vectors [I, d] and modality vectors {m: [I, d]} before alignment (eq. 3-6).
+        """User vectors [U, d], item ID vectors [I, d] and modality vectors {m: [I, d]} (eq. 3-6).
 
         Given users [v] or items [r] int64, each once, only theirs.
         """
         user, z_id = self.backbone.embeddings(users, items)
-        z = {m: self.branches[m](self.graphs[m], self.features(m), items) for m in self.modalities}
+        z = {m: self.modality_vectors(m, items) for m in self.modalities}
         if self.user_graph is not None:  # sec. 3.4
             eta = self.config.eta
             user = (1 - eta) * user + eta * self.user_branch(self.user_graph, self.user_features, users)
         return user, z_id, z
+
+    def modality_vectors(self, m: str, items: torch.Tensor | None = None) -> torch.Tensor:
+        """Vectors Z^m of one modality (eq. 3): [I, d], or the given rows of them."""
+        return self.branches[m](self.graphs[m], self.features(m), items)
 
     def features(self, m: str) -> torch.Tensor:
         """Frozen features of one modality: [I, d_m]."""
@@ -282,7 +304,7 @@ class RecGOAT(Recommender):
 
     @torch.no_grad()
     def begin_step(self, step: int) -> None:
-        """Refresh the transport plans every `plan_every` steps, from the vectors of all items without dropout."""
+        """Refresh the transport plans every `plan_every` steps, from all items without dropout."""
         config = self.config
         if config.fusion != "oat" or config.transport in ("residual", "none") or step % config.plan_every:
             return
@@ -290,7 +312,7 @@ class RecGOAT(Recommender):
         self.eval()
         _, z_id = self.backbone.embeddings()
         for m in self.modalities:
-            self.fusion.transports[m].refresh(self.branches[m](self.graphs[m], self.features(m)), z_id)
+            self.fusion.transport(m).refresh(self.modality_vectors(m), z_id)
         self.train(training)
 
     def loss(self, batch: Batch) -> dict[str, torch.Tensor]:
@@ -299,42 +321,44 @@ class RecGOAT(Recommender):
         user, z_id, z = self.represent(batch.unique_users, batch.unique_items)
         item = self.fusion(z_id, z)
         terms = {"bpr": batch_bpr(user, item, batch), "norm": self.backbone.norm(batch)}
-        total = terms["bpr"] + config.decay * terms["norm"]
+        loss = terms["bpr"] + config.decay * terms["norm"]
         if config.modality_decay:
-            terms["modality_norm"] = sum(
+            terms["modality_norm"] = total(
                 squared_norm((v, batch.pos_index), (v, batch.neg_index)) for v in z.values()
             )
-            total = total + config.modality_decay * terms["modality_norm"]
+            loss = loss + config.modality_decay * terms["modality_norm"]
         if config.contrastive_weight:
             contrastive = self.contrastive(user, item, [z_id, *z.values()], batch)
             terms.update(contrastive)
-            total = total + config.contrastive_weight * contrastive["contrastive"]
+            loss = loss + config.contrastive_weight * contrastive["contrastive"]
         if config.w1_weight and config.fusion == "oat":
             # Each item of the batch is a sample of the mean in the cost (eq. 9).
-            terms["w1"] = sum(self.fusion.transports[m].w1(z[m], z_id) for m in self.modalities)
-            total = total + config.w1_weight * terms["w1"]
-        return {"loss": total, **terms}
+            terms["w1"] = total(self.fusion.transport(m).w1(z[m], z_id) for m in self.modalities)
+            loss = loss + config.w1_weight * terms["w1"]
+        return {"loss": loss, **terms}
 
     def contrastive(
         self, user: torch.Tensor, item: torch.Tensor, views: list[torch.Tensor], batch: Batch
     ) -> dict[str, torch.Tensor]:
-        """w * (InfoNCE over the modality pairs, eq. 7-8) + (1 - w) * InfoNCE(user, positive item), and both terms.
+        """w * (InfoNCE of the modality pairs, eq. 7-8) + (1 - w) * InfoNCE(user, positive), and both terms.
 
-        user: [v, d], unique users of the batch; item (fused) and views (ID and modality vectors): [r, d], its unique
-        items.
+        user: [v, d], unique users of the batch; item (fused) and views (ID and modality vectors): [r, d], its
+        unique items.
         """
         config, w = self.config, self.config.modality_consistency_weight
         terms: dict[str, torch.Tensor] = {}
-        total = torch.zeros((), device=user.device)
+        loss = torch.zeros((), device=user.device)
         if w:
             unique = bool(config.contrastive_dedup)
             rows = [batch.unique_pos if unique else batch.pos_index]
             if config.contrastive_items == "pos_neg":
                 rows.append(batch.unique_neg if unique else batch.neg_index)
             pairs = [nce for r in rows for nce in self.modality_pairs([v.index_select(0, r) for v in views])]
-            terms["modality_nce"] = sum(pairs) / (len(pairs) if config.contrastive_reduction == "mean" else 1)
+            terms["modality_nce"] = total(pairs) / (
+                len(pairs) if config.contrastive_reduction == "mean" else 1
+            )
             # The released code minimises the mean of 1 - InfoNCE; the constant has no gradient.
-            total = total + (w if config.contrastive_sign == "attract" else -w) * terms["modality_nce"]
+            loss = loss + (w if config.contrastive_sign == "attract" else -w) * terms["modality_nce"]
         if w < 1:
             candidates, target = batch.pos_index, None
             if config.contrastive_dedup:
@@ -347,8 +371,8 @@ class RecGOAT(Recommender):
                 target,
                 dtype=product_dtype(config),
             )
-            total = total + (1 - w) * terms["user_item_nce"]
-        return {"contrastive": total, **terms}
+            loss = loss + (1 - w) * terms["user_item_nce"]
+        return {"contrastive": loss, **terms}
 
     def modality_pairs(self, views: list[torch.Tensor]) -> list[torch.Tensor]:
         """InfoNCE of every pair of views (ID, text, image, audio), [n, d] each (eq. 8)."""
@@ -367,7 +391,7 @@ class RecGOAT(Recommender):
         if self.config.fusion == "oat":
             for m, weight in zip(self.modalities, self.fusion.weights, strict=True):
                 numbers[f"fusion/{m}"] = weight
-                for name, value in self.fusion.transports[m].diagnostics().items():
+                for name, value in self.fusion.transport(m).diagnostics().items():
                     numbers[f"plan/{m}/{name}"] = value
             numbers["fusion/id"] = 1 - self.fusion.weights.sum()
         return numbers
@@ -376,7 +400,7 @@ class RecGOAT(Recommender):
         """Each transport plan, relative to its largest entry."""
         if self.config.fusion != "oat":
             return {}
-        plans = {m: transport.plan for m, transport in self.fusion.transports.items()}
+        plans = {m: self.fusion.transport(m).plan for m in self.modalities}
         return {f"plan/{m}": plan / plan.max().clamp_min(1e-30) for m, plan in plans.items()}
 
     # ---- users and items that were not in training
@@ -384,7 +408,7 @@ class RecGOAT(Recommender):
     def new_user_vectors(
         self, histories: sp.csr_matrix, item: torch.Tensor
     ) -> tuple[torch.Tensor, list[str]]:
-        """LightGCN's vectors of new users; with --user_text_feat mean, mixed with those of the user-user branch."""
+        """LightGCN's vectors of new users; with --user_text_feat mean, mixed with the user-user branch's."""
         user, notes = self.backbone.new_user_vectors(histories, item)
         if self.user_graph is None:
             return user, notes
@@ -392,7 +416,7 @@ class RecGOAT(Recommender):
             # The missing factor 1 - eta does not change a ranking.
             return user, ["note: new users have no text features; their vectors omit the user-user branch"]
         mean = sp.diags(1 / histories.sum(1).A1) @ histories
-        text = sparse_like(mean, item) @ self.text_features.float()
+        text = sparse_like(mean, item) @ self.features("text").float()
         z, _ = self.user_branch.attend(self.user_graph, self.user_features, text, self.config.user_knn_k)
         return (1 - self.config.eta) * user + self.config.eta * z, notes
 
@@ -403,16 +427,15 @@ class RecGOAT(Recommender):
     def cold_item_vectors(self, features: dict[str, torch.Tensor]) -> torch.Tensor:
         """Unified vectors [n, d] of items known by their features alone.
 
-        They attend to their nearest items of the catalogue by cosine similarity (eq. 2-3), without being attended to.
-        In place of the ID vector that they lack stands the mean direction of those neighbours' ID vectors at the mean
-        of their lengths; then they are fused as any item (eq. 12-14).
+        They attend to their nearest items of the catalogue by cosine similarity (eq. 2-3), without being
+        attended to. In place of the ID vector that they lack stands the mean direction of those neighbours'
+        ID vectors at the mean of their lengths; then they are fused as any item (eq. 12-14).
         """
         _, z_id = self.backbone.embeddings()
         z, neighbours = {}, []
         for m in self.modalities:
-            z[m], nearest = self.branches[m].attend(
-                self.graphs[m], self.features(m), features[m], self.config.item_knn_k
-            )
+            branch, graph = typing.cast(Branch, self.branches[m]), typing.cast(AttentionGraph, self.graphs[m])
+            z[m], nearest = branch.attend(graph, self.features(m), features[m], self.config.item_knn_k)
             neighbours.append(nearest)
         near = z_id[torch.cat(neighbours, 1)]  # [n, modalities * k, d]
         # A mean is shorter than the vectors it averages; at its own length these items would rank last.

@@ -1,8 +1,9 @@
-"""The command line of main.py, made from the fields of world.Config: a field's help and default are its flag's.
+"""The command line of main.py, made from the fields of world.Config.
 
     config, notes = parse_args(["--dataset", "baby_raw", "--model", "lgn_mm", "--topks", "[10,20]"])
 
-A model can have settings of its own, which are flags while --model names it.
+A field's help and default are those of its flag. A model can have settings of its own, which are
+flags while --model names it.
 """
 
 from __future__ import annotations
@@ -23,7 +24,7 @@ from world import GROUPS, RECIPES, Config, changed_settings, known_settings, rea
 
 EPILOG = """examples:
   python main.py --dataset demo --model lgn
-  python main.py --dataset baby_raw --model lgn_mm --recdim 800 --item_branch_layers 1 --contrastive_weight 0.032
+  python main.py --dataset baby_raw --model lgn_mm --recdim 800 --contrastive_weight 0.032
 Results are written to a new folder under --path; view them with: tensorboard --logdir runs"""
 
 # Flags of the released code's parser that have no effect there either, so that its command lines still run.
@@ -46,7 +47,7 @@ def integer_list(text: str) -> tuple[int, ...]:
 
 
 def make_parser(cls: type[Config] = Config) -> Parser:
-    """Parser with one flag for each field of a Config class, in groups. Flags that are not given stay absent."""
+    """Parser with a flag for each field of a Config class, in groups. Flags that are not given are absent."""
     parser = Parser(
         prog="python main.py",
         usage=f"python main.py --dataset NAME --model {{{','.join(MODELS)},FILE.py:CLASS}} [flags]",
@@ -54,13 +55,14 @@ def make_parser(cls: type[Config] = Config) -> Parser:
         allow_abbrev=False,
         argument_default=argparse.SUPPRESS,
         formatter_class=argparse.RawDescriptionHelpFormatter,
-        description="RecGOAT (arXiv 2602.00682): multimodal recommendation with graphs. Trains a model, selects\n"
-        "its best epoch on validation, scores the test split once, and writes a run folder.",
+        description="RecGOAT (arXiv 2602.00682): multimodal recommendation with graphs. Trains a model,\n"
+        "selects its best epoch on validation, scores the test split once, and writes a run folder.",
     )
     groups = {name: parser.add_argument_group(name) for name in GROUPS}
     for field in dataclasses.fields(cls):
-        rules, is_list = field.metadata, isinstance(field.default, tuple)
-        default = ",".join(map(str, field.default)) if is_list else field.default
+        rules, default, is_list = field.metadata, field.default, isinstance(field.default, tuple)
+        if isinstance(default, tuple):
+            default = ",".join(map(str, default))
         help_text = rules["help"] + ("" if default == "" else f" (default {default})")
         if field.name == "model":
             help_text += "; " + "; ".join(f"{name}: {entry.summary}" for name, entry in MODELS.items())
@@ -83,8 +85,9 @@ def make_parser(cls: type[Config] = Config) -> Parser:
 def parse_args(argv: Sequence[str] | None = None) -> tuple[Config, list[str]]:
     """Config of a command line, and notes for the user about flags without effect.
 
-    A setting is that of its flag, else of the recipe, else the default. With --resume or --checkpoint, the settings of
-    that run take the place of the defaults. Raises UserError for an unknown flag or a value that is not allowed.
+    A setting is that of its flag, else of the recipe, else the default. With --resume or --checkpoint, the
+    settings of that run take the place of the defaults. Raises UserError for an unknown flag or a value that
+    is not allowed.
     """
     argv = sys.argv[1:] if argv is None else list(argv)
     named, stored = named_model(argv), {}
@@ -110,7 +113,7 @@ def parse_args(argv: Sequence[str] | None = None) -> tuple[Config, list[str]]:
 
 
 def named_model(argv: Sequence[str]) -> dict[str, str]:
-    """The values of --model, --resume and --checkpoint, which decide what other flags there are; "" if not given."""
+    """The values of --model, --resume and --checkpoint, which decide what other flags exist; "" if absent."""
     parser = Parser(add_help=False, allow_abbrev=False, prog="python main.py")
     for name in ("model", "resume", "checkpoint"):
         parser.add_argument(f"--{name}", default="")
@@ -120,8 +123,8 @@ def named_model(argv: Sequence[str]) -> dict[str, str]:
 def restorable(stored: typing.Any, source: object, model: str = "") -> dict[str, typing.Any]:
     """Stored settings of a run as arguments of its Config class; `source` names them in errors.
 
-    model: --model as given by the user. A stored file name never runs code: a run of a user's own class is restored
-    only if the user names the class again, wherever its file is now.
+    model: --model as given by the user. A stored file name never runs code: a run of a user's own class is
+    restored only if the user names the class again, wherever its file is now.
     """
     if not isinstance(stored, Mapping) or not isinstance(stored.get("model", ""), str):
         raise UserError(f"{source}: contains no settings")
@@ -146,7 +149,7 @@ def restored_config(stored: typing.Any, source: object, model: str = "", **chang
 
 
 def make_config(cls: type[Config], values: Mapping[str, typing.Any]) -> Config:
-    """Config of these settings. Refuses numbers and texts that no library below could handle, whatever their origin."""
+    """Config of these settings. Raises UserError for numbers and texts that no library could handle."""
     for name, value in values.items():
         if isinstance(value, int) and abs(value) > 2**32:
             raise UserError(f"--{name}: is too large a number; give a smaller one")
@@ -170,6 +173,7 @@ def resumed_config(stored: Config, given: Mapping[str, typing.Any], source: obje
     config = checked(make_config(type(stored), values))
     if config.epochs < stored.epochs:
         raise UserError(
-            f"--epochs {config.epochs}: the run was started with {stored.epochs}; a resumed run may only have more"
+            f"--epochs {config.epochs}: the run was started with {stored.epochs}; a resumed run may only "
+            "have more"
         )
     return config

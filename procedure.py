@@ -1,7 +1,8 @@
 """How a model is trained: one epoch, selection on validation, the fit loop, and the final test.
 
-The protocol: the best epoch is selected on VALIDATION (train items masked). TEST is scored once, at the end, by the
-restored best model (train items masked; validation items stay candidates unless --mask_valid_at_test 1).
+The protocol: the best epoch is selected on VALIDATION (train items masked). TEST is scored once, at the end,
+by the restored best model (train items masked; validation items stay candidates unless --mask_valid_at_test
+1).
 """
 
 from __future__ import annotations
@@ -43,14 +44,14 @@ def train_epoch(
     progress: Progress,
     stop: Callable[[], bool] = lambda: False,
 ) -> bool:
-    """Make the remaining steps of an epoch, counted in progress.step, with loss terms summed in progress.sums.
+    """Make the remaining steps of an epoch; count them and sum the loss terms in `progress`.
 
-    Ends early, after a whole step, once stop() is true. Returns whether the epoch is complete. Raises Diverged, with
-    the step and the term, if a loss, a gradient or a weight is not finite.
+    Ends early, after a whole step, once stop() is true. Returns whether the epoch is complete. Raises
+    Diverged, with the step and the term, if a loss, a gradient or a weight is not finite.
     """
     model.train()
     # Finiteness is recorded on the device and read once an epoch: a GPU never waits within it.
-    first_bad, finite_at_first_bad = torch.tensor(-1, device=sampler.pairs.device), None
+    first_bad, finite_at_first_bad = torch.tensor(-1, device=sampler.pairs.device), torch.empty(0)
     batches = tqdm(
         sampler.epoch(progress.step),
         total=len(sampler),
@@ -71,7 +72,7 @@ def train_epoch(
             progress.sums[name] = progress.sums.get(name, 0) + value.detach()
         finite = torch.stack([value.detach() for value in terms.values()]).isfinite()
         first_bad = torch.where((first_bad < 0) & ~finite.all(), progress.step, first_bad)
-        if finite_at_first_bad is None:
+        if not len(finite_at_first_bad):
             finite_at_first_bad = finite
         finite_at_first_bad = torch.where(first_bad == progress.step, finite, finite_at_first_bad)
         if stop():
@@ -144,11 +145,11 @@ def fit(
     end: Callable[[Run, RunLog], Result] | None = None,
     echo: bool = True,
 ) -> Result:
-    """Train with early stopping, then call end(run, log), by default `finish`. Returns the content of result.json.
+    """Train with early stopping, then call end(run, log), by default `finish`. Returns the result.
 
-    run: from start_run, new or restored. Once stop() is true, the state is saved and the result is "interrupted".
-    watch: called after each evaluation with its epoch and metrics; training ends when it returns true.
-    echo: False keeps the log lines off the console.
+    run: from start_run, new or restored. Once stop() is true, the state is saved and the result is
+    "interrupted". watch: called after each evaluation with its epoch and metrics; training ends when it
+    returns true. echo: False keeps the log lines off the console.
     """
     if run.config.projector:
         projector.write_labels(run.folder, run.config, run.dataset.interactions)
@@ -211,7 +212,7 @@ def train(
 
 
 def train_one(run: Run, stop: Callable[[], bool]) -> bool:
-    """The rest of the current epoch, with the precision of the config. Returns whether the epoch is complete."""
+    """Train the rest of the current epoch. Returns whether it is complete."""
     if run.optimizer is None:
         return True
     try:
@@ -318,7 +319,8 @@ def interrupted(run: Run, log: RunLog, stop: Callable[[], bool]) -> Result:
     """Result of a run that was stopped; logs how to continue it."""
     progress, reason = run.progress, stop.reason if isinstance(stop, Stop) else "stopped"
     log.say(
-        f"{reason}: stopped in epoch {progress.epoch + 1}; continue with: python main.py --resume {run.folder}"
+        f"{reason}: stopped in epoch {progress.epoch + 1}; continue with: python main.py --resume "
+        f"{run.folder}"
     )
     result: Result = {
         "status": "interrupted",
@@ -368,7 +370,7 @@ def finish(run: Run, log: RunLog) -> Result:
 
 
 def write_ranking(path: Path, top: torch.Tensor, split: HeldOut, data: Interactions) -> None:
-    """Write the test lists, for other metrics or parts of the users, as a .npz of int32 arrays without pickle.
+    """Write the test lists, for other metrics or parts of the users, as a .npz of int32 arrays.
 
     users [n]; items [n, K], best first; relevant_crow [n + 1] and relevant_items (CSR); history [n], train
     interactions of the user; popularity [I], train interactions of the item. top: the items.
@@ -384,7 +386,8 @@ def write_ranking(path: Path, top: torch.Tensor, split: HeldOut, data: Interacti
         "popularity": np.bincount(data.train[:, 1], minlength=data.n_items),
     }
     with atomic_write(path) as file:
-        np.savez_compressed(file, **{name: np.asarray(array, np.int32) for name, array in arrays.items()})
+        arrays = {name: np.asarray(array, np.int32) for name, array in arrays.items()}
+        np.savez_compressed(file, allow_pickle=False, **arrays)
 
 
 def score_checkpoint(model: Recommender, dataset: Dataset, config: Config, device: torch.device) -> str:
@@ -395,7 +398,8 @@ def score_checkpoint(model: Recommender, dataset: Dataset, config: Config, devic
     except RuntimeError as error:
         reason = str(error).splitlines()[-1].strip()[:120]
         raise UserError(
-            f"{config.checkpoint}: does not fit this dataset or these settings ({reason}); use those it was trained "
+            f"{config.checkpoint}: does not fit this dataset or these settings ({reason}); use those it was "
+            "trained "
             "with"
         ) from None
     selection, test = score(model, data, list(make_splits(data, config, device)), config)

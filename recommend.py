@@ -7,10 +7,11 @@
     python recommend.py --checkpoint RUN --export_embeddings vectors.npz    # for faiss and the like
     python recommend.py --checkpoint RUN --cold_items data/new_items        # items that were not in training
 
-The lists are those that the evaluation ranks: with the run's own --exclude (the default) the metrics of result.json can
-be computed from them. Original ids are read from user_ids.tsv and item_ids.tsv of the dataset folder, titles from
-item_text.jsonl; without these files ids are the numbers of the interaction files. How a model builds the vectors of new
-users and cold items is documented with the model: Recommender.new_user_vectors and cold_item_vectors.
+The lists are those that the evaluation ranks: with the run's own --exclude (the default) the metrics of
+result.json can be computed from them. Original ids are read from user_ids.tsv and item_ids.tsv of the dataset
+folder, titles from item_text.jsonl; without these files ids are the numbers of the interaction files. How a
+model builds the vectors of new users and cold items is documented with the model:
+Recommender.new_user_vectors and cold_item_vectors.
 """
 
 from __future__ import annotations
@@ -30,15 +31,8 @@ import scipy.sparse as sp
 import torch
 
 from cli import Parser, run_tool
-from data.formats import (
-    Interactions,
-    dataset_folder,
-    load_features,
-    names_of,
-    open_features,
-    read_lines,
-    read_titles,
-)
+from data.feature_files import load_features, open_features
+from data.formats import Interactions, dataset_folder, names_of, read_lines, read_titles
 from dataloader import Dataset, HeldOut, Rows, load_dataset
 from main import make_model
 from models.base import Recommender
@@ -75,7 +69,7 @@ FREE = (
 
 
 def checkpoint_path(run: str) -> Path:
-    """The checkpoint of a run folder: best.pt, to which result.json belongs, else last.pt. A file is returned as it is."""
+    """The checkpoint of a run folder: best.pt, to which result.json belongs, else last.pt. Or a file."""
     path = Path(run)
     if not path.is_dir():
         return path
@@ -90,8 +84,8 @@ def load_run(
 ) -> tuple[Recommender, Dataset, Config]:
     """Model in eval mode, dataset and config of a checkpoint.
 
-    given: settings that replace stored ones (see FREE); model_name: --model, which a run of a user's own class needs.
-    Raises UserError if the checkpoint, its data or the two together cannot be used.
+    given: settings that replace stored ones (see FREE); model_name: --model, which a run of a user's own
+    class needs. Raises UserError if the checkpoint, its data or the two together cannot be used.
     """
     state = read_checkpoint(path)
     config = restored_config(state["config"], path, model_name, **given)
@@ -113,7 +107,8 @@ def load_run(
         tell(f"note: {source}, its features or its graphs differ from those this run was trained on")
     if config.eval_dropout:
         tell(
-            "note: this run was evaluated with dropout, and lists are made without: they differ from result.json"
+            "note: this run was evaluated with dropout, and lists are made without: they differ from "
+            "result.json"
         )
     return model.eval(), dataset, config
 
@@ -127,7 +122,7 @@ def tell(line: str) -> None:
 
 
 def indices_of(asked: str, index: dict[str, int], flag: str) -> list[int]:
-    """Indices of the ids that a flag names: ID,ID,... or a file with one id a line. Raises UserError for unknown ids."""
+    """Indices of the ids that a flag names: ID,ID,... or a file with one a line. UserError for unknown."""
     ids = read_lines(asked) if os.path.isfile(asked) else asked.split(",")
     ids = list(dict.fromkeys(filter(None, ids)))
     if not ids:
@@ -135,7 +130,8 @@ def indices_of(asked: str, index: dict[str, int], flag: str) -> list[int]:
     unknown = [name for name in ids if name not in index]
     if unknown:
         raise UserError(
-            f"{flag}: {len(unknown)} of {len(ids)} ids are not in the data, the first is '{unknown[0][:40]}'; give "
+            f"{flag}: {len(unknown)} of {len(ids)} ids are not in the data, the first is "
+            f"'{unknown[0][:40]}'; give "
             "original ids"
         )
     return [index[name] for name in ids]
@@ -144,8 +140,8 @@ def indices_of(asked: str, index: dict[str, int], flag: str) -> list[int]:
 def read_histories(path: str, index: dict[str, int]) -> tuple[list[str], sp.csr_matrix]:
     """User names and their items [n, I] sparse 0/1 from lines 'user item item ...' of original ids.
 
-    Words are separated by tabs or, in a line without tabs, by spaces. Raises UserError for an unknown item, a user
-    without items, or a repeated user.
+    Words are separated by tabs or, in a line without tabs, by spaces. Raises UserError for an unknown item, a
+    user without items, or a repeated user.
     """
     histories: dict[str, list[int]] = {}
     for number, line in enumerate(read_lines(path), 1):
@@ -158,7 +154,8 @@ def read_histories(path: str, index: dict[str, int]) -> tuple[list[str], sp.csr_
             reason = f"user '{name[:40]}' occurs twice or has no item"
         if reason:
             raise UserError(
-                f"{path}, line {number}: {reason}; write 'user item item ...' with original ids, a user a line"
+                f"{path}, line {number}: {reason}; write 'user item item ...' with original ids, a user a "
+                "line"
             )
         if name:
             histories[name] = sorted({index[item] for item in items})
@@ -205,7 +202,7 @@ class Vectors:
 
 
 def make_vectors(model: Recommender, dataset: Dataset, config: Config, cold: str) -> Vectors:
-    """Vectors of a run, and of the cold items in a folder ("" for none). Raises UserError for ids or items that do not fit."""
+    """Vectors of a run and of the cold items in a folder ("": none). Raises UserError if ids do not fit."""
     data, (folder, _) = dataset.interactions, dataset_folder(config)
     user, item = model.embeddings()
     user_ids = names_of(folder / "user_ids.tsv", len(user), "users")
@@ -216,7 +213,8 @@ def make_vectors(model: Recommender, dataset: Dataset, config: Config, cold: str
         known = set(item_ids).intersection(ids)
         if known:
             raise UserError(
-                f"{cold}: item '{min(known)[:40]}' is in the data already; {cold}/item_ids.tsv must name new ids"
+                f"{cold}: item '{min(known)[:40]}' is in the data already; {cold}/item_ids.tsv must name new "
+                "ids"
             )
         if titles is not None or cold_titles is not None:
             titles = (titles or [""] * len(item)) + (cold_titles or [""] * len(ids))
@@ -225,7 +223,9 @@ def make_vectors(model: Recommender, dataset: Dataset, config: Config, cold: str
 
 
 def cold_items(folder: Path, model: Recommender) -> tuple[torch.Tensor, list[str], list[str] | None]:
-    """Vectors [n, d], original ids and titles of the items in a folder: <modality>_feat.npy, item_ids.tsv, item_text.jsonl.
+    """Vectors [n, d], original ids and titles of the items in a folder.
+
+    The folder contains <modality>_feat.npy, and optionally item_ids.tsv and item_text.jsonl.
 
     Raises UserError if the model has no vectors for such items, or their features do not fit it.
     """
@@ -240,13 +240,15 @@ def cold_items(folder: Path, model: Recommender) -> tuple[torch.Tensor, list[str
         array = open_features(path)
         if array.shape[1] != size or not len(array):
             raise UserError(
-                f"{path}: is {array.shape[0]} x {array.shape[1]}; it must have {size} dimensions, as the run's {m} "
+                f"{path}: is {array.shape[0]} x {array.shape[1]}; it must have {size} dimensions, as the "
+                f"run's {m} "
                 "features"
             )
         matrix = load_features(array, path, len(next(iter(features.values()), array)))
         if not matrix.any(1).all():
             raise UserError(
-                f"{path}, row {matrix.any(1).argmin()}: is all zeros and has no neighbours; leave that item out"
+                f"{path}, row {matrix.any(1).argmin()}: is all zeros and has no neighbours; leave that item "
+                "out"
             )
         features[m] = matrix
     parameter = next(model.parameters())
@@ -259,7 +261,7 @@ def cold_items(folder: Path, model: Recommender) -> tuple[torch.Tensor, list[str
 
 
 def top_lists(scorer: Scorer, seen: sp.csr_matrix, k: int, chunk: int) -> Iterator[tuple[int, list[TopList]]]:
-    """The best k items of every user of a scorer without those seen [n, I], by chunks: (first user, a list a user).
+    """The best k items of every user without those seen [n, I], by chunks: (first user, a list for each).
 
     A user with fewer than k other items gets those.
     """
@@ -364,7 +366,8 @@ def make_parser() -> Parser:
         (
             "--export_embeddings",
             "FILE.npz",
-            "all vectors, float32: user [U, d], item [I, d], user_ids, item_ids; the score of a pair is their inner "
+            "all vectors, float32: user [U, d], item [I, d], user_ids, item_ids; the score of a pair is "
+            "their inner "
             "product",
         ),
     ):
@@ -374,7 +377,8 @@ def make_parser() -> Parser:
         "--cold_items",
         default="",
         metavar="DIR",
-        help="further candidates that were not in training: DIR contains their text_feat.npy, ... (as the run has), "
+        help="further candidates that were not in training: DIR contains their text_feat.npy, ... (as the "
+        "run has), "
         "item_ids.tsv and optionally item_text.jsonl; only for models that learn from features of items",
     )
     how.add_argument("--topk", type=int, default=20, metavar="K", help="length of a list (default 20)")
@@ -382,7 +386,8 @@ def make_parser() -> Parser:
         "--exclude",
         default="",
         metavar="SPLIT,...",
-        help="leave out a user's items of these splits: train, valid, test, or none (default: those masked in the "
+        help="leave out a user's items of these splits: train, valid, test, or none (default: those masked "
+        "in the "
         "run's test, usually train)",
     )
     how.add_argument(
@@ -416,7 +421,10 @@ def check_flags(args: argparse.Namespace) -> None:
         if not args.output:
             raise UserError("--format parquet needs --output FILE")
         if importlib.util.find_spec("pyarrow") is None:
-            raise UserError("--format parquet needs pyarrow: pip install pyarrow, or take tsv or jsonl")
+            raise UserError(
+                "--format parquet needs pyarrow: pip install -c constraints.txt -e '.[features]', or take tsv or "
+                "jsonl"
+            )
     target = args.export_embeddings or args.output
     if target and (Path(target).is_dir() or not Path(target).parent.is_dir()):
         raise UserError(
@@ -441,7 +449,8 @@ def command(args: argparse.Namespace) -> None:
     with open_output(args.output, args.format == "parquet") as file:
         WRITERS[args.format](lists, file)
     tell(
-        f"{args.output or 'stdout'}: {len(lists.names)} lists of up to {args.topk} from {len(vectors.item)} items, "
+        f"{args.output or 'stdout'}: {len(lists.names)} lists of up to {args.topk} from {len(vectors.item)} "
+        "items, "
         f"{time.perf_counter() - started:.1f} s"
     )
 

@@ -1,219 +1,200 @@
-"""Tables, significance, breakdowns and figures out of run folders, as Markdown, LaTeX, CSV and one HTML page.
+"""Report finished runs: tables, significance tests, breakdowns and figures in Markdown, LaTeX, CSV and HTML.
 
-    python report.py runs/paper                                  # all runs below, into report/
-    python report.py runs/paper --list                           # only says which runs there are and how they ended
+    python report.py runs/paper                    # all runs below this folder, into report/
+    python report.py runs/paper --list             # list the runs and their status, write nothing
     python report.py runs/paper --ours RecGOAT --output report/paper
-    python report.py runs/knn --curve item_knn_k                 # metrics against a setting
-    python report.py runs/weights --triangle                     # metrics over the fusion weights alpha and beta
+    python report.py runs/knn --curve item_knn_k   # metrics against a setting
+    python report.py runs/weights --triangle       # metrics over the fusion weights alpha and beta
 
-A row is a name (main.py --name, else the model's), with mean and standard deviation over its seeds. Runs of one name that
-differ in anything but the seed are refused; runs on other data or by another protocol get a table of their own; runs that
-did not finish are listed and left out. docs/published.csv holds the published figures that stand beside.
+Each table row is a name (main.py --name, by default the model's) with mean and standard deviation over its
+seeds. Runs of the same name must differ in nothing but the seed; otherwise the report is refused. Runs on
+different data or with different evaluation protocols get separate tables. Unfinished runs are listed and left
+out. Results published in papers are added from docs/published.csv.
 """
 
 import argparse
-import collections
 import sys
 import time
+from collections.abc import Sequence
 from pathlib import Path
 
 from tqdm import tqdm
 
 from cli import Parser, run_tool
-from reporting.rankings import check_users, read_rankings
-from reporting.render import Figure, Heading, Text, markdown, write_report
-from reporting.runs import check_group, find_folders, make_groups, metrics_of, read_run, split_groups
+from reporting.blocks import Block, Figure, Heading, Text
+from reporting.figures import bars, learning_curves, setting_curve, triangles
+from reporting.groups import Group, Section, check_group, make_groups, make_sections
+from reporting.rankings import read_rankings
+from reporting.render import markdown, write_report
+from reporting.runs import Run, find_run_folders, read_run
+from reporting.significance import significance
 from reporting.tables import (
-    MOST_ROWS,
-    bars,
+    SECONDS,
     breakdown,
-    describe,
-    learning_curves,
+    describe_protocol,
+    environment_notes,
     published_table,
     read_published,
     results_table,
     runs_table,
     seconds_table,
-    setting_curve,
-    significance,
-    surrounding_notes,
-    triangles,
 )
+from training.folder import provenance
 from utils import UserError
-from world import Config, provenance
 
-# ---------------------------------------------------------------- the report
+# With more rows, bars, learning curves and breakdowns are too crowded to read.
+MAX_ROWS = 12
 
 
-def section_blocks(section, rankings, published, args, slug):
-    """Everything on one table's worth of Groups."""
-    run = section[0].first
-    rankings = {
-        group.name: rankings[run.dataset, group.name]
-        for group in section
-        if (run.dataset, group.name) in rankings
-    }
-    check_users(section, rankings)
-    blocks = [Heading(describe(run))]
-    if run.config.select_on == "test":
+def section_blocks(
+    section: Section, published: Sequence[dict[str, str]], args: argparse.Namespace
+) -> list[Block]:
+    """All blocks of one section."""
+    rankings = read_rankings(section)
+    blocks: list[Block | None] = [Heading(section.title), describe_protocol(section)]
+    if section.first.config.select_on == "test":
+        warning = "The best epoch was selected on the test split: these results leak and are not comparable."
+        blocks.append(Text(warning, warning=True))
+    blocks += [
+        results_table(section),
+        *environment_notes(section),
+        significance(section, args.ours, rankings),
+        published_table(section, published, section.metrics, "Published test results", "published"),
+    ]
+    if args.curve:
+        blocks.append(setting_curve(section, args.curve))
+    if args.triangle:
+        blocks += triangles(section)
+    if len(section.groups) > MAX_ROWS:
         blocks.append(
-            Text(
-                "These runs chose their epoch on the test split: the figures leak and compare with no others.",
-                warning=True,
-            )
+            Text(f"No bars, learning curves or breakdowns: the table has more than {MAX_ROWS} rows.")
         )
-    blocks += [
-        results_table(section, slug),
-        *surrounding_notes(section),
-        *significance(section, args.ours, rankings, slug),
-        published_table(section, published, metrics_of(run), f"{slug}_published", "test metrics"),
-    ]
-    blocks += [setting_curve(section, args.curve, slug)] if args.curve else []
-    blocks += triangles(section, slug) if args.triangle else []
-    if len(section) > MOST_ROWS:
-        blocks.append(Text(f"No bars, learning curves and breakdown: more than {MOST_ROWS} rows."))
     else:
-        blocks += [bars(section, slug), learning_curves(section, slug)] if args.figures else []
-        blocks += breakdown(section, rankings, slug)
+        if args.figures:
+            blocks += [bars(section), learning_curves(section)]
+        blocks += breakdown(section, rankings)
     blocks += [
-        seconds_table(section, slug),
-        published_table(
-            section,
-            published,
-            ("epoch_seconds", "evaluation_seconds"),
-            f"{slug}_published_seconds",
-            "seconds",
-        ),
+        seconds_table(section),
+        published_table(section, published, SECONDS, "Published seconds", "published_seconds"),
     ]
-    return list(filter(None, blocks))
+    return [block for block in blocks if block is not None]
 
 
-def slugs(sections):
-    """File names of the sections: the dataset, with a number from the second on."""
-    seen, names = collections.Counter(), []
-    for section in sections:
-        name = "".join(sign if sign.isalnum() else "_" for sign in section[0].first.dataset.lower())
-        seen[name] += 1
-        names.append(name + (f"_{seen[name]}" if seen[name] > 1 else ""))
-    return names
-
-
-def opening(runs, finished):
-    """What, when, from which code, on which machines."""
-    here, machines = (
-        provenance(),
-        sorted({str(run.result.get("versions", {}).get("platform")) for run in finished}),
-    )
+def opening(runs: Sequence[Run], finished: Sequence[Run]) -> Text:
+    """First paragraph: when and by which code the report was made, and how many runs it covers."""
+    code = provenance()
+    commit = str(code["git_commit"])[:12] + (" with uncommitted changes" if code["git_dirty"] else "")
     return Text(
-        f"Made {time.strftime('%Y-%m-%d %H:%M %Z')} by report.py at commit {str(here['git_commit'])[:12]}"
-        f"{' with changes' if here['git_dirty'] else ''}, from {len(finished)} finished of {len(runs)} runs. "
-        f"They ran on {'; '.join(machines)}."
+        f"Generated {time.strftime('%Y-%m-%d %H:%M %Z')} by report.py (commit {commit}). "
+        f"{len(finished)} of {len(runs)} runs have finished."
     )
 
 
-def make_report(runs, args):
-    """Runs -> (title, blocks). Raises UserError where runs must not stand together."""
+def make_report(runs: Sequence[Run], args: argparse.Namespace) -> tuple[str, list[Block]]:
+    """Title and blocks of a report. Raises UserError for runs or options that do not fit together."""
     finished = [run for run in runs if run.status == "finished"]
+    unfinished = [run for run in runs if run.status != "finished"]
     if not finished:
-        raise UserError(f"none of the {len(runs)} runs is finished; --list shows how they ended")
-    groups = make_groups(
-        finished, [*([args.curve] if args.curve else []), *(("beta", "alpha") if args.triangle else ())]
-    )
+        raise UserError(f"none of the {len(runs)} runs has finished; --list shows their status")
+    vary = [args.curve] if args.curve else []
+    vary += ["beta", "alpha"] if args.triangle else []
+    groups = make_groups(finished, vary)
     for group in groups:
         check_group(group)
-    check_wishes(groups, args)
-    sections, rankings, published = split_groups(groups), read_rankings(groups), read_published()
-    blocks = [opening(runs, finished)]
-    for section, slug in zip(sections, slugs(sections)):
-        blocks += section_blocks(section, rankings, published, args, slug)
-    if len(finished) < len(runs):
-        blocks += [
-            Heading("Left out"),
-            runs_table(
-                [run for run in runs if run.status != "finished"], "Runs that did not finish", "left_out"
-            ),
-        ]
-    return f"RecGOAT: runs on {', '.join(sorted({run.dataset for run in finished}))}", blocks
+    check_options(groups, args)
+    blocks: list[Block] = [opening(runs, finished)]
+    published = read_published()
+    for section in make_sections(groups):
+        blocks += section_blocks(section, published, args)
+    if unfinished:
+        blocks += [Heading("Left out"), runs_table(unfinished, "Runs that did not finish", "left_out")]
+    datasets = sorted({run.dataset for run in finished})
+    return f"RecGOAT: results on {', '.join(datasets)}", blocks
 
 
-def check_wishes(groups, args):
-    """Raise UserError for flags that these Groups cannot fulfil."""
+def check_options(groups: Sequence[Group], args: argparse.Namespace) -> None:
+    """Raise UserError for options that do not fit these groups."""
     names = sorted({group.name for group in groups})
     if args.ours != "RecGOAT" and args.ours not in names:
-        raise UserError(f"--ours {args.ours}: no row has this name; there are {', '.join(names)}")
+        raise UserError(f"--ours {args.ours}: no row has this name; the rows are {', '.join(names)}")
+    if args.curve and not any(args.curve in run.settings for group in groups for run in group.runs):
+        raise UserError(f"--curve {args.curve}: no run has such a setting; main.py --help lists all settings")
     if args.curve and not any(args.curve in group.varied for group in groups):
         raise UserError(
-            f"--curve {args.curve}: no name has runs with two values of it; name a setting that varies, or train such runs"
+            f"--curve {args.curve}: all runs of a name have the same value; name a setting that varies, "
+            "or train runs with two values of it"
         )
     if args.triangle and not any({"alpha", "beta"} & set(group.varied) for group in groups):
-        raise UserError("--triangle: no name has runs with two values of alpha or beta; train such runs")
+        raise UserError(
+            "--triangle: all runs of a name have the same fusion weights; "
+            "train runs with two values of alpha or beta"
+        )
 
 
-def make_parser():
+def make_parser() -> Parser:
     """The command line."""
     parser = Parser(
         prog="report.py", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    parser.add_argument(
-        "runs", nargs="+", metavar="RUNS", help="run folders, or folders with run folders below them"
-    )
+    parser.add_argument("runs", nargs="+", metavar="RUNS", help="run folders, or folders that contain them")
     parser.add_argument(
         "--output",
         default="report",
         metavar="FOLDER",
-        help="where report.html, report.md, tables.tex, .csv and figures go (default report)",
+        help="folder for all files of the report (default: report)",
     )
     parser.add_argument(
         "--ours",
         default="RecGOAT",
         metavar="NAME",
-        help="the row that is tested against the best other one (default RecGOAT)",
+        help="row to test against the best of the other rows (default: RecGOAT)",
     )
     parser.add_argument(
-        "--list", action="store_true", help="show every run and how it ended, check and write nothing"
+        "--list",
+        action="store_true",
+        help="list all runs and their status, without checking them; write nothing",
     )
     parser.add_argument(
         "--curve",
         default="",
         metavar="SETTING",
-        help="a row for every value of this setting, and metrics drawn against it, as item_knn_k",
+        help="one row per value of this setting, such as item_knn_k, and a figure of the metrics against it",
     )
     parser.add_argument(
         "--triangle",
         action="store_true",
-        help="a row for every pair of alpha and beta, and metrics drawn over the triangle of fusion weights",
+        help="one row per pair of alpha and beta, and a figure of the metrics over the fusion weights",
     )
     parser.add_argument(
         "--figures",
         type=int,
         default=1,
         choices=(0, 1),
-        help="0 draws none and needs no matplotlib (default 1)",
+        help="0: draw no figures, which does not need matplotlib (default: 1)",
     )
     return parser
 
 
-def command(args):
-    """Report what parsed arguments ask for."""
-    if args.curve and not hasattr(Config, args.curve):
-        raise UserError(f"--curve {args.curve}: there is no such setting; main.py --help lists them")
+def command(args: argparse.Namespace) -> None:
+    """Read the runs and write the report."""
     if not args.figures and (args.curve or args.triangle):
-        raise UserError("--figures 0 contradicts --curve and --triangle: drop either")
-    folders = find_folders(args.runs)
-    runs = [read_run(folder) for folder in tqdm(folders, desc="runs", leave=False, delay=1)]
+        raise UserError(
+            "--figures 0 contradicts --curve and --triangle, which draw figures: drop one of them"
+        )
+    folders = find_run_folders(args.runs)
+    runs = [read_run(folder) for folder in tqdm(folders, desc="runs", leave=False, delay=1, disable=None)]
     if args.list:
         print(markdown([runs_table(runs)]))
         return
     title, blocks = make_report(runs, args)
     print(f"# {title}\n\n{markdown([block for block in blocks if not isinstance(block, Figure)])}")
     files = write_report(args.output, title, blocks)
-    print(
-        f"{args.output}: {len(files)} files, begin with {Path(args.output) / 'report.html'}", file=sys.stderr
-    )
+    page = Path(args.output) / "report.html"
+    print(f"wrote {len(files)} files to {args.output}; start with {page}", file=sys.stderr)
 
 
-def main(argv=None):
-    """Run a command line. Returns the exit code, see utils.run_tool."""
+def main(argv: list[str] | None = None) -> int:
+    """Run a command line. Returns the exit code, see cli.run_tool."""
     return run_tool(command, make_parser(), argv)
 
 

@@ -24,7 +24,8 @@ import numpy as np
 from tqdm import tqdm
 
 from cli import Parser, run_command
-from data.formats import dataset_folder, feature_paths, interactions_hash
+from data.feature_files import feature_paths
+from data.formats import dataset_folder, interactions_hash
 from main import RESUME_HINT, load, make_model, set_up
 from models.registry import checked, config_class, find_model
 from parse import make_parser as main_parser
@@ -501,7 +502,7 @@ def parse(argv):
     """Command line -> (search flags, Config of the trials, names of the given settings, notes). Raises UserError."""
     args, rest = make_parser().parse_known_args(argv)
     if optuna is None:
-        raise UserError("tune.py needs optuna: pip install optuna (data/requirements.txt pins a version)")
+        raise UserError("tune.py needs optuna: pip install -c constraints.txt -e '.[tune]'")
     if not re.fullmatch(r"[\w.-]+", args.study, re.ASCII) or args.study.startswith("."):
         raise UserError(
             f"--study {args.study[:60]}: must be letters, digits, '_', '-' and '.', not at the start; it names files"

@@ -3,8 +3,9 @@
     config = Config(dataset="demo", model="lgn", recdim=32)
     device = choose_device(config)
 
-The command line (parse.py) is made from the fields of `Config`. Defaults follow the paper (arXiv 2602.00682; equation
-numbers are the paper's); `RECIPES["released"]` holds the settings in which the authors' released code departs from it.
+The command line (parse.py) is made from the fields of `Config`. Defaults follow the paper (arXiv 2602.00682;
+equation numbers are the paper's); `RECIPES["released"]` holds the settings in which the authors' released
+code departs from it.
 """
 
 from __future__ import annotations
@@ -39,7 +40,7 @@ def setting(
     alias: tuple[str, ...] = (),
     free: bool = False,
 ) -> typing.Any:
-    """A field of Config: its default, flag group, one-line help, allowed values or range [low, high], further flags.
+    """A field of Config: default, flag group, one-line help, allowed values or range [low, high], aliases.
 
     free: a resumed run may change it, because it has no part in the result.
     """
@@ -80,7 +81,8 @@ class Config:
     text_feat: str = setting(
         "",
         "data",
-        "item text features, .npy [items, dim]; if no feature flag is given, text_feat.npy, image_feat.npy and "
+        "item text features, .npy [items, dim]; if no feature flag is given, text_feat.npy, image_feat.npy "
+        "and "
         "audio_feat.npy of the dataset folder are used",
         free=True,
     )
@@ -89,7 +91,8 @@ class Config:
     user_text_feat: str = setting(
         "",
         "data",
-        "user text features, .npy [users, dim], or 'mean' for the mean text feature of the user's training items; "
+        "user text features, .npy [users, dim], or 'mean' for the mean text feature of the user's training "
+        "items; "
         "enables the user-user branch (eq. 6)",
         free=True,
     )
@@ -177,7 +180,8 @@ class Config:
     modality_consistency_weight: float = setting(
         1.0,
         "alignment",
-        "share w of the modality pairs in the contrastive term; 1 - w is that of InfoNCE(user, positive item) "
+        "share w of the modality pairs in the contrastive term; 1 - w is that of InfoNCE(user, positive "
+        "item) "
         "(released code: 0.5)",
         low=0.0,
         high=1.0,
@@ -185,7 +189,8 @@ class Config:
     contrastive_sign: str = setting(
         "attract",
         "alignment",
-        "attract minimises InfoNCE of the modality pairs (eq. 8); repel minimises 1 - InfoNCE (released code)",
+        "attract minimises InfoNCE of the modality pairs (eq. 8); repel minimises 1 - InfoNCE (released "
+        "code)",
         choices=("attract", "repel"),
     )
     contrastive_reduction: str = setting(
@@ -203,7 +208,8 @@ class Config:
     contrastive_dedup: int = switch(
         1,
         "alignment",
-        "1 counts an item that occurs repeatedly in a batch once; 0 makes it its own negative (released code)",
+        "1 counts an item that occurs repeatedly in a batch once; 0 makes it its own negative (released "
+        "code)",
     )
     transport: str = setting(
         "full",
@@ -232,7 +238,8 @@ class Config:
     ot_unit: str = setting(
         "spread",
         "alignment",
-        "unit of --ot_epsilon: the standard deviation of the cost without its row and column means, the mean cost, "
+        "unit of --ot_epsilon: the standard deviation of the cost without its row and column means, the mean "
+        "cost, "
         "or 1 (absolute)",
         choices=("spread", "mean", "absolute"),
     )
@@ -270,7 +277,8 @@ class Config:
     precision: str = setting(
         "fp32",
         "training",
-        "operands of large matrix products in training: fp32, tf32 (GPU), or bf16 (fast on processors that have it); "
+        "operands of large matrix products in training: fp32, tf32 (GPU), or bf16 (fast on processors that "
+        "have it); "
         "weights, sums and rankings stay fp32",
         choices=("fp32", "tf32", "bf16"),
     )
@@ -412,7 +420,8 @@ def metric_names(ks: tuple[int, ...]) -> list[str]:
 def check_value(field: dataclasses.Field, value: typing.Any) -> None:
     """Raise UserError unless a value is allowed for a field of Config."""
     rules, kind = field.metadata, type(field.default)
-    if not isinstance(value, (int, float) if kind is float else kind) or isinstance(value, bool):
+    allowed: typing.Any = (int, float) if kind is float else kind
+    if not isinstance(value, allowed) or isinstance(value, bool):
         raise UserError(f"--{field.name} {str(value)[:40]}: must be of type {kind.__name__}")
     if rules["choices"] and value not in rules["choices"]:
         raise UserError(f"--{field.name} {value}: choose from {', '.join(map(str, rules['choices']))}")
@@ -489,7 +498,8 @@ def choose_device(config: Config) -> torch.device:
         return torch.device("cpu")
     if config.gpu_id >= torch.cuda.device_count():
         raise UserError(
-            f"--gpu_id {config.gpu_id}: this machine has GPUs 0 to {torch.cuda.device_count() - 1}; name one of them"
+            f"--gpu_id {config.gpu_id}: this machine has GPUs 0 to {torch.cuda.device_count() - 1}; name one "
+            "of them"
         )
     return torch.device("cuda", config.gpu_id)
 
@@ -502,10 +512,10 @@ def seed_everything(seed: int) -> None:
 
 
 def keep_freed_memory() -> None:
-    """Make glibc keep the memory that torch frees for torch's next tensors, instead of returning it to the system.
+    """Make glibc keep the memory that torch frees for its next tensors instead of returning it.
 
-    Otherwise every large intermediate of a training step costs a page fault for each of its pages, which takes longer
-    than most operations on it. Does nothing with another C library.
+    Otherwise every large intermediate of a training step costs a page fault for each of its pages, which
+    takes longer than most operations on it. Does nothing with another C library.
     """
     with contextlib.suppress(AttributeError, OSError):
         mallopt = ctypes.CDLL("libc.so.6").mallopt
@@ -514,7 +524,7 @@ def keep_freed_memory() -> None:
 
 
 def peak_memory_mb(device: torch.device) -> float:
-    """Peak memory of this process in MB (10^6 bytes): resident memory, or allocated GPU memory on a CUDA device."""
+    """Peak memory of this process in MB (10^6 bytes): resident, or allocated on a CUDA device."""
     if device.type == "cuda":
         return torch.cuda.max_memory_allocated(device) / 1e6
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss

@@ -1,7 +1,7 @@
 """Say everything that is wrong with a dataset folder, or worth knowing, before a training does.
 
     python -m data.check baby_raw
-    python -m data.check baby --data_root ../shared/data --text_feat ../shared/data/baby/text_feat_recon_d128.npy
+    python -m data.check baby --text_feat data/baby/text_feat_d128.npy
 
 Interactions and features are read as the trainer reads them, but one fault does not hide the next. Then the commonest
 silent error of the field is looked for: features in another order than the ids. If the features fit, the nearest
@@ -35,7 +35,8 @@ import torch
 from tqdm import tqdm
 
 from cli import Parser, run_tool
-from data.formats import SPLITS, dataset_folder, inter_path, join_splits, open_features, read_inter, read_txt
+from data.feature_files import open_features
+from data.formats import SPLITS, dataset_folder, inter_path, join_splits, read_inter, read_txt
 from utils import UserError
 
 FEATURES = ("text", "image", "audio", "user_text")

@@ -40,8 +40,7 @@ def require(module):
     except ImportError as error:
         package = PACKAGES.get(module.split(".")[0], module)
         raise UserError(
-            f"this needs {package} ({error}); install it with: pip install {package}, or all extras with: "
-            "pip install -r data/requirements.txt"
+            f"this needs {package} ({error}); install it with: pip install -c constraints.txt -e '.[features]'"
         ) from None
 
 

@@ -254,7 +254,7 @@ def parquet_frames(path, pick, inputs):
         import pyarrow.parquet as pq
     except ImportError:
         raise UserError(
-            f"{path}: reading Parquet needs pyarrow: pip install -r data/requirements.txt"
+            f"{path}: reading Parquet needs pyarrow: pip install -c constraints.txt -e '.[features]'"
         ) from None
     with reading(path, inputs):
         pass  # for the checksum: Parquet is not read from start to end

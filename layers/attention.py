@@ -1,4 +1,4 @@
-"""Multi-head graph attention over a fixed graph, and the branch that turns one modality's features into vectors."""
+"""Multi-head graph attention over a fixed graph, and the branch of one modality that is made of it."""
 
 from __future__ import annotations
 
@@ -10,19 +10,19 @@ from torch.nn import functional as F
 
 from layers.device import on_cpu
 from layers.dropout import Dropout
-from layers.kernels import Attention, product
+from layers.kernels import attention, product
 from layers.sparse import csr_product, csr_tensor
 
 # ---------------------------------------------------------------- the graph
 
 
 class AttentionGraph(nn.Module):
-    """Edges from n source nodes to m target nodes, stored such that attention with H heads is one sparse product.
+    """Edges from n source to m target nodes, stored such that attention with H heads is one sparse product.
 
-    With h a head, i a target and j a source, row h * m + i and column h * n + j of a block-diagonal CSR pattern
-    are an edge of that head. Features [H, n, c] viewed as [H * n, c] are thus multiplied head after head, and what
-    one head gathers stays in the cache. from_neighbours gives the graph of all nodes, which is symmetric;
-    select_targets keeps the edges of some targets.
+    With h a head, i a target and j a source, row h * m + i and column h * n + j of a block-diagonal CSR
+    pattern are an edge of that head. Features [H, n, c] viewed as [H * n, c] are thus multiplied head after
+    head, and what one head gathers stays in the cache. from_neighbours gives the graph of all nodes, which is
+    symmetric; select_targets keeps the edges of some targets.
 
     The tensors are buffers, so that the graph moves with its model, and stay out of the state dict.
     """
@@ -49,8 +49,8 @@ class AttentionGraph(nn.Module):
         """Repeat the pattern of one head for H heads.
 
         crow: [m + 1], target and source: [E] int64, sorted by target, then source. transposed: of a symmetric
-        pattern the edge [E] that each entry of the transposed pattern is; otherwise (row pointers, columns, edge)
-        of the transposed pattern. nodes: as the attribute.
+        pattern the edge [E] that each entry of the transposed pattern is; otherwise (row pointers, columns,
+        edge) of the transposed pattern. nodes: as the attribute.
         """
         super().__init__()
         self.heads, self.n = heads, n
@@ -75,7 +75,7 @@ class AttentionGraph(nn.Module):
 
     @classmethod
     def from_neighbours(cls, neighbours: np.ndarray, heads: int) -> AttentionGraph:
-        """Graph of a neighbour table [n, k]: edges in both directions, each once, and a self loop for every node."""
+        """Graph of a neighbour table [n, k]: edges in both directions, each once, and a self loop a node."""
         n, k = neighbours.shape
         rows = np.repeat(np.arange(n), k)
         directed = sp.csr_matrix((np.ones(n * k, np.float32), (rows, neighbours.ravel())), (n, n))
@@ -101,7 +101,7 @@ class AttentionGraph(nn.Module):
         return AttentionGraph(self.heads, self.n, crow, target, source, transposed, nodes)
 
     def append_targets(self, neighbours: torch.Tensor) -> AttentionGraph:
-        """The graph with new nodes that attend to their neighbours and themselves and are attended to by none.
+        """The graph with new nodes that attend to their neighbours and themselves, attended to by none.
 
         neighbours: [m, k] int64 ids of old nodes. For inference only: the transposed pattern is left empty.
         """
@@ -176,8 +176,8 @@ def gather_heads(x: torch.Tensor, index: torch.Tensor, heads: int) -> torch.Tens
 class GraphAttention(nn.Module):
     """One multi-head graph attention layer (Velickovic 2018, eq. 3) before its non-linearity.
 
-    out_i = concat over heads h of sum_j alpha_ij^h W^h x_j + b, where alpha_ij^h is the softmax over the neighbours
-    j of i, itself included, of LeakyReLU(a_dst^h . W^h x_i + a_src^h . W^h x_j) with slope 0.2.
+    out_i = concat over heads h of sum_j alpha_ij^h W^h x_j + b, where alpha_ij^h is the softmax over the
+    neighbours j of i, itself included, of LeakyReLU(a_dst^h . W^h x_i + a_src^h . W^h x_j) with slope 0.2.
 
     dtype: type that the operands of the projection W x are rounded to (None: not rounded).
     """
@@ -212,15 +212,15 @@ class GraphAttention(nn.Module):
         if graph.nodes is not None:
             s_dst = s_dst.index_select(1, graph.nodes)
         dropout = self.attn_dropout.p if self.attn_dropout.training else 0.0
-        out = Attention.apply(h.flatten(0, 1), s_dst.flatten(), s_src.flatten(), graph, self.slope, dropout)
+        out = attention(h.flatten(0, 1), s_dst.flatten(), s_src.flatten(), graph, self.slope, dropout)
         return out.view(self.heads, -1, h.shape[2]).transpose(0, 1).flatten(1) + self.bias
 
 
 class Branch(nn.Module):
-    """Graph attention over one modality's features, LeakyReLU(0.2) after each layer (eq. 3): [n, d_in] -> [n, d].
+    """Graph attention over one modality's features, LeakyReLU(0.2) after each layer (eq. 3).
 
-    feat_proj: a linear map to d dimensions before the first layer; feat_dropout and branch_dropout: dropout before
-    and after each layer; dtype: type that operands of large matrix products are rounded to.
+    feat_proj: a linear map to d dimensions before the first layer; feat_dropout and branch_dropout: dropout
+    before and after each layer; dtype: type that operands of large matrix products are rounded to.
     """
 
     def __init__(
@@ -251,8 +251,8 @@ class Branch(nn.Module):
 
         x: [n, d_in] features; nodes: [r] int64, each once, the nodes whose vectors are returned (None: all).
         """
-        # On a CPU the last layer attends for the wanted nodes alone. A GPU would have to wait for their number of
-        # edges, which takes longer than attending for all.
+        # On a CPU the last layer attends for the wanted nodes alone. A GPU would have to wait for their
+        # number of edges, which takes longer than attending for all.
         last = graph if nodes is None or not on_cpu(x) else graph.select_targets(nodes)
         if isinstance(self.project, nn.Linear):
             x = product(x, self.project.weight.T, self.dtype) + self.project.bias
@@ -266,9 +266,9 @@ class Branch(nn.Module):
     ) -> tuple[torch.Tensor, torch.Tensor]:
         """Vectors of new nodes, known by their features alone, without training.
 
-        x: [n, d_in] features of the nodes of `graph`; new: [m, d_in]. A new node attends to its k nearest nodes by
-        cosine similarity (eq. 2) and to itself, and is attended to by none. Returns (vectors [m, d], the nearest
-        nodes [m, k] int64).
+        x: [n, d_in] features of the nodes of `graph`; new: [m, d_in]. A new node attends to its k nearest
+        nodes by cosine similarity (eq. 2) and to itself, and is attended to by none. Returns (vectors [m, d],
+        the nearest nodes [m, k] int64).
         """
         neighbours = nearest_rows(new, x, k)
         x = torch.cat([x, new.to(x.dtype)])

@@ -31,10 +31,10 @@ def product_reference(a: torch.Tensor, b: torch.Tensor) -> torch.Tensor:
 
 def product(a: torch.Tensor, b: torch.Tensor, dtype: torch.dtype | None = None) -> torch.Tensor:
     """Matrix product a [n, p] @ b [p, q] with operands rounded to dtype (None: not rounded), in b's type."""
-    return Product.apply(a, b, dtype or b.dtype)
+    return _Product.apply(a, b, dtype or b.dtype)
 
 
-class Product(torch.autograd.Function):
+class _Product(torch.autograd.Function):
     """product_reference with operands rounded to a type, forward and backward."""
 
     @staticmethod
@@ -50,8 +50,8 @@ class Product(torch.autograd.Function):
         a, b = ctx.saved_tensors
         grad = grad.to(a.dtype)
         grad_a = (grad @ b.T).to(ctx.types[0]) if ctx.needs_input_grad[0] else None
-        # Autograd would compute (grad.T @ a).T for a transposed weight b, which is slower; on a CPU, MKL is up to
-        # a tenth faster still on parts of a wide matrix.
+        # Autograd would compute (grad.T @ a).T for a transposed weight b, which is slower; on a CPU, MKL is
+        # up to a tenth faster still on parts of a wide matrix.
         width = 1024 if on_cpu(a) else a.shape[1]
         grad_b = torch.cat([part.T @ grad for part in a.split(width, 1)])
         return grad_a, grad_b.to(ctx.types[1]), None
@@ -60,8 +60,8 @@ class Product(torch.autograd.Function):
 def column_major(features: torch.Tensor) -> torch.Tensor:
     """Copy of features [n, dim] in column-major order on a CPU, each column at a multiple of 64 bytes.
 
-    Products of features with a weight of few columns, and of their transpose with a gradient, are a sixth faster
-    in this layout. On a GPU the features are returned unchanged.
+    Products of features with a weight of few columns, and of their transpose with a gradient, are a sixth
+    faster in this layout. On a GPU the features are returned unchanged.
     """
     n, dim = features.shape
     if not on_cpu(features):
@@ -92,16 +92,17 @@ def propagate(
     users: torch.Tensor | None = None,
     items: torch.Tensor | None = None,
 ) -> tuple[torch.Tensor, torch.Tensor]:
-    """Propagate embeddings over a symmetric constant graph: (user vectors, item vectors), the mean over layers.
+    """Propagate embeddings over a symmetric constant graph: the mean over layers of users and of items.
 
     matrix: sparse CSR [U + I, U + I]; user: [U, d]; item: [I, d]; users, items: [r] int64, the rows to return
-    (None: all). All rows are propagated in either case, but only those returned are copied and get a gradient.
+    (None: all). All rows are propagated in either case, but only those returned are copied and get a
+    gradient.
     """
-    return Propagation.apply(matrix, layers, users, items, user, item)
+    return _Propagation.apply(matrix, layers, users, items, user, item)
 
 
-class Propagation(torch.autograd.Function):
-    """propagation_reference of some rows. The matrix is symmetric, so the backward pass is the same product."""
+class _Propagation(torch.autograd.Function):
+    """propagation_reference of some rows. The matrix is symmetric, so the backward pass is the same."""
 
     @staticmethod
     def forward(ctx, matrix, layers, users, items, user, item):
@@ -129,8 +130,9 @@ def mean_of_layers(
     """propagation_reference without gradients, evaluated as (x + A (x + A (x + ...))) / (L + 1).
 
     parts: consecutive blocks of rows of x, [n_i, d] each; rows: for each part the rows to return (None: all).
-    width: on a CPU, columns pass through all layers in blocks of this many, because the rows that the next layer
-    gathers are then more likely to be in the cache still; at d = 800 this takes at most half of the time.
+    width: on a CPU, columns pass through all layers in blocks of this many, because the rows that the next
+    layer gathers are then more likely to be in the cache still; at d = 800 this takes at most half of the
+    time.
     """
     crow, col, values = matrix.crow_indices(), matrix.col_indices(), matrix.values()
     sizes, d = [len(part) for part in parts], parts[0].shape[1]
@@ -156,10 +158,10 @@ def sparse_product(matrix: torch.Tensor, transposed: torch.Tensor, dense: torch.
 
     transposed: the transposed matrix as CSR [m, n], which the backward pass needs.
     """
-    return SparseProduct.apply(matrix, transposed, dense)
+    return _SparseProduct.apply(matrix, transposed, dense)
 
 
-class SparseProduct(torch.autograd.Function):
+class _SparseProduct(torch.autograd.Function):
     """matrix @ dense for a constant matrix."""
 
     @staticmethod
@@ -184,8 +186,8 @@ def attention_reference(
     """Attention-weighted mean over the neighbours of each target, head by head (Velickovic 2018, eq. 3-4).
 
     h: [H n, c] features of the sources; s_dst: [H m] and s_src: [H n], the two halves of the attention score;
-    returns [H m, c]. The score of an edge is LeakyReLU(s_dst[target] + s_src[source]), its weight the softmax over
-    the edges of the target.
+    returns [H m, c]. The score of an edge is LeakyReLU(s_dst[target] + s_src[source]), its weight the softmax
+    over the edges of the target.
     """
     h, s_dst, s_src = (x.view(graph.heads, -1, *x.shape[1:]) for x in (h, s_dst, s_src))
     scores = F.leaky_relu(s_dst[:, graph.target] + s_src[:, graph.source], slope)  # [H, E]
@@ -196,11 +198,20 @@ def attention_reference(
     return (out / total[:, :, None]).flatten(0, 1)
 
 
-class Attention(torch.autograd.Function):
-    """attention_reference with dropout of the weights.
+def attention(
+    h: torch.Tensor,
+    s_dst: torch.Tensor,
+    s_src: torch.Tensor,
+    graph: AttentionGraph,
+    slope: float,
+    dropout: float = 0.0,
+) -> torch.Tensor:
+    """attention_reference with dropout of the weights."""
+    return _Attention.apply(h, s_dst, s_src, graph, slope, dropout)
 
-    Keeps numbers of size H * E for the backward pass, never [E, d] messages.
-    """
+
+class _Attention(torch.autograd.Function):
+    """Keeps numbers of size H * E for the backward pass, never [E, d] messages."""
 
     @staticmethod
     def forward(ctx, h, s_dst, s_src, graph, slope, dropout):
@@ -219,7 +230,8 @@ class Attention(torch.autograd.Function):
     def backward(ctx, grad):
         h, scores, weights, kept, total, out = ctx.saved_tensors
         graph = ctx.graph
-        # Softmax backward: dL/ds = w (dL/dw - sum over the target's edges of w dL/dw). That sum is grad . out.
+        # Softmax backward: dL/ds = w (dL/dw - sum over the target's edges of w dL/dw). That sum is grad .
+        # out.
         mean = (grad * out).sum(1, keepdim=True) / total
         grad = grad / (total * (1 - ctx.dropout))
         grad_h = graph.transposed_product(kept, grad)
@@ -233,8 +245,8 @@ def softmax_numerators(
     scores: torch.Tensor, s_dst: torch.Tensor, s_src: torch.Tensor, graph: AttentionGraph
 ) -> torch.Tensor:
     """exp(scores) [H E], up to a factor that the edges of a target share, without overflow or underflow."""
-    # exp of float32 is safe below 60: no maximum has to be subtracted, which saves a third of this function. A GPU
-    # would have to wait for the comparison.
+    # exp of float32 is safe below 60: no maximum has to be subtracted, which saves a third of this function.
+    # A GPU would have to wait for the comparison.
     if on_cpu(scores) and s_dst.abs().max() + s_src.abs().max() < 60:
         return scores.exp()
     top = torch.segment_reduce(scores, "max", offsets=graph.crow)
@@ -247,14 +259,32 @@ def softmax_numerators(
 def info_nce_reference(
     a: torch.Tensor, b: torch.Tensor, target: torch.Tensor, temperature: float
 ) -> torch.Tensor:
-    """Mean over rows r of -log softmax(a_r . b / temperature)[target_r]. a: [n, d]; b: [m, d]; target: [n]."""
+    """Mean over r of -log softmax(a_r . b / temperature)[target_r]. a: [n, d]; b: [m, d]; target: [n]."""
     return F.cross_entropy(a @ b.T / temperature, target)
 
 
-class InfoNCE(torch.autograd.Function):
-    """info_nce_reference of rows of length 1: loss and gradient in one pass over blocks of rows.
+def unit_info_nce(
+    a: torch.Tensor,
+    b: torch.Tensor,
+    temperature: float,
+    target: torch.Tensor | None = None,
+    block: int = 480,
+    dtype: torch.dtype | None = None,
+) -> torch.Tensor:
+    """info_nce_reference of rows of length 1.
 
-    The [n, m] scores are computed once and never kept. Products are made in `dtype`, sums in the type of a.
+    target: [n] int64 (default: r); block: anchors processed at a time; dtype: type that operands of matrix
+    products are rounded to (default: not rounded).
+    """
+    if target is None:
+        target = torch.arange(len(a), device=a.device)
+    return _InfoNCE.apply(a, b, target, temperature, block, dtype or a.dtype)
+
+
+class _InfoNCE(torch.autograd.Function):
+    """Loss and gradient in one pass over blocks of rows: the [n, m] scores are computed once and never kept.
+
+    Products are made in `dtype`, sums in the type of a.
     """
 
     @staticmethod
@@ -264,7 +294,8 @@ class InfoNCE(torch.autograd.Function):
         narrow_a, narrow_b = (a * math.log2(math.e)).to(dtype), b.to(dtype)  # exp2 is faster than exp
         grad_a, grad_b, total = torch.empty_like(a), torch.zeros_like(b), a.new_empty(len(a))
         loss = -positive.sum()
-        # One buffer for all blocks stays in the cache. Scores are [m, block]: faster to compute than [block, m].
+        # One buffer for all blocks stays in the cache. Scores are [m, block]: faster to compute than [block,
+        # m].
         buffer = narrow_b.new_empty(len(b) * min(block, len(a)))
         parts = (matrix.split(block) for matrix in (a, narrow_a, grad_a, total))
         for part, narrow, grad, sums in zip(*parts, strict=True):
@@ -305,8 +336,13 @@ def l1_cost_reference(x: torch.Tensor, y: torch.Tensor) -> torch.Tensor:
     return (x[:, :, None] - y[:, None, :]).abs().mean(0)
 
 
-class L1Cost(torch.autograd.Function):
-    """l1_cost_reference in O(n (p + q) + p q) memory: 17 GiB less than the reference on Baby at d = 800."""
+def l1_cost(x: torch.Tensor, y: torch.Tensor) -> torch.Tensor:
+    """l1_cost_reference in O(n (p + q) + p q) memory: on Baby at d = 800 the reference needs 17 GiB."""
+    return _L1Cost.apply(x, y)
+
+
+class _L1Cost(torch.autograd.Function):
+    """Differences are made in blocks that stay in the cache."""
 
     @staticmethod
     def forward(ctx, x, y):

@@ -1,9 +1,18 @@
 """Loss terms: BPR, the norm of embeddings, and InfoNCE."""
 
+import functools
+import operator
+from collections.abc import Iterable
+
 import torch
 from torch.nn import functional as F
 
-from layers.kernels import InfoNCE
+from layers.kernels import unit_info_nce
+
+
+def total(terms: Iterable[torch.Tensor]) -> torch.Tensor:
+    """Sum of at least one tensor."""
+    return functools.reduce(operator.add, terms)
 
 
 def bpr_loss(user: torch.Tensor, positive: torch.Tensor, negative: torch.Tensor) -> torch.Tensor:
@@ -15,12 +24,13 @@ def bpr_loss(user: torch.Tensor, positive: torch.Tensor, negative: torch.Tensor)
 
 
 def squared_norm(*vectors: tuple[torch.Tensor, torch.Tensor]) -> torch.Tensor:
-    """Mean over triples of the summed squared norms of their vectors (LightGCN's regulariser without its 1/2).
+    """Mean over triples of the summed squared norms of their vectors (LightGCN's regulariser, times 2).
 
     vectors: pairs of distinct vectors [n, d] and the row index of each triple [B].
     """
     batch = len(vectors[0][1])
-    return sum(rows.square().sum(1).index_select(0, index).sum() for rows, index in vectors) / batch
+    norms = [rows.square().sum(1).index_select(0, index).sum() for rows, index in vectors]
+    return total(norms) / batch
 
 
 def info_nce(
@@ -31,23 +41,10 @@ def info_nce(
     block: int = 480,
     dtype: torch.dtype | None = None,
 ) -> torch.Tensor:
-    """InfoNCE with cosine similarity (eq. 7): mean over rows r of -log softmax(cos(a_r, b) / temperature)[target_r].
+    """InfoNCE with cosine similarity (eq. 7): mean of -log softmax(cos(a_r, b) / temperature)[target_r].
 
-    a: [n, d] anchors; b: [m, d] candidates; target: [n] int64, the row of b that matches each anchor (default: r);
-    block: anchors processed at a time; dtype: type that operands of matrix products are rounded to (default: none).
+    a: [n, d] anchors; b: [m, d] candidates; target: [n] int64, the row of b that matches each anchor
+    (default: r); block: anchors processed at a time; dtype: type that operands of matrix products are rounded
+    to (default: none).
     """
     return unit_info_nce(F.normalize(a, dim=1), F.normalize(b, dim=1), temperature, target, block, dtype)
-
-
-def unit_info_nce(
-    a: torch.Tensor,
-    b: torch.Tensor,
-    temperature: float,
-    target: torch.Tensor | None = None,
-    block: int = 480,
-    dtype: torch.dtype | None = None,
-) -> torch.Tensor:
-    """info_nce of rows that have length 1 already."""
-    if target is None:
-        target = torch.arange(len(a), device=a.device)
-    return InfoNCE.apply(a, b, target, temperature, block, dtype or a.dtype)

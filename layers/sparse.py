@@ -33,8 +33,8 @@ def csr_product(
 ) -> torch.Tensor:
     """Product of a sparse CSR matrix [n, m] and a dense one [m, d] -> [n, d], without gradients.
 
-    On a CPU it is computed as a weighted embedding bag, which takes at most a third of the time of torch's own
-    CSR product. Entries of a row are added in their stored order.
+    On a CPU it is computed as a weighted embedding bag, which takes at most a third of the time of torch's
+    own CSR product. Entries of a row are added in their stored order.
     """
     if on_cpu(dense):
         return F.embedding_bag(

@@ -1,20 +1,15 @@
-"""Optimal transport between the dimensions of two representations: costs and Sinkhorn's algorithm (eq. 9-11)."""
+"""Optimal transport between the dimensions of two representations: costs and Sinkhorn (eq. 9-11)."""
 
 import math
 
 import torch
 
 from layers.device import on_cpu
-from layers.kernels import L1Cost
-
-
-def l1_cost(x: torch.Tensor, y: torch.Tensor) -> torch.Tensor:
-    """C[i, j] = mean over rows b of |x[b, i] - y[b, j]| (eq. 10). x: [n, p], y: [n, q] -> [p, q]."""
-    return L1Cost.apply(x, y)
+from layers.kernels import l1_cost
 
 
 def squared_cost(x: torch.Tensor, y: torch.Tensor) -> torch.Tensor:
-    """C[i, j] = mean over rows b of (x[b, i] - y[b, j])^2, from second moments. x: [n, p], y: [n, q] -> [p, q]."""
+    """C[i, j] = mean over rows b of (x[b, i] - y[b, j])^2, from moments. x: [n, p], y: [n, q] -> [p, q]."""
     cross = x.T @ y / len(x)
     return (x.square().mean(0)[:, None] + y.square().mean(0) - 2 * cross).clamp_min(0)
 
@@ -23,12 +18,12 @@ COSTS = {"l1": l1_cost, "squared": squared_cost}
 
 
 def cost_unit(cost: torch.Tensor, unit: str) -> torch.Tensor | float:
-    """The unit that epsilon is measured in: 1 ("absolute"), the mean of the cost [p, q] ("mean"), or its "spread".
+    """The unit of epsilon: 1 ("absolute"), the mean of the cost [p, q] ("mean"), or its "spread".
 
-    A plan does not change when a constant is added to a row or a column of the cost, so the spread is the standard
-    deviation of the cost without its row and column means. ID vectors grow in training and modality vectors do not;
-    where one side is far longer than the other, the means are nearly all of the cost, and an epsilon relative to the
-    mean cost would flatten the plan.
+    A plan does not change when a constant is added to a row or a column of the cost, so the spread is the
+    standard deviation of the cost without its row and column means. ID vectors grow in training and modality
+    vectors do not; where one side is far longer than the other, the means are nearly all of the cost, and an
+    epsilon relative to the mean cost would flatten the plan.
     """
     if unit == "absolute":
         return 1.0
@@ -51,10 +46,11 @@ def sinkhorn_log(
     cost: [p, q]; epsilon: in units of the cost; start: column potential [q] of an earlier call (warm start).
     Returns the plan [p, q], of mass 1 and with exact column marginals, and the column potential [q].
 
-    Of every `check_every` iterations the first is computed in the log domain and the others as scalings of the kernel
-    that it leaves ("absorption", Schmitzer 2019): the same iterations for a tenth of the exponentials. Scalings that
-    leave the range of the type are dropped. On a CPU, iteration ends once the row marginals are within `tolerance`
-    of uniform (sum of absolute errors); on a GPU all iterations are made, without waiting for the device.
+    Of every `check_every` iterations the first is computed in the log domain and the others as scalings of
+    the kernel that it leaves ("absorption", Schmitzer 2019): the same iterations for a tenth of the
+    exponentials. Scalings that leave the range of the type are dropped. On a CPU, iteration ends once the row
+    marginals are within `tolerance` of uniform (sum of absolute errors); on a GPU all iterations are made,
+    without waiting for the device.
     """
     p, q = cost.shape
     scaled = cost / epsilon

@@ -1,8 +1,9 @@
 """The contract between the program and a model: class Recommender.
 
-The trainer, the evaluation, tune.py, report.py and recommend.py ask a model nothing but what stands here, and no
-other part of the program knows a model by its name. A built-in model is a file in this folder (the paper's own is
-model.py) and a line in models/registry.py; CONTRIBUTING.md shows how to train a class from a file of your own.
+The trainer, the evaluation, tune.py, report.py and recommend.py ask a model nothing but what stands here, and
+no other part of the program knows a model by its name. A built-in model is a file in this folder (the paper's
+own is model.py) and a line in models/registry.py; CONTRIBUTING.md shows how to train a class from a file of
+your own.
 
 U users, I items, d embedding size, B batch, m a modality (text, image, audio).
 """
@@ -18,7 +19,7 @@ import scipy.sparse as sp
 import torch
 from torch import nn
 
-from dataloader import Batch, Needs
+from dataloader import Batch, Dataset, Needs
 from layers.losses import bpr_loss
 from layers.sparse import from_scipy
 from utils import UserError
@@ -28,15 +29,14 @@ from world import Config
 class Recommender(nn.Module):
     """Base class of all models. The score of user u and item i is user[u] . item[i], see `embeddings`.
 
-    A subclass takes (config, dataset) and calls super().__init__(config). Tensors that are not trained are
-    registered as buffers, so that model.to(device) moves them.
+    Tensors that are not trained are registered as buffers, so that model.to(device) moves them.
     """
 
     needs: typing.ClassVar[Needs] = Needs()
     # Settings of this model alone, {name: world.setting(...)}: they become flags, and fields of its Config.
     settings: typing.ClassVar[dict[str, typing.Any]] = {}
 
-    def __init__(self, config: Config):
+    def __init__(self, config: Config, dataset: Dataset):
         super().__init__()
         self.config = config
 
@@ -54,8 +54,8 @@ class Recommender(nn.Module):
     def begin_step(self, step: int) -> None:
         """Change state that the coming training step depends on; step counts from 0 over the whole run.
 
-        The trainer calls it before every loss. It is the only place where a model changes anything but its weights,
-        so that `loss` and `embeddings` are functions of weights, buffers and random numbers.
+        The trainer calls it before every loss. It is the only place where a model changes anything but its
+        weights, so that `loss` and `embeddings` are functions of weights, buffers and random numbers.
         """
 
     def loss(self, batch: Batch) -> dict[str, torch.Tensor]:
@@ -67,11 +67,17 @@ class Recommender(nn.Module):
     def embeddings(
         self, users: torch.Tensor | None = None, items: torch.Tensor | None = None
     ) -> tuple[torch.Tensor, torch.Tensor]:
-        """User vectors [U, d] and item vectors [I, d]; given users [v] or items [r] int64, each once, only theirs."""
+        """User vectors [U, d] and item vectors [I, d], or only those of the given rows.
+
+        users: [v], items: [r] int64, each row once.
+        """
         raise NotImplementedError
 
     def item_weights(self) -> torch.Tensor | None:
-        """Sparse CSR W [I, I] that adds sum over j in the user's TRAIN items of W[j, i] to the scores; None: no such term."""
+        """Sparse CSR W [I, I] of a further score term, or None.
+
+        It adds the sum over the user's TRAIN items j of W[j, i] to the score of item i.
+        """
         return None
 
     def diagnostics(self) -> dict[str, torch.Tensor]:
@@ -89,18 +95,18 @@ class Recommender(nn.Module):
     ) -> tuple[torch.Tensor, list[str]]:
         """Vectors [n, d] of users known by their items alone, and notes for the user of the program.
 
-        histories: [n, I] sparse 0/1; item: [I, d], the item vectors of `embeddings`. By default the mean of the
-        vectors of the user's items.
+        histories: [n, I] sparse 0/1; item: [I, d], the item vectors of `embeddings`. By default the mean of
+        the vectors of the user's items.
         """
         count = np.asarray(histories.sum(1)).ravel()
         return sparse_like(sp.diags(1 / count) @ histories, item) @ item, []
 
     def feature_sizes(self) -> dict[str, int]:
-        """{modality: dimension} of the features from which cold_item_vectors builds vectors; {}: it cannot."""
+        """{modality: dimension} of the features that cold_item_vectors needs; {}: it has no such vectors."""
         return {}
 
     def cold_item_vectors(self, features: dict[str, torch.Tensor]) -> torch.Tensor:
-        """Vectors [n, d] of items known by their features alone. features: {modality: [n, d_m]}, see feature_sizes."""
+        """Vectors [n, d] of items known by their features alone: {modality: [n, d_m]}, see feature_sizes."""
         raise UserError(f"--model {self.config.model}: has no vectors for items that were not in training")
 
 

@@ -12,6 +12,7 @@ from torch import nn
 
 from dataloader import Batch, Dataset, Needs
 from layers.kernels import sparse_product
+from layers.losses import total
 from layers.sparse import bipartite_adjacency, from_scipy
 from models.base import Recommender, batch_bpr
 from models.lightgcn import LightGCN
@@ -20,11 +21,11 @@ from world import Config
 
 
 class FREEDOM(LightGCN):
-    """LightGCN on a user-item graph that is thinned anew each epoch, plus ID vectors over a frozen item graph.
+    """LightGCN on a user-item graph thinned anew each epoch, plus ID vectors over a frozen item graph.
 
-    An item vector is the item's LightGCN vector plus S^l E, with E the ID embeddings and S the weighted mean of the
-    modalities' kNN graphs. The loss adds BPR between user vectors and linearly projected features. Scoring uses the
-    whole user-item graph.
+    An item vector is the item's LightGCN vector plus S^l E, with E the ID embeddings and S the weighted mean
+    of the modalities' kNN graphs. The loss adds BPR between user vectors and linearly projected features.
+    Scoring uses the whole user-item graph.
     """
 
     needs: typing.ClassVar[Needs] = Needs(adjacency=True, features=True, neighbours=True)
@@ -65,7 +66,7 @@ class FREEDOM(LightGCN):
             self.thinned_epoch, self.thinned = epoch, self.thin(epoch)
 
     def thin(self, epoch: int) -> torch.Tensor:
-        """Normalised graph of the edges of an epoch: a share 1 - edge_dropout of all, drawn without replacement.
+        """Normalised graph of an epoch's edges: a share 1 - edge_dropout of all, drawn without replacement.
 
         It depends on the epoch and the seed alone, so that a resumed run draws the same graph.
         """
@@ -88,7 +89,7 @@ class FREEDOM(LightGCN):
     ) -> tuple[torch.Tensor, torch.Tensor]:
         """User vectors [U, d] and item vectors [I, d], or the given rows of them."""
         user, item = super().embeddings(users, items)
-        content = self.item
+        content: torch.Tensor = self.item
         for _ in range(self.config.item_graph_layers):
             content = sparse_product(self.item_graph, self.item_graph_transposed, content)
         return user, item + select(content, items)
@@ -97,11 +98,11 @@ class FREEDOM(LightGCN):
         """BPR, BPR with the projected features of each modality, and the weighted norm of the embeddings."""
         user, item = self.embeddings(batch.unique_users, batch.unique_items)
         terms = {"bpr": batch_bpr(user, item, batch), "norm": self.norm(batch)}
-        total = terms["bpr"] + self.config.decay * terms["norm"]
+        loss = terms["bpr"] + self.config.decay * terms["norm"]
         if self.config.feature_bpr_weight:
-            terms["feature_bpr"] = sum(self.feature_bpr(user, m, batch) for m in self.project)
-            total = total + self.config.feature_bpr_weight * terms["feature_bpr"]
-        return {"loss": total, **terms}
+            terms["feature_bpr"] = total(self.feature_bpr(user, m, batch) for m in self.project)
+            loss = loss + self.config.feature_bpr_weight * terms["feature_bpr"]
+        return {"loss": loss, **terms}
 
     def feature_bpr(self, user: torch.Tensor, m: str, batch: Batch) -> torch.Tensor:
         """BPR of the users [v, d] of a batch with the projected features of modality m."""
@@ -110,10 +111,11 @@ class FREEDOM(LightGCN):
 
 
 def mean_neighbour_graph(neighbours: dict[str, np.ndarray], shares: dict[str, float]) -> sp.csr_matrix:
-    """FREEDOM's frozen item graph: sum over modalities of share * the mean over an item's neighbours, [I, I] float32.
+    """FREEDOM's frozen item graph [I, I] float32: sum over modalities of share * mean over neighbours.
 
-    neighbours: {m: [I, k]}, where an item's own id stands for "no neighbour"; shares: {m: weight}. Edges are directed
-    and a row's degree is its number of neighbours, so D^-1/2 S D^-1/2 of the paper divides by that number.
+    neighbours: {m: [I, k]}, where an item's own id stands for "no neighbour"; shares: {m: weight}. Edges are
+    directed and a row's degree is its number of neighbours, so D^-1/2 S D^-1/2 of the paper divides by that
+    number.
     """
     total = sp.csr_matrix((0, 0))
     for m, table in neighbours.items():
@@ -128,7 +130,7 @@ def mean_neighbour_graph(neighbours: dict[str, np.ndarray], shares: dict[str, fl
 
 
 def graph_shares(modalities: Collection[str], image: float) -> dict[str, float]:
-    """{modality: weight}: `image` for the image graph where there are others, which share the rest equally."""
+    """{modality: weight}: `image` for the image graph if there are others, which share the rest equally."""
     if "image" not in modalities or len(modalities) == 1:
         return {m: 1 / len(modalities) for m in modalities}
     return {m: image if m == "image" else (1 - image) / (len(modalities) - 1) for m in modalities}

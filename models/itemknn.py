@@ -1,4 +1,4 @@
-"""ItemKNN: item-based collaborative filtering with cosine similarity (Sarwar 2001; Deshpande & Karypis 2004)."""
+"""ItemKNN: item-based collaborative filtering by cosine (Sarwar 2001; Deshpande & Karypis 2004)."""
 
 from __future__ import annotations
 
@@ -15,10 +15,10 @@ from world import Config, setting
 
 
 class ItemKNN(Recommender):
-    """The score of an item is the sum of its cosine similarities to the user's TRAIN items. Nothing is trained.
+    """The score of an item is the sum of its cosines to the user's TRAIN items. Nothing is trained.
 
-    The similarity of items i and j is n_ij / sqrt(n_i n_j), with n_ij the users that have both and n_i those that have
-    i; an item is no neighbour of its own.
+    The similarity of items i and j is n_ij / sqrt(n_i n_j), with n_ij the users that have both and n_i those
+    that have i; an item is no neighbour of its own.
     """
 
     needs: typing.ClassVar[Needs] = Needs()
@@ -28,12 +28,12 @@ class ItemKNN(Recommender):
     weights: torch.Tensor
 
     def __init__(self, config: Config, dataset: Dataset):
-        super().__init__(config)
+        super().__init__(config, dataset)
         data = dataset.interactions
         self.n_users = data.n_users
         similarity = item_cosines(data.train, data.n_users, data.n_items)
-        if config.itemknn_k:
-            similarity = keep_largest(similarity, config.itemknn_k)
+        if k := vars(config)["itemknn_k"]:
+            similarity = keep_largest(similarity, k)
         self.register_buffer("weights", from_scipy(similarity, torch.device("cpu")), persistent=False)
 
     @classmethod
@@ -56,7 +56,7 @@ class ItemKNN(Recommender):
 
 
 def item_cosines(train: np.ndarray, n_users: int, n_items: int) -> sp.csr_matrix:
-    """Cosine similarities of the columns of the 0/1 matrix of (user, item) pairs [n, 2], zero diagonal: [I, I] float32."""
+    """Cosines of the item columns of the 0/1 matrix of pairs [n, 2], with a zero diagonal: [I, I] float32."""
     user, item = train.T
     matrix = sp.csr_matrix((np.ones(len(train)), (user, item)), (n_users, n_items))
     together = (matrix.T @ matrix).tocsr()

@@ -16,7 +16,7 @@ from world import Config
 
 
 class LightGCN(MF):
-    """LightGCN (eq. 4-5): the mean of the layers E, A E, ..., A^L E, with A the normalised user-item graph."""
+    """LightGCN (eq. 4-5): the mean of the layers E, A E, ..., A^L E; A is the normalised user-item graph."""
 
     needs: typing.ClassVar[Needs] = Needs(adjacency=True)
     adjacency: torch.Tensor
@@ -45,8 +45,9 @@ class LightGCN(MF):
     ) -> tuple[torch.Tensor, list[str]]:
         """Vectors [n, d] from one propagation over a user's items, which keep their trained embeddings.
 
-        That is the user's row of (E^0 + ... + E^L) / (L + 1), E^{l+1} = A E^l, with a zero vector at layer 0: layer l
-        of the user comes from layer l - 1 of the items. Where ratings weigh the edges, those of new users count as 1.
+        That is the user's row of (E^0 + ... + E^L) / (L + 1), E^{l+1} = A E^l, with a zero vector at layer 0:
+        layer l of the user comes from layer l - 1 of the items. Where ratings weigh the edges, those of new
+        users count as 1.
         """
         layers = self.config.layer
         if not layers:

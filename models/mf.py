@@ -15,7 +15,7 @@ class MF(Recommender):
     """A vector for each user and item, drawn from N(0, 0.1^2) and trained with BPR and weight decay."""
 
     def __init__(self, config: Config, dataset: Dataset):
-        super().__init__(config)
+        super().__init__(config, dataset)
         self.user = nn.Parameter(0.1 * torch.randn(dataset.interactions.n_users, config.recdim))  # [U, d]
         self.item = nn.Parameter(0.1 * torch.randn(dataset.interactions.n_items, config.recdim))  # [I, d]
 

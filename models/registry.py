@@ -4,8 +4,8 @@
     find_model("my_model.py:MyModel")        # class MyModel of that file
     config_class("itemknn")                  # Config with the settings of ItemKNN
 
-Only find_model imports a model, so that names and labels are known without loading torch. A name that was stored by
-a run is never enough to import a user's file: the user has to name it again (parse.py).
+Only find_model imports a model, so that names and labels are known without loading torch. A name that was
+stored by a run is never enough to import a user's file: the user has to name it again (parse.py).
 """
 
 from __future__ import annotations
@@ -120,7 +120,8 @@ def config_class(model: str) -> type[Config]:
             or field.metadata.get("group") not in GROUPS
         ):
             raise UserError(
-                f"--model {model}: setting '{name}' must have a new name and be made by world.setting with a number "
+                f"--model {model}: setting '{name}' must have a new name and be made by world.setting with a "
+                "number "
                 "or text as its default"
             )
     return dataclasses.make_dataclass(

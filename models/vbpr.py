@@ -17,8 +17,8 @@ from world import Config
 class VBPR(MF):
     """Score gamma_u . gamma_i + theta_u . E f_i + beta_i + b . f_i, where all but the features f are trained.
 
-    f_i concatenates the item's modalities, each scaled to a mean length of 1. Both gamma and theta have d dimensions,
-    as in the field's tables. The user's bias does not change a ranking and is omitted.
+    f_i concatenates the item's modalities, each scaled to a mean length of 1. Both gamma and theta have d
+    dimensions, as in the field's tables. The user's bias does not change a ranking and is omitted.
     """
 
     needs: typing.ClassVar[Needs] = Needs(features=True)
@@ -36,7 +36,7 @@ class VBPR(MF):
     def embeddings(
         self, users: torch.Tensor | None = None, items: torch.Tensor | None = None
     ) -> tuple[torch.Tensor, torch.Tensor]:
-        """User vectors [U, 2 d + 1], whose last column is 1, and item vectors [I, 2 d + 1], whose last is the bias."""
+        """User vectors [U, 2 d + 1], the last column 1, and item vectors [I, 2 d + 1], the last the bias."""
         content = self.content(self.features)  # [I, d + 1]
         item = torch.cat([self.item, content[:, :-1], content[:, -1:] + self.bias], 1)
         user = torch.cat([self.user, self.theta, torch.ones_like(self.theta[:, :1])], 1)

@@ -74,7 +74,8 @@ def write_parquet(lists: Lists, file: typing.BinaryIO) -> None:
         while block := list(itertools.islice(rows, 4096)):
             names = [name for name, items, *_ in block for _ in items]
             ranks = [rank for _, items, *_ in block for rank in range(1, len(items) + 1)]
-            parts = ([value for row in block for value in row[part]] for part in range(1, len(schema) - 1))
+            rest: typing.Any = block
+            parts = ([value for row in rest for value in row[part]] for part in range(1, len(schema) - 1))
             columns = zip([names, ranks, *parts], schema, strict=True)
             arrays = [pa.array(values, field.type) for values, field in columns]
             writer.write_table(pa.table(arrays, schema=schema))

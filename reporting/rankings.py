@@ -1,142 +1,158 @@
-"""Ranked test lists of runs, user by user and item by item."""
+"""Ranked test lists of runs (test_ranking.npz), evaluated per user and per item.
+
+rankings = read_rankings(section)                    # {row label: one Ranking per seed}
+user_means(rankings["RecGOAT"], "recall@20")         # [n users]
+"""
 
 import dataclasses
 import zipfile
+from collections.abc import Mapping, Sequence
 
 import numpy as np
 import torch
 from tqdm import tqdm
 
+from reporting.groups import Section
+from reporting.runs import Run
 from training.metrics import ranking_metrics
-from training.ranking import row_numbers
 from utils import UserError
 
 ITEM_BINS = ("head", "middle", "tail", "cold")
+ARRAYS = ("users", "items", "relevant_crow", "relevant_items", "history", "popularity")
 
 
 @dataclasses.dataclass(frozen=True)
 class Ranking:
-    """What the ranked test lists of a run say, for n users.
+    """Evaluation of the ranked test lists of one run, for n users. Item bins are those of ITEM_BINS.
 
-    users, history (train items): [n]; values: {"recall@10": [n] float64, ...}; found: {K: [4] recommended relevant pairs by
-    item bin}; relevant, items: [4] relevant pairs and items by item bin.
+    users, history_lengths: user ids and numbers of training items, [n].
+    metrics: {"recall@10": [n] float64, ...}.
+    hits: {K: [4]}, relevant (user, item) pairs ranked in the top K, per item bin.
+    relevant, items: all relevant pairs and all items, per item bin, [4].
     """
 
     users: np.ndarray
-    history: np.ndarray
-    values: dict
-    found: dict
+    history_lengths: np.ndarray
+    metrics: dict[str, np.ndarray]
+    hits: dict[int, np.ndarray]
     relevant: np.ndarray
     items: np.ndarray
 
 
-def item_bins(popularity):
-    """Train interactions of every item [I] -> 0 head, 1 middle, 2 tail, 3 cold.
+# Rankings of the rows of a section, one per seed, by row label.
+Rankings = Mapping[str, Sequence[Ranking]]
 
-    Items in falling order of popularity: head until half of all interactions are reached, middle until four fifths, tail
-    the rest; cold: no train interaction.
+
+# ---------------------------------------------------------------- bins
+
+
+def item_bins(popularity: np.ndarray) -> np.ndarray:
+    """Assign each item to a bin by its number of training interactions [I]: an index into ITEM_BINS, [I].
+
+    From the most popular item down, head items account for the first half of all interactions, middle items
+    for the next 30%, tail items for the rest. Cold items have no training interaction.
     """
     order = np.argsort(-popularity, kind="stable")
-    before = (np.cumsum(popularity[order]) - popularity[order]) / max(popularity.sum(), 1)
+    more_popular = np.cumsum(popularity[order]) - popularity[order]
+    share = more_popular / max(popularity.sum(), 1)
     bins = np.empty(len(popularity), dtype=np.int64)
-    bins[order] = (before >= 0.5).astype(int) + (before >= 0.8)
-    bins[popularity == 0] = 3
+    bins[order] = (share >= 0.5).astype(int) + (share >= 0.8)
+    bins[popularity == 0] = ITEM_BINS.index("cold")
     return bins
 
 
-def history_bins(history):
-    """Lengths [n] -> bin of each [n] at the quartiles, and the bins' names; equal lengths share a bin, so there may be fewer."""
-    edges = np.unique(np.quantile(history, [0.25, 0.5, 0.75]))
-    _, bins = np.unique(np.searchsorted(edges, history), return_inverse=True)
-    ends = [
-        (history[bins == number].min(), history[bins == number].max()) for number in range(bins.max() + 1)
-    ]
-    return bins, [f"{low}" if low == high else f"{low}–{high}" for low, high in ends]
+def history_bins(lengths: np.ndarray) -> tuple[np.ndarray, list[str]]:
+    """Split users at the quartiles of their history lengths [n].
+
+    Returns the bin of each user [n] and the names of the bins. Users of equal length share a bin, so there
+    may be fewer than four.
+    """
+    edges = np.unique(np.quantile(lengths, [0.25, 0.5, 0.75]))
+    _, bins = np.unique(np.searchsorted(edges, lengths), return_inverse=True)
+    members = [lengths[bins == index] for index in range(bins.max() + 1)]
+    ranges = [(inside.min(), inside.max()) for inside in members]
+    return bins, [f"{low}" if low == high else f"{low}–{high}" for low, high in ranges]
 
 
-def read_ranking(run):
-    """test_ranking.npz of a run -> Ranking, None where there is none. Raises UserError if it does not fit result.json."""
-    path, ks = run.folder / "test_ranking.npz", sorted(run.config.topks)
+# ---------------------------------------------------------------- reading
+
+
+def read_ranking(run: Run) -> Ranking | None:
+    """Read test_ranking.npz of a run; None if it has none. Raises UserError if it contradicts result.json."""
+    path = run.folder / "test_ranking.npz"
     if not path.exists():
         return None
     try:
         with np.load(path, allow_pickle=False) as file:
-            ranking = summarise(
-                *(
-                    file[name]
-                    for name in ("users", "items", "relevant_crow", "relevant_items", "history", "popularity")
-                ),
-                ks,
-            )
+            ranking = evaluate_ranking({name: file[name] for name in ARRAYS}, sorted(run.config.topks))
     except (OSError, ValueError, KeyError, IndexError, RuntimeError, zipfile.BadZipFile) as error:
-        raise UserError(
-            f"{path}: is damaged ({str(error).splitlines()[0][:80]}); remove it or leave this run out"
-        ) from None
-    for metric, values in ranking.values.items():
-        if metric in run.result["test"] and not np.isclose(
-            values.mean(), run.result["test"][metric], atol=1e-6
-        ):
+        reason = str(error).splitlines()[0][:80]
+        raise UserError(f"{path}: is damaged ({reason}); remove it or leave this run out") from None
+    for metric in ranking.metrics.keys() & run.result["test"].keys():
+        recomputed, stored = ranking.metrics[metric].mean(), run.result["test"][metric]
+        if not np.isclose(recomputed, stored, atol=1e-6):
             raise UserError(
-                f"{path}: gives {metric} {values.mean():.6f} where result.json says {run.result['test'][metric]:.6f}; "
-                "they are not of one run: leave it out"
+                f"{path}: yields {metric} {recomputed:.6f} but result.json has {stored:.6f}, so the files "
+                "are not from the same run; leave this run out"
             )
     return ranking
 
 
-def find_hits(top, relevant, n_items):
-    """Which of the items [n, k] of each row are relevant: [n, k] bool. relevant: CSR (crow [n + 1], items)."""
-    crow, items = relevant
-    keys = row_numbers(crow, 0, len(top)) * n_items + items  # ascending
-    wanted = torch.arange(len(top), device=top.device)[:, None] * n_items + top
-    return keys[torch.searchsorted(keys, wanted).clamp_(max=len(keys) - 1)] == wanted
+def evaluate_ranking(arrays: dict[str, np.ndarray], ks: Sequence[int]) -> Ranking:
+    """Evaluate the arrays of a test_ranking.npz at the cut-offs ks."""
+    items, relevant = arrays["items"].astype(np.int64), arrays["relevant_items"].astype(np.int64)
+    crow = arrays["relevant_crow"].astype(np.int64)
+    counts = crow[1:] - crow[:-1]
+    rows = np.arange(len(items))
+    # A (row, item) pair as one integer, so that one set operation finds the hits of all users.
+    n_items = len(arrays["popularity"])
+    hits = np.isin(rows[:, None] * n_items + items, np.repeat(rows, counts) * n_items + relevant)
+    metrics = ranking_metrics(torch.from_numpy(hits), torch.from_numpy(counts), ks)
+    bins = item_bins(arrays["popularity"])
 
+    def count_bins(item_ids: np.ndarray) -> np.ndarray:
+        return np.bincount(bins[item_ids], minlength=len(ITEM_BINS))
 
-def summarise(users, items, crow, relevant, history, popularity, ks):
-    """The arrays of test_ranking.npz -> Ranking."""
-    bins, crow = item_bins(popularity), torch.from_numpy(crow.astype(np.int64))
-    hits = find_hits(
-        torch.from_numpy(items.astype(np.int64)),
-        (crow, torch.from_numpy(relevant.astype(np.int64))),
-        len(popularity),
-    )
-    values = {metric: value.numpy() for metric, value in ranking_metrics(hits, crow.diff(), ks).items()}
-    found = {k: np.bincount(bins[items[:, :k][hits[:, :k].numpy()]], minlength=4) for k in ks}
     return Ranking(
-        users,
-        history,
-        values,
-        found,
-        np.bincount(bins[relevant], minlength=4),
-        np.bincount(bins, minlength=4),
+        users=arrays["users"],
+        history_lengths=arrays["history"],
+        metrics={name: values.numpy() for name, values in metrics.items()},
+        hits={k: count_bins(items[:, :k][hits[:, :k]]) for k in ks},
+        relevant=count_bins(relevant),
+        items=np.bincount(bins, minlength=len(ITEM_BINS)),
     )
 
 
-def read_rankings(groups):
-    """{(dataset, name): [Ranking, one a run]} of the Groups whose runs all have ranked lists."""
+def read_rankings(section: Section) -> dict[str, list[Ranking]]:
+    """Rankings of those rows of which every run has one. Raises UserError if their test users differ."""
     rankings = {}
-    for group in tqdm(groups, desc="ranked lists", unit="row", leave=False, delay=1):
-        found = [read_ranking(run) for run in group.runs]
-        if all(found):
-            rankings[group.first.dataset, group.name] = found
+    for group in tqdm(section.groups, desc="ranked lists", unit="row", leave=False, delay=1, disable=None):
+        found = [ranking for run in group.runs if (ranking := read_ranking(run)) is not None]
+        if len(found) == len(group.runs):
+            rankings[group.name] = found
+    check_users(section, rankings)
     return rankings
 
 
-def check_users(section, rankings):
-    """Raise UserError if the ranked lists of a table are not of the same users."""
-    lists = [
+def check_users(section: Section, rankings: Rankings) -> None:
+    """Raise UserError unless all rankings are of the same users."""
+    ranked = [
         (run.folder, ranking)
-        for group in section
+        for group in section.groups
         if group.name in rankings
         for run, ranking in zip(group.runs, rankings[group.name])
     ]
-    for folder, ranking in lists[1:]:
+    for folder, ranking in ranked[1:]:
+        first_folder, first = ranked[0]
         if not (
-            np.array_equal(ranking.users, lists[0][1].users)
-            and np.array_equal(ranking.history, lists[0][1].history)
+            np.array_equal(ranking.users, first.users)
+            and np.array_equal(ranking.history_lengths, first.history_lengths)
         ):
-            raise UserError(f"{folder}: its test users are not those of {lists[0][0]}; leave one of them out")
+            raise UserError(
+                f"{folder}: its test users differ from those of {first_folder}; leave one of them out"
+            )
 
 
-def user_means(rankings, metric):
-    """A metric of every user, averaged over the runs: [n]."""
-    return np.mean([ranking.values[metric] for ranking in rankings], axis=0)
+def user_means(rankings: Sequence[Ranking], metric: str) -> np.ndarray:
+    """A metric per user, averaged over runs: [n]."""
+    return np.mean([ranking.metrics[metric] for ranking in rankings], axis=0)

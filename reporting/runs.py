@@ -1,217 +1,155 @@
-"""Run folders as a report sees them: read, grouped into rows, and refused where they must not stand together."""
+"""Read run folders: settings, result and evaluations of each run.
 
-import collections
+runs = [read_run(folder) for folder in find_run_folders(["runs"])]
+
+Only JSON is read: for a run of a user's own model (--model file.py:Class), that file is not imported.
+"""
+
 import dataclasses
 import json
+from collections.abc import Iterable
 from pathlib import Path
+from typing import Any
 
-import numpy as np
-
+from models.registry import config_class, is_external, label
 from utils import UserError
-from world import Config, settings_of
+from world import Config, known_settings
 
-USUAL = {"mf": "MF", "lgn": "LightGCN", "vbpr": "VBPR", "freedom": "FREEDOM", "lgn_mm": "RecGOAT"}
-DATASETS = {"baby": "Baby", "sports": "Sports", "electronics": "Electronics"}
-COMPARED = [
-    field.name for field in dataclasses.fields(Config) if not field.metadata["free"] and field.name != "seed"
-]
+DATASET_LABELS = {"baby": "Baby", "sports": "Sports", "electronics": "Electronics"}
+CONFIG_FIELDS = {field.name for field in dataclasses.fields(Config)}
+
+SettingValue = int | float | str | tuple | None
+
+
+@dataclasses.dataclass(frozen=True)
+class Run:
+    """One run folder.
+
+    config: the settings that every model has; its `model` is meaningless for a user's own model.
+    settings: all stored settings, including those that only a user's own model has.
+    result: contents of result.json, {} if there is none.
+    evaluations: lines of metrics.jsonl, one per evaluated epoch.
+    """
+
+    folder: Path
+    config: Config
+    settings: dict[str, SettingValue]
+    result: dict[str, Any]
+    evaluations: list[dict[str, Any]]
+
+    @property
+    def name(self) -> str:
+        """Name of the run's row in tables: --name, or the model's label."""
+        return self.config.name or label(str(self.settings["model"]))
+
+    @property
+    def dataset(self) -> str:
+        """Name of the dataset as papers write it."""
+        name = Path(self.config.dataset).name
+        return DATASET_LABELS.get(name.removesuffix("_raw"), name)
+
+    @property
+    def status(self) -> str:
+        """One of finished, interrupted, failed and unfinished."""
+        return self.result.get("status", "unfinished")
+
+    @property
+    def interactions_hash(self) -> str:
+        """Hash of the interactions; "unknown" for runs of versions that did not store it."""
+        return self.result.get("data", {}).get("interactions", "unknown")
+
+    @property
+    def protocol(self) -> str:
+        """Evaluation protocol as JSON, for comparison."""
+        return json.dumps(self.result.get("protocol"), sort_keys=True)
+
+    @property
+    def metrics(self) -> list[str]:
+        """["recall@10", "recall@20", "ndcg@10", ...] at the run's cut-offs."""
+        return [f"{name}@{k}" for name in ("recall", "ndcg") for k in sorted(self.config.topks)]
+
+    def setting(self, name: str) -> SettingValue:
+        """Value of a setting; "unset" if the run's model does not have it."""
+        return self.settings.get(name, "unset")
 
 
 # ---------------------------------------------------------------- reading
 
 
-@dataclasses.dataclass(frozen=True)
-class Run:
-    """A run folder, read. result: {} where there is no result.json; lines: the evaluations of metrics.jsonl."""
-
-    folder: Path
-    config: Config
-    result: dict
-    lines: list
-
-    @property
-    def name(self):
-        """What tables call this run."""
-        return self.config.name or USUAL[self.config.model]
-
-    @property
-    def dataset(self):
-        """The dataset's name as papers write it."""
-        name = Path(self.config.dataset).name
-        return DATASETS.get(name.removesuffix("_raw"), name)
-
-    @property
-    def status(self):
-        """finished, interrupted, failed or unfinished."""
-        return self.result.get("status", "unfinished")
-
-    @property
-    def interactions(self):
-        """Hash of the interactions, "unknown" in a run older than this entry."""
-        return self.result.get("data", {}).get("interactions", "unknown")
-
-
-def read_json(path):
-    """A JSON object of a run folder. Raises UserError if the file does not hold one."""
-    try:
-        value = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError, RecursionError) as error:
-        raise UserError(
-            f"{path}: cannot be read ({str(error)[:80]}); mend it or leave this run out"
-        ) from None
-    if not isinstance(value, dict):
-        raise UserError(f"{path}: holds no JSON object; mend it or leave this run out")
-    return value
-
-
-def read_lines(path):
-    """The lines of a metrics.jsonl as dicts, without one that is half-written; [] where there is no file."""
-    lines = []
-    for text in path.read_text(encoding="utf-8", errors="replace").splitlines() if path.exists() else []:
-        try:
-            lines.append(json.loads(text))
-        except ValueError:
-            continue
-    return [line for line in lines if isinstance(line, dict) and "epoch" in line]
-
-
-def read_run(folder):
-    """A run folder -> Run. Raises UserError if a file in it is damaged."""
-    try:
-        config = Config(**settings_of(read_json(folder / "config.json"), folder / "config.json"))
-    except UserError as error:
-        raise UserError(
-            str(error) if str(folder) in str(error) else f"{folder / 'config.json'}: {error}"
-        ) from None
-    result = read_json(folder / "result.json") if (folder / "result.json").exists() else {}
-    run = Run(folder, config, result, read_lines(folder / "metrics.jsonl"))
+def read_run(folder: Path) -> Run:
+    """Read a run folder. Raises UserError if one of its files is damaged."""
+    config, settings = read_settings(folder / "config.json")
+    path = folder / "result.json"
+    result = read_json_object(path) if path.exists() else {}
     if not all(isinstance(result.get(part, {}), dict) for part in ("test", "data", "protocol", "versions")):
-        raise UserError(
-            f"{folder / 'result.json'}: is no result of this program; mend it or leave this run out"
-        )
-    if run.status == "finished" and not all(
-        isinstance(result.get("test", {}).get(metric), float) for metric in metrics_of(run)
-    ):
-        raise UserError(f"{folder / 'result.json'}: lacks test metrics; mend it or leave this run out")
+        raise UserError(f"{path}: is not a result of main.py; fix it or leave this run out")
+    run = Run(folder, config, settings, result, read_evaluations(folder / "metrics.jsonl"))
+    test = result.get("test", {})
+    if run.status == "finished" and not all(isinstance(test.get(metric), float) for metric in run.metrics):
+        raise UserError(f"{path}: lacks test metrics; fix it or leave this run out")
     return run
 
 
-def find_folders(paths):
-    """Run folders among these folders and below them, each once. Raises UserError for a path without any."""
-    found = {}
+def read_settings(path: Path) -> tuple[Config, dict[str, SettingValue]]:
+    """The Config and all settings of a config.json. Raises UserError for settings that do not exist."""
+    stored = read_json_object(path)
+    model, extra = stored.get("model"), {}
+    if isinstance(model, str) and is_external(model):
+        # A report must not run code of strangers, so the user's class cannot say which settings it defines
+        # and what they may be. They are kept as they are stored.
+        names = stored.keys() - CONFIG_FIELDS - {"provenance"}
+        extra = {name: comparable(stored[name]) for name in [*sorted(names), "model"]}
+        stored = {name: value for name, value in stored.items() if name not in extra}
+    try:
+        cls = config_class(stored.get("model", Config.model))
+        config = cls(**known_settings(stored, path, cls))
+    except UserError as error:
+        raise UserError(str(error) if str(path) in str(error) else f"{path}: {error}") from None
+    return config, {field.name: getattr(config, field.name) for field in dataclasses.fields(config)} | extra
+
+
+def comparable(value: Any) -> SettingValue:
+    """A JSON value as one that can be compared and hashed: lists become tuples, objects their JSON text."""
+    if isinstance(value, list):
+        return tuple(map(comparable, value))
+    return json.dumps(value, sort_keys=True) if isinstance(value, dict) else value
+
+
+def read_json_object(path: Path) -> dict[str, Any]:
+    """Read a JSON object. Raises UserError if the file holds anything else."""
+    try:
+        value = json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError, RecursionError) as error:
+        reason = str(error)[:80]
+        raise UserError(f"{path}: cannot be read ({reason}); fix it or leave this run out") from None
+    if not isinstance(value, dict):
+        raise UserError(f"{path}: is not a JSON object; fix it or leave this run out")
+    return value
+
+
+def read_evaluations(path: Path) -> list[dict[str, Any]]:
+    """Read metrics.jsonl; a run that was killed may have no such file or an incomplete last line."""
+    evaluations = []
+    for line in path.read_text(encoding="utf-8", errors="replace").splitlines() if path.exists() else []:
+        try:
+            evaluations.append(json.loads(line))
+        except ValueError:
+            continue
+    return [entry for entry in evaluations if isinstance(entry, dict) and "epoch" in entry]
+
+
+def find_run_folders(paths: Iterable[str | Path]) -> list[Path]:
+    """Run folders at or below these paths, each once. Raises UserError for a path without any."""
+    found: dict[Path, Path] = {}
     for path in map(Path, paths):
-        folders = (
-            [path]
-            if (path / "config.json").exists()
-            else sorted(file.parent for file in path.rglob("config.json"))
-        )
+        if (path / "config.json").exists():
+            folders = [path]
+        else:
+            folders = sorted(file.parent for file in path.rglob("config.json"))
         if not folders:
             raise UserError(
-                f"{path}: no run folder is there or below (a run folder holds config.json); name one, as runs"
+                f"{path}: no run folder here or below (a run folder contains config.json); "
+                "name the folder given to main.py as --path, such as runs"
             )
         found |= {folder.resolve(): folder for folder in folders}
     return list(found.values())
-
-
-def metrics_of(run):
-    """['recall@10', 'recall@20', 'ndcg@10', ...] at the cut-offs of a run."""
-    return [f"{name}@{k}" for name in ("recall", "ndcg") for k in sorted(run.config.topks)]
-
-
-# ---------------------------------------------------------------- what may stand together
-
-
-@dataclasses.dataclass(frozen=True)
-class Group:
-    """The runs of one row, in the order of their seeds. varied: settings that tell it from other rows of its name."""
-
-    runs: list
-    varied: tuple = ()
-
-    @property
-    def first(self):
-        """A run to ask for what all runs share."""
-        return self.runs[0]
-
-    @property
-    def name(self):
-        """What the row is called."""
-        return label(self.first, self.varied)
-
-    def values(self, metric):
-        """Test metric of every run."""
-        return [run.result["test"][metric] for run in self.runs]
-
-
-def label(run, settings):
-    """'RecGOAT, item_knn_k 20'"""
-    return ", ".join([run.name, *(f"{setting} {getattr(run.config, setting)}" for setting in settings)])
-
-
-def make_groups(runs, varied):
-    """Finished runs -> Groups: by dataset, name, and the settings in `varied` that differ within a name."""
-    named, groups = collections.defaultdict(list), collections.defaultdict(list)
-    for run in runs:
-        named[run.dataset, run.name].append(run)
-    for key, members in named.items():
-        apart = tuple(
-            setting for setting in varied if len({getattr(run.config, setting) for run in members}) > 1
-        )
-        for run in members:
-            groups[key, apart, tuple(getattr(run.config, setting) for setting in apart)].append(run)
-    return [
-        Group(sorted(members, key=lambda run: run.config.seed), apart)
-        for (_, apart, _), members in groups.items()
-    ]
-
-
-def check_group(group):
-    """Raise UserError unless the runs of a Group differ in their seeds and in nothing else that counts."""
-    for other in group.runs[1:]:
-        changes = differences(group.first, other)
-        if changes:
-            raise UserError(
-                f"{group.name} on {other.dataset}: {group.first.folder} and {other.folder} differ in {', '.join(changes)} and "
-                "have no common mean; report them apart or train with a --name each (--list shows all)"
-            )
-    for run, other in zip(group.runs, group.runs[1:]):
-        if run.config.seed == other.config.seed:
-            raise UserError(
-                f"{group.name} on {run.dataset}: {run.folder} and {other.folder} have the same seed, {run.config.seed}; "
-                "leave one out (--list shows all)"
-            )
-
-
-def differences(run, other):
-    """['lr (0.001, 0.01)', ...]: in what two runs differ that a mean over seeds must not hide."""
-    pairs = {name: (getattr(run.config, name), getattr(other.config, name)) for name in COMPARED}
-    hashes = [each.result.get("data", {}) for each in (run, other)]
-    pairs |= {
-        f"data: {part}": tuple(str(data.get(part, "unknown"))[:12] for data in hashes)
-        for part in ("interactions", "all")
-    }
-    pairs["protocol"] = tuple(
-        json.dumps(each.result.get("protocol"), sort_keys=True) for each in (run, other)
-    )
-    return [f"{name} ({one}, {two})" for name, (one, two) in pairs.items() if one != two]
-
-
-def split_groups(groups):
-    """Groups -> lists of Groups that may stand in one table, in the order of the varied settings, else of the first metric."""
-    sections = collections.defaultdict(list)
-    for group in groups:
-        run = group.first
-        sections[
-            run.dataset,
-            run.interactions,
-            json.dumps(run.result.get("protocol"), sort_keys=True),
-            run.config.topks,
-        ].append(group)
-    return [sorted(section, key=place) for section in sections.values()]
-
-
-def place(group):
-    """Sort key of a row: its name and the values of its varied settings, behind all others; else its mean of the first metric."""
-    if group.varied:
-        return 1, group.first.name, *(getattr(group.first.config, setting) for setting in group.varied)
-    return 0, np.mean(group.values(metrics_of(group.first)[0]))

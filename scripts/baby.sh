@@ -1,5 +1,6 @@
 #!/usr/bin/env bash
-# The published Baby command on data/baby_raw. What you add is added to it: scripts/baby.sh --epochs 1
+# Train RecGOAT with the command published for Baby, on data/baby_raw.
+# Arguments are appended: scripts/baby.sh --epochs 1
 set -euo pipefail
 source "$(dirname "$0")/setup.sh"
 exec $PYTHON -u main.py --dataset baby_raw --model lgn_mm --use_multimodal 1 \

@@ -1,6 +1,7 @@
 #!/usr/bin/env bash
-# The published Electronics command on data/electronics_raw (it says --dataset electronics; the loader finds the _raw folder).
-# What you add is added to it: scripts/electronics.sh --epochs 1
+# Train RecGOAT with the command published for Electronics, on data/electronics_raw: the published command
+# says --dataset electronics, and the loader finds the folder with _raw. Arguments are appended:
+# scripts/electronics.sh --epochs 1
 set -euo pipefail
 source "$(dirname "$0")/setup.sh"
 exec $PYTHON -u main.py --dataset electronics --model lgn_mm --use_multimodal 1 \

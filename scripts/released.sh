@@ -1,9 +1,10 @@
 #!/usr/bin/env bash
-# What each departure of the released code from the paper costs or brings: RecGOAT as the paper has it, then with one departure
-# at a time, then with all of them.
+# Effect of each difference between the authors' released code and the paper: RecGOAT as in the paper, with
+# each difference alone, and with all of them.
 #   scripts/released.sh baby
 #   SMALL=1 JOBS=2 scripts/released.sh baby
-# scripts/paper.sh lists what else can be set. --sum_proj is of --fusion sum alone and has no row.
+# scripts/paper.sh documents the environment variables. --sum_proj has no row: it applies to --fusion sum
+# only.
 set -euo pipefail
 source "$(dirname "$0")/paper.sh"
 declare -A DEPARTURES=(
@@ -14,7 +15,8 @@ declare -A DEPARTURES=(
     ["repeated items"]="--contrastive_dedup 0"
     ["squared cost"]="--ot_cost squared"
     ["plan of mass 1"]="--plan_scale mass"
-    ["plain Sinkhorn"]="--ot_cost squared --ot_scale 100 --ot_epsilon 0.01 --ot_unit absolute --sinkhorn exp --plan_scale mass"
+    ["plain Sinkhorn"]="--ot_cost squared --ot_scale 100 --ot_epsilon 0.01 --ot_unit absolute --sinkhorn exp
+        --plan_scale mass"
     ["plan every step"]="--plan_every 1"
     ["learned fusion"]="--learn_fusion_weights 1"
     ["feature map"]="--feat_proj 1"
@@ -23,9 +25,16 @@ declare -A DEPARTURES=(
     ["dropout in scoring"]="--eval_dropout 1"
     ["selected on test"]="--select_on test"
 )
+ROWS=(
+    Paper repel "user-item InfoNCE" "mean over pairs" "pairs of negatives" "repeated items" "squared cost"
+    "plan of mass 1" "plain Sinkhorn" "plan every step" "learned fusion" "feature map" "more dropout"
+    "positives as negatives" "dropout in scoring" "selected on test" "all of them"
+)
 for dataset in "${@:-baby}"; do
     settings "$dataset"
-    # the paper's contrastive term is of modality pairs alone; the released one adds as much of InfoNCE(user, item)
+    # The paper's contrastive term covers modality pairs only; the released code adds InfoNCE(user, item) with
+    # the same weight. `both` is the sum of the two weights, of which --modality_consistency_weight 0.5 goes
+    # to the pairs.
     case $dataset-$SIZE in
         *-small) pairs=0.05 both=0.1 short="--epochs 24 --patience 0" ;;
         baby-*) pairs=0.032 both=0.064 short="" ;;
@@ -33,13 +42,10 @@ for dataset in "${@:-baby}"; do
         *) pairs=0.05 both=0.1 short="" ;;
     esac
     BASE="${SETTINGS[RecGOAT]} --contrastive_weight $pairs --modality_consistency_weight 1 $short"
-    for name in "${!DEPARTURES[@]}"; do SETTINGS[$name]="$BASE ${DEPARTURES[$name]}"; done
+    for name in "${!DEPARTURES[@]}"; do SETTINGS["$name"]="$BASE ${DEPARTURES[$name]}"; done
     SETTINGS["user-item InfoNCE"]="$BASE --contrastive_weight $both --modality_consistency_weight 0.5"
-    SETTINGS["all of them"]="$BASE --contrastive_weight $both --modality_consistency_weight 0.5 --recipe released"
-    ROWS=(Paper repel "user-item InfoNCE" "mean over pairs" "pairs of negatives" "repeated items" "squared cost" "plan of mass 1"
-        "plain Sinkhorn" "plan every step" "learned fusion" "feature map" "more dropout" "positives as negatives" "dropout in scoring"
-        "selected on test" "all of them")
+    SETTINGS["all of them"]="${SETTINGS["user-item InfoNCE"]} --recipe released"
     run_all "${dataset}_${SIZE}_released" "${ROWS[@]}"
     REPORT=released_${dataset}_$SIZE report "${dataset}_${SIZE}_released" "${ROWS[@]}" -- --ours Paper
 done
-exit $FAILED
+exit "$FAILED"

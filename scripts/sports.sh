@@ -1,5 +1,6 @@
 #!/usr/bin/env bash
-# The published Sports command on data/sports_raw. What you add is added to it: scripts/sports.sh --epochs 1
+# Train RecGOAT with the command published for Sports, on data/sports_raw.
+# Arguments are appended: scripts/sports.sh --epochs 1
 set -euo pipefail
 source "$(dirname "$0")/setup.sh"
 exec $PYTHON -u main.py --dataset sports_raw --model lgn_mm --use_multimodal 1 \

@@ -1,123 +1,137 @@
-"""Print one table of finished runs, read from the config.json and result.json of their folders.
+"""Print the test results of finished runs as a table.
 
-    python scripts/table.py runs/demo/*/*/                  # a row a folder, in the order of their test recall
-    python scripts/table.py --mean runs/lastfm/*/*/*/       # a row a name: mean and standard deviation over its runs
+    python scripts/table.py runs/demo/*/                # one row per run, best test result last
+    python scripts/table.py --mean runs/lastfm/*/*/*/   # one row per name: mean and deviation over its seeds
 
-A row bears the model's name or, where the folders above the runs differ, the name of that folder.
+A run is named after its model or, where the runs lie in different folders, after the folder that contains it.
 """
 
+import argparse
+import dataclasses
 import json
 import statistics
 import sys
+from collections.abc import Sequence
 from pathlib import Path
 
-NAMES = {"mf": "MF", "lgn": "LightGCN", "lgn_mm": "RecGOAT"}
+sys.path[:0] = [str(Path(__file__).resolve().parents[1])]
+
+from cli import Parser, run_tool
+from models.registry import label
+from utils import UserError
+
+METRIC_NAMES = ("recall", "ndcg")
 
 
-def read_run(folder):
-    """A run folder -> (settings, result) as dicts; the settings gain "group", the folder above it. Raises ValueError, in one line, if the run is not finished."""
+@dataclasses.dataclass(frozen=True)
+class Row:
+    """A finished run. folder: name of the folder above the run folder; test: {"recall@20": 0.1, ...}."""
+
+    folder: str
+    model: str
+    dataset: str
+    seed: int
+    best_epoch: int
+    seconds: float
+    test: dict[str, float]
+
+
+def read_row(folder: Path) -> Row:
+    """Read config.json and result.json of a run folder. Raises UserError if the run has not finished."""
     try:
-        config, result = (
-            json.loads((Path(folder) / name).read_text()) for name in ("config.json", "result.json")
+        config = json.loads((folder / "config.json").read_text())
+        result = json.loads((folder / "result.json").read_text())
+        return Row(
+            folder=folder.resolve().parent.name,
+            model=config["model"],
+            dataset=config["dataset"],
+            seed=config["seed"],
+            best_epoch=result["best_epoch"],
+            seconds=result["seconds"],
+            test=result["test"],
         )
-    except (OSError, json.JSONDecodeError) as error:
-        raise ValueError(f"{folder}: is not a finished run ({error})") from None
-    if "test" not in result:
-        raise ValueError(f"{folder}: is not a finished run (result.json holds no test metrics)")
-    return {**config, "group": Path(folder).resolve().parent.name}, result
+    except (OSError, ValueError, TypeError) as error:
+        raise UserError(f"{folder}: not a finished run ({error}); leave it out") from None
+    except KeyError as error:
+        raise UserError(f"{folder}: not a finished run (its JSON files lack {error}); leave it out") from None
 
 
-def columns(results, names=("recall", "ndcg")):
-    """Metrics that all results have, as ['recall@10', 'recall@20', 'ndcg@10', ...]."""
-    shared = set.intersection(*(set(result["test"]) for result in results))
-    found = [metric for metric in shared if metric.split("@")[0] in names]
-    return sorted(found, key=lambda metric: (names.index(metric.split("@")[0]), int(metric.split("@")[1])))
+def row_names(rows: Sequence[Row]) -> list[str]:
+    """Name of each run: its model, or its folder if there are several."""
+    several = len({row.folder for row in rows}) > 1
+    return [row.folder if several else label(row.model) for row in rows]
 
 
-def table(runs):
-    """[(settings, result)] -> lines of a table, worst test result first."""
-    metrics = columns([result for _, result in runs])
-    groups = {config["group"] for config, _ in runs}
-    runs = sorted(runs, key=lambda run: [run[1]["test"][metric] for metric in metrics])
-    lines = [
-        "".join(
-            [
-                f"{'run':<12}{'seed':>6}{'best epoch':>12}",
-                *(f"{metric:>11}" for metric in metrics),
-                f"{'seconds':>9}",
-            ]
-        )
-    ]
-    for config, result in runs:
-        lines.append(
-            "".join(
-                [
-                    f"{run_name(config, groups):<12}{config['seed']:>6}{result['best_epoch']:>12}",
-                    *(f"{result['test'][metric]:>11.4f}" for metric in metrics),
-                    f"{result['seconds']:>9.1f}",
-                ]
-            )
-        )
+def common_metrics(rows: Sequence[Row]) -> list[str]:
+    """Metrics that all runs have, as ["recall@10", "recall@20", "ndcg@10", ...]."""
+    shared = set.intersection(*(set(row.test) for row in rows))
+    parts = [(metric.split("@")[0], int(metric.split("@")[1])) for metric in shared]
+    known = [(name, k) for name, k in parts if name in METRIC_NAMES]
+    known.sort(key=lambda part: (METRIC_NAMES.index(part[0]), part[1]))
+    return [f"{name}@{k}" for name, k in known]
+
+
+def run_table(rows: Sequence[Row]) -> list[str]:
+    """Lines of a table with one row per run, worst test result first."""
+    metrics = common_metrics(rows)
+    header = [f"{'run':<12}{'seed':>6}{'best epoch':>12}", *(f"{metric:>11}" for metric in metrics)]
+    lines = ["".join([*header, f"{'seconds':>9}"])]
+    named = zip(row_names(rows), rows)
+    for name, row in sorted(named, key=lambda pair: [pair[1].test[metric] for metric in metrics]):
+        values = "".join(f"{row.test[metric]:>11.4f}" for metric in metrics)
+        lines.append(f"{name:<12}{row.seed:>6}{row.best_epoch:>12}{values}{row.seconds:>9.1f}")
     return lines
 
 
-def run_name(config, groups):
-    """What a run is called in a table of these groups."""
-    return config["group"] if len(groups) > 1 else NAMES.get(config["model"], config["model"])
+def mean_table(rows: Sequence[Row]) -> list[str]:
+    """Lines of a table with one row per name: mean and sample standard deviation over its seeds.
 
-
-def mean_table(runs):
-    """[(settings, result)] -> lines of a table: a row a name, with mean and (sample) standard deviation over its seeds.
-
-    Raises ValueError if a name has two runs of one seed.
+    Raises UserError if two runs of a name have the same seed.
     """
-    metrics = columns([result for _, result in runs])
-    groups, named = {config["group"] for config, _ in runs}, {}
-    for config, result in runs:
-        seeds = named.setdefault(run_name(config, groups), {})
-        if config["seed"] in seeds:
-            raise ValueError(
-                f"{run_name(config, groups)}: has two runs of seed {config['seed']}; name one of them"
-            )
-        seeds[config["seed"]] = result["test"]
-
-    def cell(values):
-        return f"{statistics.mean(values):.4f} ± {statistics.stdev(values) if len(values) > 1 else 0:.4f}"
-
-    rows = sorted(
-        (statistics.mean(test[metrics[0]] for test in seeds.values()), name) for name, seeds in named.items()
-    )
-    lines = ["".join([f"{'run':<20}{'seeds':>6}", *(f"{metric:>18}" for metric in metrics)])]
-    for _, name in rows:
-        tests = list(named[name].values())
-        lines.append(
-            "".join(
-                [
-                    f"{name:<20}{len(tests):>6}",
-                    *(f"{cell([test[metric] for test in tests]):>18}" for metric in metrics),
-                ]
-            )
+    metrics = common_metrics(rows)
+    tests: dict[str, dict[int, dict[str, float]]] = {}
+    for name, row in zip(row_names(rows), rows):
+        by_seed = tests.setdefault(name, {})
+        if row.seed in by_seed:
+            raise UserError(f"{name}: has two runs of seed {row.seed}; leave one of them out")
+        by_seed[row.seed] = row.test
+    lines = [f"{'run':<20}{'seeds':>6}" + "".join(f"{metric:>18}" for metric in metrics)]
+    cells = []
+    for name, by_seed in tests.items():
+        columns = [[test[metric] for test in by_seed.values()] for metric in metrics]
+        values = "".join(f"{mean_and_deviation(column):>18}" for column in columns)
+        cells.append(
+            ([statistics.mean(column) for column in columns], f"{name:<20}{len(by_seed):>6}{values}")
         )
-    return lines
+    return lines + [line for _, line in sorted(cells)]
 
 
-def main(folders):
-    """Print the table of these run folders. Returns the exit code: 0, or 2 on bad input (one line on stderr)."""
-    mean, folders = folders[:1] == ["--mean"], folders[folders[:1] == ["--mean"] :]
-    if not folders or folders[0] in ("-h", "--help"):
-        print(__doc__.strip(), file=sys.stdout if folders else sys.stderr)
-        return 0 if folders else 2
-    try:
-        runs = [read_run(folder) for folder in folders]
-        lines = mean_table(runs) if mean else table(runs)
-    except ValueError as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 2
-    dataset = {config["dataset"] for config, _ in runs}
-    print(f"test split of {', '.join(sorted(dataset))}, at the epoch chosen on validation")
+def mean_and_deviation(values: Sequence[float]) -> str:
+    """Values over seeds as "0.1234 ± 0.0012"; the deviation of a single value is shown as 0."""
+    deviation = statistics.stdev(values) if len(values) > 1 else 0.0
+    return f"{statistics.mean(values):.4f} ± {deviation:.4f}"
+
+
+def make_parser() -> Parser:
+    """The command line."""
+    parser = Parser(
+        prog="table.py", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("folders", nargs="+", type=Path, metavar="RUN", help="folders of finished runs")
+    parser.add_argument(
+        "--mean", action="store_true", help="one row per name: mean and standard deviation over its seeds"
+    )
+    return parser
+
+
+def command(args: argparse.Namespace) -> None:
+    """Read the runs and print their table."""
+    rows = [read_row(folder) for folder in args.folders]
+    lines = mean_table(rows) if args.mean else run_table(rows)
+    datasets = sorted({row.dataset for row in rows})
+    print(f"Test results on {', '.join(datasets)} at the epoch selected on validation")
     print("\n".join(lines))
-    return 0
 
 
 if __name__ == "__main__":
-    sys.exit(main(sys.argv[1:]))
+    sys.exit(run_tool(command, make_parser()))

@@ -1,8 +1,8 @@
 #!/usr/bin/env bash
-# Table 1 of the paper: MF, LightGCN, VBPR, FREEDOM and RecGOAT at the same features and embedding size.
+# Table 1 of the paper: MF, LightGCN, VBPR, FREEDOM and RecGOAT with the same features and embedding size.
 #   scripts/table1.sh baby sports electronics
 #   SMALL=1 JOBS=2 scripts/table1.sh baby
-# scripts/paper.sh lists what else can be set.
+# scripts/paper.sh documents the environment variables.
 set -euo pipefail
 source "$(dirname "$0")/paper.sh"
 ROWS=(MF LightGCN VBPR FREEDOM RecGOAT)
@@ -11,4 +11,4 @@ for dataset in "${@:-baby}"; do
     run_all "${dataset}_$SIZE" "${ROWS[@]}"
     REPORT=table1_${dataset}_$SIZE report "${dataset}_$SIZE" "${ROWS[@]}"
 done
-exit $FAILED
+exit "$FAILED"

@@ -1,8 +1,9 @@
 #!/usr/bin/env bash
-# Table 3 of the paper, the ablation: LightGCN, concatenation and sum without alignment, CMCL only, OAT only, both.
+# Table 3 of the paper, the ablation: LightGCN, concatenation and sum without alignment, CMCL only, OAT only,
+# both.
 #   scripts/table3.sh baby sports electronics
 #   SMALL=1 JOBS=2 scripts/table3.sh baby
-# scripts/paper.sh lists what else can be set. Runs of table1.sh are not made again.
+# Runs that table1.sh has finished are reused. scripts/paper.sh documents the environment variables.
 set -euo pipefail
 source "$(dirname "$0")/paper.sh"
 ROWS=(LightGCN Concat Sum "CMCL only" "OAT only" RecGOAT)
@@ -11,4 +12,4 @@ for dataset in "${@:-baby}"; do
     run_all "${dataset}_$SIZE" "${ROWS[@]}"
     REPORT=table3_${dataset}_$SIZE report "${dataset}_$SIZE" "${ROWS[@]}"
 done
-exit $FAILED
+exit "$FAILED"

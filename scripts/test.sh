@@ -1,6 +1,10 @@
 #!/usr/bin/env bash
-# Runs the test suite in the project's own virtual environment. Arguments go to pytest: scripts/test.sh -k sinkhorn
+# Run the tests, those of optional features included. Arguments go to pytest:
+#   scripts/test.sh                            all tests
+#   scripts/test.sh -m 'not slow'              a quick run
+#   scripts/test.sh tests/test_model.py -k sinkhorn
+# RECGOAT_TEST_DATA=FOLDER: also run the tests on real data, where FOLDER contains the dataset folder baby/.
 set -euo pipefail
-EXTRAS=data/requirements.txt    # so that the tests of optional features run too
+EXTRAS="features tune report tests"
 source "$(dirname "$0")/setup.sh"
 exec $PYTHON -m pytest -rs "$@"

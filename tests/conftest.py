@@ -1,5 +1,11 @@
-"""Datasets that the tests share: a small random one, and the real Baby data where it is there."""
+"""Fixtures shared by the tests: a small random dataset, and the real Amazon Baby data where it is available.
 
+Tests on real data are skipped unless RECGOAT_TEST_DATA names a folder that contains the dataset folder baby/:
+
+    RECGOAT_TEST_DATA=FOLDER bash scripts/test.sh
+"""
+
+import os
 from pathlib import Path
 
 import numpy as np
@@ -12,7 +18,7 @@ N_USERS, N_ITEMS = 40, 30
 
 @pytest.fixture(autouse=True)
 def same_threads():
-    """Undo --threads of a command line that ran in this process: the last bits of later tests depend on it."""
+    """Restore the number of threads that --threads changed: the last bits of later results depend on it."""
     threads = torch.get_num_threads()
     yield
     torch.set_num_threads(threads)
@@ -20,7 +26,7 @@ def same_threads():
 
 @pytest.fixture
 def small_dataset(tmp_path):
-    """tmp_path/data/small: 40 users x 30 items, 6 train items a user, text float32 [30, 12], image float16 [30, 20]."""
+    """tmp_path/data/small: 40 users, 30 items, 6 train items per user, text [30, 12], image [30, 20]."""
     folder = tmp_path / "data" / "small"
     write_txt(folder, **random_pairs(0, N_USERS, N_ITEMS, 6))
     rng = np.random.default_rng(1)
@@ -31,8 +37,11 @@ def small_dataset(tmp_path):
 
 @pytest.fixture
 def baby():
-    """Folder of the real Baby data."""
-    folder = Path(__file__).resolve().parents[1] / ".." / "shared" / "data" / "baby"
+    """Folder of the real Baby data, $RECGOAT_TEST_DATA/baby; skips the test where there is none."""
+    root = os.environ.get("RECGOAT_TEST_DATA")
+    if not root:
+        pytest.skip("set RECGOAT_TEST_DATA to a folder that contains baby/ to test on real data")
+    folder = Path(root) / "baby"
     if not folder.is_dir():
-        pytest.skip(f"real data is absent: no {folder}")
+        pytest.skip(f"no folder {folder}: set RECGOAT_TEST_DATA to a folder that contains baby/")
     return folder

@@ -16,7 +16,7 @@ import numpy as np
 import pytest
 import torch
 
-pytest.importorskip("sentence_transformers", reason="pip install -r data/requirements.txt")
+pytest.importorskip("sentence_transformers", reason="pip install -c constraints.txt -e '.[features]'")
 import tiny_models
 import transformers
 from helpers import random_pairs, write_txt
@@ -269,7 +269,9 @@ def test_pickled_weights_are_refused(folder, models, tmp_path, capsys):
 def test_missing_package_is_named(monkeypatch, folder, capsys):
     monkeypatch.setitem(sys.modules, "sentence_transformers", None)
     assert run(folder, "text", "--model", "./any") == 2
-    assert "pip install sentence-transformers" in capsys.readouterr().err
+    error = capsys.readouterr().err
+    assert "this needs sentence-transformers" in error
+    assert "pip install -c constraints.txt -e '.[features]'" in error
 
 
 def test_nan_from_the_model_is_told(folder, models, tmp_path, capsys):
@@ -552,6 +554,7 @@ def same_after_kill(folder, monkeypatch, command, flags, n, output):
     assert not list(folder.glob(".*.partial"))
 
 
+@pytest.mark.slow
 def test_text_killed_and_restarted(models, folder, monkeypatch):
     n = 800
     (folder / "item_ids.tsv").write_text("".join(f"{i}\tB{i}\n" for i in range(n)))
@@ -563,6 +566,7 @@ def test_text_killed_and_restarted(models, folder, monkeypatch):
     )
 
 
+@pytest.mark.slow
 def test_image_killed_and_restarted(models, folder, monkeypatch, tmp_path):
     n, rng = 500, np.random.default_rng(3)
     (folder / "item_ids.tsv").write_text("".join(f"{i}\tB{i}\n" for i in range(n)))
@@ -584,13 +588,3 @@ def test_other_settings_do_not_take_over_a_partial(tmp_path):
     assert np.isnan(features.open_partial(path, 5, 4)).all()
     path.write_bytes(b"\x93NUMPY" + b"junk" * 9)
     assert np.isnan(features.open_partial(path, 5, 3)).all()
-
-
-def test_extras_pin_no_torch():
-    """data/requirements.txt leaves torch to requirements.txt."""
-    names = [
-        line.split("==")[0]
-        for line in (ROOT / "data" / "requirements.txt").read_text().splitlines()
-        if line and line[0] != "#"
-    ]
-    assert "torch" not in names and "torchvision" not in names

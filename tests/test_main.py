@@ -15,7 +15,8 @@ from helpers import random_pairs, write_inter, write_txt
 from main import main
 
 MAIN = Path(__file__).resolve().parents[1] / "main.py"
-VERBATIM = {  # shared/paper.md, section 2
+# Training commands from the README of the paper's repository
+VERBATIM = {
     "baby": """python -u main.py --dataset baby_raw   --model lgn_mm --use_multimodal 1 --text_feat ./data/baby_raw/text_feat.npy --image_feat ./data/baby_raw/image_feat.npy --item_knn_k 20 --item_branch_layers 1 --epochs 1000 --recdim 800 --layer 3 --lr 8e-4 --bpr_batch 4096 --topks "[10]" --fusion oat --contrastive_weight 0.032""",
     "sports": """python -u main.py --dataset sports_raw --model lgn_mm --use_multimodal 1 --text_feat ./data/sports_raw/text_feat.npy --image_feat ./data/sports_raw/image_feat.npy --item_knn_k 30 --item_branch_layers 1 --epochs 1000 --recdim 600 --layer 3 --lr 8e-4 --bpr_batch 4096 --topks "[10]" --fusion oat --contrastive_weight 0.005""",
     "electronics": """python -u main.py --dataset electronics --model lgn_mm --use_multimodal 1 --text_feat ./data/electronics_raw/text_feat.npy --image_feat ./data/electronics_raw/image_feat.npy --item_knn_k 20 --item_branch_layers 1 --epochs 2000 --recdim 200 --layer 3 --lr 8e-4 --bpr_batch 4096 --topks "[10]" --fusion oat --contrastive_weight 0.05""",
@@ -187,7 +188,7 @@ def test_a_real_process_runs_from_another_folder(tmp_path):
         env={**os.environ, "OMP_NUM_THREADS": "1"},
     )
     assert done.returncode == 0, done.stderr
-    assert "note: data/electronics is not there; using data/electronics_raw" in done.stdout
+    assert "note: data/electronics does not exist; using data/electronics_raw" in done.stdout
     _, result = only_run(tmp_path / "runs")
     assert (
         f"{result['test']['ndcg@10']:.4f}" in done.stdout.splitlines()[-2] and "Traceback" not in done.stderr

@@ -90,6 +90,7 @@ END
     )  # no two rows are the same experiment
 
 
+@pytest.mark.slow
 def test_a_killed_table_script_goes_on_to_the_same_table(environment, tmp_path):
     whole = start("table1.sh", environment)
     output, _ = whole.communicate(timeout=300)
@@ -116,6 +117,7 @@ def test_a_killed_table_script_goes_on_to_the_same_table(environment, tmp_path):
     assert len(names) < 5  # what had finished was not made again
 
 
+@pytest.mark.slow
 def test_a_failed_run_is_named_and_other_settings_are_refused(environment, tmp_path):
     environment["FLAGS"] += " --item_knn_k 30"  # as many as there are items
     done = start("table1.sh", environment)

@@ -8,7 +8,7 @@ import zlib
 
 import pytest
 
-pytest.importorskip("PIL", reason="pip install -r data/requirements.txt")
+pytest.importorskip("PIL", reason="pip install -c constraints.txt -e '.[features]'")
 from PIL import Image
 from test_features_tool import bomb
 from tiny_models import reply, serve

@@ -335,7 +335,7 @@ def written_as(kind, path, rows):
             "when",
         ]
     if kind == "parquet":
-        pytest.importorskip("pyarrow", reason="pyarrow is not installed (data/requirements.txt)")
+        pytest.importorskip("pyarrow", reason="pip install -c constraints.txt -e '.[features]'")
         frame.assign(
             timestamp=pd.to_datetime(frame.timestamp, unit="s", utc=True), list=[[1]] * len(frame)
         ).to_parquet(path / "t.parquet")
@@ -617,7 +617,7 @@ GOOD = "user,item,rating,timestamp\n" + "".join(
 )
 def test_bad_tables_end_in_one_line(name, text, told, tmp_path, capsys):
     if name.endswith("parquet"):
-        pytest.importorskip("pyarrow", reason="pyarrow is not installed (data/requirements.txt)")
+        pytest.importorskip("pyarrow", reason="pip install -c constraints.txt -e '.[features]'")
     path = tmp_path / name
     path.write_bytes(text if isinstance(text, bytes) else text.encode())
     error = refused(capsys, tmp_path, "--interactions", path)
@@ -698,7 +698,7 @@ def test_bad_features(tmp_path, capsys):
 def test_parquet_without_pyarrow_names_the_package(tmp_path, capsys, monkeypatch):
     monkeypatch.setitem(__import__("sys").modules, "pyarrow", None)
     (tmp_path / "t.parquet").write_bytes(b"PAR1")
-    assert "pip install -r data/requirements.txt" in refused(
+    assert "pip install -c constraints.txt -e '.[features]'" in refused(
         capsys, tmp_path, "--interactions", tmp_path / "t.parquet"
     )
 

@@ -13,7 +13,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-pytest.importorskip("sentence_transformers", reason="pip install -r data/requirements.txt")
+pytest.importorskip("sentence_transformers", reason="pip install -c constraints.txt -e '.[features]'")
 
 import tiny_models
 from helpers import write_inter, write_txt
@@ -386,6 +386,7 @@ def test_prompts_are_bounded_and_items_cannot_close_the_answer():
     assert text.lower().count("<answer>") == 1 and len(text) < 10 * 80 + 2000
 
 
+@pytest.mark.slow
 def test_killed_and_restarted(tmp_path, model, monkeypatch):
     """kill -9 while profiles come in, then again while they are encoded; answers are not asked for twice, files are the same."""
     n = 300

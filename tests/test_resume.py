@@ -187,6 +187,7 @@ def test_max_minutes(small_dataset, tmp_path, whole, model):
     assert_same(whole(**model), folder)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name, seeds", [("lgn", (0, 1)), ("lgn_mm", (2, 3, 4))])
 def test_sigkill_at_random_moments(small_dataset, tmp_path, whole, name, seeds):
     settings = {**MODELS[name], "epochs": 8, "eval_every": 1, "patience": 0, "tensorboard": 1}

@@ -1,4 +1,4 @@
-"""scripts/table.py: rows, groups, and mean and deviation over seeds."""
+"""scripts/table.py: one row per run, and mean and deviation over seeds."""
 
 import json
 import subprocess
@@ -11,55 +11,82 @@ import pytest
 TABLE = Path(__file__).resolve().parents[1] / "scripts" / "table.py"
 
 
-def write_run(root, name, seed, recall):
-    folder = root / f"seed_{seed}" / name / "run"
-    folder.mkdir(parents=True)
-    (folder / "config.json").write_text(json.dumps({"model": "lgn", "seed": seed, "dataset": "toy"}))
-    (folder / "result.json").write_text(
+def write_run(root, folder, seed, recall, model="lgn"):
+    run = root / f"seed_{seed}" / folder / f"run_{model.replace('/', '_')}"
+    run.mkdir(parents=True)
+    (run / "config.json").write_text(json.dumps({"model": model, "seed": seed, "dataset": "toy"}))
+    (run / "result.json").write_text(
         json.dumps({"best_epoch": 3, "seconds": 1.0, "test": {"recall@20": recall, "ndcg@20": recall / 2}})
     )
-    return str(folder)
+    return str(run)
 
 
-def table(*words):
-    return subprocess.run([sys.executable, str(TABLE), *words], capture_output=True, text=True)
+def table(*arguments):
+    command = [sys.executable, str(TABLE), *arguments]
+    return subprocess.run(command, capture_output=True, text=True, check=False)
 
 
 def test_mean_and_deviation_over_seeds(tmp_path):
     recalls = {"with": [0.31, 0.35, 0.36], "without": [0.1, 0.2, 0.4]}
     folders = [
-        write_run(tmp_path, name, seed, x)
+        write_run(tmp_path, name, seed, recall)
         for name, values in recalls.items()
-        for seed, x in enumerate(values)
+        for seed, recall in enumerate(values)
     ]
     done = table("--mean", *folders)
     assert done.returncode == 0
     lines = done.stdout.splitlines()
     assert [line.split()[0] for line in lines[2:]] == ["without", "with"]
     for line in lines[2:]:
-        name, seeds, mean, _, deviation, half = line.split()[:6]
-        assert (
-            seeds == "3"
-            and float(mean) == round(np.mean(recalls[name]), 4)
-            and float(half) == round(np.mean(recalls[name]) / 2, 4)
-        )
+        name, seeds, recall, _, deviation, ndcg = line.split()[:6]
+        assert seeds == "3"
+        assert float(recall) == round(np.mean(recalls[name]), 4)
+        assert float(ndcg) == round(np.mean(recalls[name]) / 2, 4)
         assert float(deviation) == round(np.std(recalls[name], ddof=1), 4)
 
 
-def test_one_row_a_run_without_the_flag(tmp_path):
-    done = table(*(write_run(tmp_path, name, 0, x) for name, x in (("a", 0.2), ("b", 0.1))))
+def test_one_row_per_run(tmp_path):
+    done = table(*(write_run(tmp_path, name, 0, recall) for name, recall in (("a", 0.2), ("b", 0.1))))
+    assert done.returncode == 0
     assert [line.split()[:2] for line in done.stdout.splitlines()[2:]] == [["b", "0"], ["a", "0"]]
 
 
+def test_runs_of_one_folder_are_named_after_their_models(tmp_path):
+    models = ("mf", "lgn", "lgn_mm", "own/wide.py:Wide")
+    done = table(*(write_run(tmp_path, "a", 0, index / 10, model) for index, model in enumerate(models)))
+    assert done.returncode == 0
+    names = [line.split()[0] for line in done.stdout.splitlines()[2:]]
+    assert names == ["MF", "LightGCN", "RecGOAT", "Wide"]
+
+
 @pytest.mark.parametrize(
-    "words, told",
-    [(["--mean", "/nowhere"], "not a finished run"), (["--mean"], "python scripts/table.py"), ([], "--mean")],
+    "arguments, message",
+    [(["--mean", "/nowhere"], "/nowhere: not a finished run"), (["--mean"], "required: RUN"), ([], "--help")],
 )
-def test_bad_input(words, told):
-    done = table(*words)
-    assert done.returncode == 2 and told in done.stderr
+def test_bad_input(arguments, message):
+    done = table(*arguments)
+    assert done.returncode == 2
+    assert done.stderr.count("\n") == 1
+    assert message in done.stderr
 
 
-def test_same_seed_twice(tmp_path):
-    done = table("--mean", write_run(tmp_path / "x", "a", 0, 0.2), write_run(tmp_path / "y", "a", 0, 0.2))
-    assert done.returncode == 2 and done.stderr.count("\n") == 1 and "two runs of seed 0" in done.stderr
+def test_run_without_test_metrics(tmp_path):
+    folder = write_run(tmp_path, "a", 0, 0.2)
+    (Path(folder) / "result.json").write_text('{"status": "interrupted", "best_epoch": 3, "seconds": 1.0}')
+    done = table(folder)
+    assert done.returncode == 2
+    assert f"{folder}: not a finished run (its JSON files lack 'test')" in done.stderr
+
+
+def test_two_runs_of_one_seed(tmp_path):
+    folders = [write_run(tmp_path / parent, "a", 0, recall) for parent, recall in (("x", 0.2), ("y", 0.1))]
+    done = table("--mean", *folders)
+    assert done.returncode == 2
+    assert done.stderr.count("\n") == 1
+    assert "two runs of seed 0" in done.stderr
+
+
+def test_help():
+    done = table("--help")
+    assert done.returncode == 0
+    assert "python scripts/table.py --mean" in done.stdout

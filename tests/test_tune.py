@@ -148,7 +148,8 @@ def test_what_cannot_be_searched_is_one_line_and_exit_code_2(small_dataset, caps
 
 def test_without_optuna_the_remedy_is_named(small_dataset, monkeypatch, capsys):
     monkeypatch.setattr(tune, "optuna", None)
-    assert tune.main(search(small_dataset, 1)) == 2 and "pip install optuna" in capsys.readouterr().err
+    assert tune.main(search(small_dataset, 1)) == 2
+    assert "needs optuna: pip install -c constraints.txt -e '.[tune]'" in capsys.readouterr().err
 
 
 def test_default_space_leaves_out_what_is_given_or_idle(small_dataset):
@@ -436,6 +437,7 @@ def beside(folder, *words):
     process.communicate()
 
 
+@pytest.mark.slow
 def test_two_processes_end_with_exactly_as_many_trials_as_are_wanted(small_dataset):
     words = search(small_dataset, 8, "--pruner", "none", epochs=20)
     with beside(small_dataset, *words) as other:
@@ -447,6 +449,7 @@ def test_two_processes_end_with_exactly_as_many_trials_as_are_wanted(small_datas
     assert 0 < len(re.findall(r"^trial +\d+  ndcg", out, re.MULTILINE)) < 8
 
 
+@pytest.mark.slow
 def test_the_last_trial_of_a_process_that_dies_is_done_by_one_that_waits(small_dataset):
     words = search(small_dataset, 1, epochs=10**6, patience=0, eval_every=10**6, save_every=10**6)
     with beside(small_dataset, *words) as other:

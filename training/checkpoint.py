@@ -48,7 +48,8 @@ def read_checkpoint(path: str | Path) -> Checkpoint:
         ) from None
     if isinstance(state, dict) and type(state.get("format")) is int and state["format"] != CHECKPOINT_FORMAT:
         raise UserError(
-            f"{path}: is a checkpoint of format {state['format']}, and this version reads {CHECKPOINT_FORMAT}; use "
+            f"{path}: is a checkpoint of format {state['format']}, and this version reads "
+            f"{CHECKPOINT_FORMAT}; use "
             "the version that wrote it, or train again"
         )
     if not is_checkpoint(state):
@@ -59,7 +60,7 @@ def read_checkpoint(path: str | Path) -> Checkpoint:
 
 
 def check_archive(path: str | Path) -> None:
-    """Raise ValueError unless a file is an undamaged zip archive that is not compressed, as torch.save writes."""
+    """Raise ValueError unless a file is an undamaged, uncompressed zip archive, as torch.save writes."""
     with open(path, "rb") as file, zipfile.ZipFile(file) as archive:
         if sum(entry.file_size for entry in archive.infolist()) > os.fstat(file.fileno()).st_size:
             raise ValueError("it unpacks to more than its size")

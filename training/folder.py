@@ -17,7 +17,7 @@ from world import Config
 
 
 def make_run_folder(config: Config) -> Path:
-    """Create <path>/<dataset>_<model>_<time>_<seed>/ with config.json; a name that is taken gets a counter."""
+    """Create <path>/<dataset>_<model>_<time>_<seed>/ with config.json; a taken name gets a counter."""
     name = f"{Path(config.dataset).name}_{slug(config.model)}_{time.strftime('%Y%m%d-%H%M%S')}_{config.seed}"
     for attempt in range(1000):
         folder = Path(config.path) / (f"{name}-{attempt}" if attempt else name)
@@ -29,7 +29,8 @@ def make_run_folder(config: Config) -> Path:
             continue
         except OSError as error:
             raise UserError(
-                f"{folder}: cannot be created or written ({error.strerror}); choose another folder with --path"
+                f"{folder}: cannot be created or written ({error.strerror}); choose another folder with "
+                "--path"
             ) from None
     raise UserError(f"{config.path}: no free name for a run folder; choose another folder with --path")
 

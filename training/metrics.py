@@ -10,12 +10,12 @@ def ranking_metrics(
 ) -> dict[str, torch.Tensor]:
     """Recall, NDCG, precision, MAP and hit rate at every K: {"recall@10": [n] float64, a value a user, ...}.
 
-    hits: [n, K_max] bool, whether the item at each rank is relevant, best rank first; n_relevant: [n] int, relevant
-    items of each user, at least 1; ks: cut-offs, each at most K_max.
+    hits: [n, K_max] bool, whether the item at each rank is relevant, best rank first; n_relevant: [n] int,
+    relevant items of each user, at least 1; ks: cut-offs, each at most K_max.
 
-    With R = n_relevant and rel(r) the hit at rank r, counted from 1: recall = sum rel / R; precision = sum rel / K;
-    hitrate = any rel; ndcg = sum rel(r) / log2(r + 1), divided by its value for min(R, K) hits at the top (Jarvelin &
-    Kekalainen 2002); map = sum rel(r) precision@r / min(R, K).
+    With R = n_relevant and rel(r) the hit at rank r, counted from 1: recall = sum rel / R; precision = sum
+    rel / K; hitrate = any rel; ndcg = sum rel(r) / log2(r + 1), divided by its value for min(R, K) hits at
+    the top (Jarvelin & Kekalainen 2002); map = sum rel(r) precision@r / min(R, K).
     """
     hits = hits.double()
     rank = torch.arange(1, hits.shape[1] + 1, dtype=torch.float64, device=hits.device)

@@ -1,7 +1,8 @@
-"""A shortcut of the evaluation: relevant items that cannot be among the first k, found from a part of the scores.
+"""A shortcut of the evaluation: which relevant items cannot be among the first k, from a part of the scores.
 
-Most relevant items rank far behind: an eighth of the items, those that score highest on average, is enough to show that
-k of them score better. The decision is exact, not approximate: ranks_of gives the same ranks without it.
+Most relevant items rank far behind: an eighth of the items, those that score highest on average, is enough to
+show that k of them score better. The decision is exact, not approximate: ranks_of gives the same ranks
+without it.
 """
 
 from __future__ import annotations

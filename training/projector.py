@@ -1,9 +1,10 @@
-"""The vectors of a run in TensorBoard's projector: nearest neighbours, PCA, t-SNE and UMAP of items with their titles.
+"""The vectors of a run in TensorBoard's projector: neighbours, PCA, t-SNE and UMAP of titled items.
 
-    python main.py --dataset demo --model lgn --projector 1 && tensorboard --logdir runs      # then: Projector
+    python main.py --dataset demo --model lgn --projector 1
+    tensorboard --logdir runs      # then: Projector
 
-write_labels reads the names before training, so that a damaged id file ends the run early; write_vectors is called at
-the end. TensorBoard expects projector_config.pbtxt in the run folder, beside the events.
+write_labels reads the names before training, so that a damaged id file ends the run early; write_vectors is
+called at the end. TensorBoard expects projector_config.pbtxt in the run folder, beside the events.
 """
 
 from __future__ import annotations
@@ -18,12 +19,13 @@ from data.formats import Interactions, dataset_folder, names_of, read_titles
 from utils import atomic_write, write_text
 from world import Config
 
-# With more users than this only items are written: the browser loads all vectors, and items are what one looks at.
+# With more users than this only items are written: the browser loads all vectors, and items are what one
+# looks at.
 MAX_USERS = 10_000
 
 
 def write_labels(folder: Path, config: Config, data: Interactions) -> None:
-    """Write <folder>/projector/item.tsv and user.tsv: index, title (of items, where known), original id, train count.
+    """Write <folder>/projector/item.tsv and user.tsv: index, title (where known), original id, train count.
 
     The projector labels points with the first column that is not numeric.
     """

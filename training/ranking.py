@@ -35,11 +35,11 @@ def rank_items(
 def ranks_of(scores: torch.Tensor, row: torch.Tensor, column: torch.Tensor, k: int) -> torch.Tensor:
     """Ranks from 0 of some entries of a score matrix within their rows, at most k: [m] int64.
 
-    scores: [rows, n], n a multiple of GROUP; row, column: [m] int64, the entries. Of equal scores the lower column
-    comes first; NaN comes last.
+    scores: [rows, n], n a multiple of GROUP; row, column: [m] int64, the entries. Of equal scores the lower
+    column comes first; NaN comes last.
 
-    A score below the maxima of k groups of columns is not among the first k, which decides most entries. For the
-    others it is enough to count in the groups with a larger maximum and in their own.
+    A score below the maxima of k groups of columns is not among the first k, which decides most entries. For
+    the others it is enough to count in the groups with a larger maximum and in their own.
     """
     groups = scores.view(len(scores), -1, GROUP)
     score, own_group = scores[row, column][:, None], (column // GROUP)[:, None]
@@ -62,7 +62,7 @@ def ranks_of(scores: torch.Tensor, row: torch.Tensor, column: torch.Tensor, k: i
 def relevant_ranks(
     scorer: Scorer, splits: Sequence[HeldOut], k: int, chunk: int = 0
 ) -> tuple[torch.Tensor, ...]:
-    """Ranks, as of ranks_of, of the relevant items of splits that have the same ranking: [n] for each split."""
+    """Ranks, as ranks_of gives them, of the relevant items of splits with the same ranking: [n] each."""
     row, order = torch.cat([row_numbers(s.relevant[0], 0, len(s.users)) for s in splits]).sort(stable=True)
     column = torch.cat([split.relevant[1] for split in splits])[order]
     ranks = torch.full_like(row, k)
@@ -91,8 +91,9 @@ def evaluate(
 ) -> list[dict[str, float]]:
     """Full-ranking metrics of each split: {"recall@10": mean over its users, ...}.
 
-    ks: cut-offs, at most I; chunk: users scored at a time (0: chosen for the device). The ranks of the relevant items
-    are all that the metrics need, so no lists are made. Splits with the same users and masks share their scores.
+    ks: cut-offs, at most I; chunk: users scored at a time (0: chosen for the device). The ranks of the
+    relevant items are all that the metrics need, so no lists are made. Splits with the same users and masks
+    share their scores.
     """
     metrics: dict[int, dict[str, float]] = {}
     for first in splits:

@@ -20,7 +20,7 @@ from world import Config
 
 @dataclasses.dataclass
 class Progress:
-    """How far a run has come. Numbers, tensors and dicts only, so that a checkpoint is read without pickle."""
+    """How far a run has come: numbers, tensors and dicts, so that a checkpoint is read without pickle."""
 
     epoch: int = 0  # finished epochs
     step: int = 0  # finished steps of the current epoch
@@ -36,7 +36,7 @@ class Progress:
         return bool(config.patience) and self.waited >= config.patience
 
     def check(self, config: Config, steps: int) -> None:
-        """Raise ValueError if a run with these settings and `steps` steps an epoch cannot be in this state."""
+        """Raise ValueError if a run of these settings with `steps` steps an epoch cannot be in this state."""
         scores = [self.latest, self.best and self.best["metrics"]]
         if not (
             self.step < steps
@@ -91,7 +91,8 @@ class Run:
         except (OSError, RuntimeError) as error:  # torch.save reports a full disk as RuntimeError
             reason = getattr(error, "strerror", None) or str(error).splitlines()[0][:80]
             raise TrainingError(
-                f"{path}: cannot be written ({reason}); earlier checkpoints are intact: free space or correct the "
+                f"{path}: cannot be written ({reason}); earlier checkpoints are intact: free space or "
+                "correct the "
                 "folder's permissions"
             ) from None
 
@@ -113,7 +114,8 @@ class Run:
         """Continue from a checkpoint. Raises UserError if its data, device or settings are others."""
         if state["data"] != self.dataset.fingerprint:
             raise UserError(
-                f"{self.folder}: the data have changed since this run began; restore the interactions, features and "
+                f"{self.folder}: the data have changed since this run began; restore the interactions, "
+                "features and "
                 "graphs that it was started with, or start a new run"
             )
         if state["device"] != self.device.type:
@@ -182,12 +184,12 @@ def check_best(path: Path) -> None:
 def random_state(device: torch.device) -> dict[str, typing.Any]:
     """State of the random generators of torch, NumPy, Python and the GPU, as tensors and numbers."""
     version, words, gauss = random.getstate()
-    name, keys, position, has_gauss, cached = np.random.get_state()
+    name, keys, position, has_gauss, cached = np.random.get_state(legacy=True)
     return {
         "torch": torch.get_rng_state(),
         "cuda": torch.cuda.get_rng_state(device) if device.type == "cuda" else None,
         "python": [version, list(words), gauss],
-        "numpy": [name, keys.tolist(), position, has_gauss, cached],
+        "numpy": [name, np.asarray(keys).tolist(), position, has_gauss, cached],
     }
 
 

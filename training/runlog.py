@@ -26,8 +26,8 @@ Numbers = Mapping[str, typing.Any]  # {name: number or 0-dim tensor}
 class EventFile:
     """The TensorBoard event file of one process of a run.
 
-    tensorboardX's SummaryWriter writes from a thread, which dies with a traceback on a full disk while the run waits
-    for it forever. Here events are written by the caller, who gets the error.
+    tensorboardX's SummaryWriter writes from a thread, which dies with a traceback on a full disk while the
+    run waits for it forever. Here events are written by the caller, who gets the error.
 
     epoch: the epoch at which the process starts; TensorBoard drops what an earlier process wrote beyond it.
     """
@@ -66,8 +66,9 @@ class RunLog:
         self.folder, self.echo = folder, echo
         drop_lines(folder / "metrics.jsonl", epoch)
         self.events = EventFile(folder, epoch) if config.tensorboard else None
-        self.text = open(folder / "train.log", "a", encoding="utf-8")
-        self.lines = open(folder / "metrics.jsonl", "a", encoding="utf-8")
+        # Open until close(): a line has to be on disk as soon as it is written.
+        self.text = open(folder / "train.log", "a", encoding="utf-8")  # noqa: SIM115
+        self.lines = open(folder / "metrics.jsonl", "a", encoding="utf-8")  # noqa: SIM115
 
     def say(self, line: str) -> None:
         """Write a line to the console, above any progress bar, and to train.log."""
@@ -95,9 +96,10 @@ class RunLog:
             )
 
     def finish(self, config: Config, epoch: int, **groups: Numbers) -> None:
-        """Write the metrics of the best epoch: as scalars group/name, and the main ones beside the settings (HParams).
+        """Write the metrics of the best epoch: as scalars, and the main ones beside the settings (HParams).
 
-        TensorBoard shows the first five: the selection metric of the first group, recall and NDCG of the last.
+        TensorBoard shows the first five: the selection metric of the first group, recall and NDCG of the
+        last.
         """
         for group, metrics in groups.items():
             self.scalars(group, metrics, epoch)
@@ -123,12 +125,14 @@ class RunLog:
     def close(self) -> None:
         """Flush and close all files, each of them even if another fails."""
         with contextlib.ExitStack() as files:
-            for file in filter(None, (self.events, self.text, self.lines)):
-                files.callback(file.close)
+            files.callback(self.lines.close)
+            files.callback(self.text.close)
+            if self.events:
+                files.callback(self.events.close)
 
 
 def mark_differing(plugin_data: typing.Any, names: Collection[str]) -> None:
-    """Mark settings as differing, so that TensorBoard shows them before the others; it shows only the first few."""
+    """Mark settings as differing: TensorBoard shows these first, and no more than a few."""
     content = HParamsPluginData.FromString(plugin_data.content)
     for info in content.experiment.hparam_infos:
         info.differs = info.name in names

@@ -1,4 +1,4 @@
-"""Scores of all items for the users of a split, in chunks that fit the cache of a CPU or the memory of a GPU."""
+"""Scores of all items for the users of a split, in chunks that fit a CPU's cache or a GPU's memory."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ class Scorer:
     history: Rows | None = None  # the items of every user that the weights apply to: those of TRAIN
 
     def score(self, users: torch.Tensor, item: torch.Tensor, out: torch.Tensor) -> torch.Tensor:
-        """Scores of users [r] int64 for all items, in `out` [r, n]. item: [n, d], item vectors with padding rows."""
+        """Scores of users [r] int64 for all items, in `out` [r, n]. item: [n, d], with padding rows."""
         scores = torch.mm(self.user[users], item.T, out=out)
         if self.weights is not None and self.history is not None:
             add_history(scores, users, self.history, self.weights)
@@ -32,7 +32,7 @@ class Scorer:
 
 
 def add_history(scores: torch.Tensor, users: torch.Tensor, history: Rows, weights: torch.Tensor) -> None:
-    """Add to the scores [r, n] of each user the rows of the sparse weights [I, I] that belong to the user's items."""
+    """Add to the scores [r, n] of each user the rows of the weights [I, I] of the user's items."""
     crow, items = history
     first, counts = crow[users], crow[users + 1] - crow[users]
     row, entry = expand(first, counts)
@@ -44,14 +44,14 @@ def add_history(scores: torch.Tensor, users: torch.Tensor, history: Rows, weight
 
 
 def expand(first: torch.Tensor, counts: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-    """Ranges first[i] .. first[i] + counts[i] one after another: (i, element of the range) of every element."""
+    """Concatenate the ranges first[i] .. first[i] + counts[i]: (i, value) of every element."""
     index = torch.repeat_interleave(counts)
     start = counts.cumsum(0) - counts
     return index, torch.arange(len(index), device=counts.device) - start[index] + first[index]
 
 
 def chunk_size(n_items: int, tensor: torch.Tensor) -> int:
-    """Users to score at a time: as many as keep the scores in the cache of a CPU, or 1 GB of them on a GPU."""
+    """Users to score at a time: such that the scores stay in a CPU's cache, or take 1 GB of a GPU."""
     return max((2**21 if on_cpu(tensor) else 2**28) // n_items, 64)
 
 
@@ -65,8 +65,9 @@ def row_numbers(crow: torch.Tensor, start: int, stop: int) -> torch.Tensor:
 def score_chunks(scorer: Scorer, split: HeldOut, chunk: int = 0) -> Iterator[tuple[int, int, torch.Tensor]]:
     """Scores of all items for the users of a split, chunk by chunk: (start, stop, [stop - start, n]).
 
-    n is the number of items rounded up to a multiple of GROUP. Masked items score less than any other, but more than
-    the padding columns. The chunks share their memory. chunk: users scored at a time (0: chosen for the device).
+    n is the number of items rounded up to a multiple of GROUP. Masked items score less than any other, but
+    more than the padding columns. The chunks share their memory. chunk: users scored at a time (0: chosen for
+    the device).
     """
     item, n_items = scorer.item, len(scorer.item)
     chunk = chunk or chunk_size(n_items, item)

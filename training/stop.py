@@ -11,8 +11,8 @@ import typing
 class Stop:
     """A condition that becomes true on SIGINT or SIGTERM, or when the time is up.
 
-    Call it to ask. A second signal ends the process at once. Use it as a context manager: the signal handlers are
-    restored on exit. minutes: time limit, 0 for none.
+    Call it to ask. A second signal ends the process at once. Use it as a context manager: the signal handlers
+    are restored on exit. minutes: time limit, 0 for none.
     """
 
     def __init__(self, minutes: float = 0.0):
@@ -20,6 +20,7 @@ class Stop:
         self.deadline = time.monotonic() + 60 * minutes if minutes else float("inf")
 
     def __call__(self) -> bool:
+        """Whether to stop."""
         return self.signal is not None or time.monotonic() >= self.deadline
 
     @property

@@ -1,0 +1,1 @@
+"""Datasets: download, preparation, features, checks, and the readers that training uses."""

@@ -1,0 +1,1 @@
+"""Layers and losses of the models: attention, transport, contrastive loss, sparse kernels."""

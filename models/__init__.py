@@ -1,0 +1,1 @@
+"""Baselines: MF, LightGCN, VBPR and FREEDOM."""

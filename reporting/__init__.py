@@ -1,0 +1,1 @@
+"""Reports on finished runs: reading, tables, figures and rendering."""

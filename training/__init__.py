@@ -1,0 +1,1 @@
+"""Training runs: checkpoints, evaluation, logs and signals."""
