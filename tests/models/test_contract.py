@@ -1,4 +1,4 @@
-"""What every model promises: a loss without side effects, rows on request, and tensors that move with the model."""
+"""The contract of all models: a pure loss, rows on request, and tensors that move with the model."""
 
 import dataclasses
 
