@@ -97,6 +97,13 @@ def test_column_major_features_are_equal_and_aligned(n, dim):
 
 
 @pytest.mark.parametrize("layers", [0, 1, 3])
+def test_the_reference_of_propagation_is_the_mean_of_matrix_powers(layers):
+    (dense, _), x = random_symmetric(12), randn(12, 35)
+    powers = [torch.linalg.matrix_power(dense, k) @ x for k in range(layers + 1)]
+    torch.testing.assert_close(propagation_reference(dense, layers, x), sum(powers) / (layers + 1))
+
+
+@pytest.mark.parametrize("layers", [0, 1, 3])
 @pytest.mark.parametrize("width", [1, 16, 32, 2**20])
 @pytest.mark.parametrize("sizes", [[12], [7, 5], [1, 0, 11]])
 def test_mean_of_layers_equals_its_reference_for_every_block_of_columns(layers, width, sizes):
@@ -124,7 +131,8 @@ def test_propagation_equals_its_reference(layers, d):
 
 @pytest.mark.parametrize("layers", [0, 2])
 @pytest.mark.parametrize(
-    "users, items", [([0, 3, 6], [4, 1]), ([5], []), (range(7), range(5)), (None, [2, 0]), ([1, 2], None)]
+    "users, items",
+    [([0, 3, 6], [4, 1, 1]), ([5, 5, 5], []), (range(7), range(5)), (None, [2, 0]), ([1, 2], None)],
 )
 def test_propagation_of_some_rows_equals_rows_of_the_reference(layers, users, items):
     (dense, matrix), user, item = (
