@@ -315,11 +315,12 @@ def test_plans_come_from_the_vectors_of_all_items_without_dropout(small_dataset)
 
 
 @pytest.mark.parametrize("changes", [{"transport": "residual"}, {"transport": "none"}, {"fusion": "sum"}])
-def test_a_step_changes_nothing_if_no_plan_is_used(small_dataset, changes):
+def test_a_config_without_plans_computes_and_logs_none(small_dataset, changes):
     model = build(small_dataset, **changes)
     before = {name: tensor.clone() for name, tensor in model.state_dict().items()}
     model.begin_step(0)
     assert all(torch.equal(tensor, before[name]) for name, tensor in model.state_dict().items())
+    assert model.images() == {} and not any(name.startswith("plan/") for name in model.diagnostics())
 
 
 def test_a_resumed_run_continues_with_its_plan(small_dataset):
