@@ -113,7 +113,7 @@ class Transport(nn.Module):
     def diagnostics(self) -> dict[str, torch.Tensor]:
         """Mass, entropy (relative to its maximum, 2 ln d) and marginal error of T0; the figures of refresh.
 
-        "ratio" and "residual_ratio" are the lengths of Z s T0 and Z residual relative to Z. Empty without plans.
+        "ratio" and "residual_ratio": lengths of Z s T0 and Z residual relative to Z. Empty without plans.
         """
         if not uses_plan(self.config):
             return {}

@@ -66,15 +66,14 @@ def test_loss_is_bpr_of_propagated_plus_the_norm_of_initial_embeddings():
     assert terms == pytest.approx({"loss": bpr + 0.3 * norm, "bpr": bpr, "norm": norm}, rel=1e-5)
 
 
-@pytest.mark.parametrize("layers", [0, 1, 2])
-def test_a_new_user_has_the_vector_of_a_training_user_with_a_zero_embedding(layers):
-    # The vectors are equal up to two layers, and if the items have no other users: otherwise the training
-    # user also changes the vectors of their items, which a new user does not.
+@pytest.mark.parametrize("layers, history", [(0, [1, 3, 5]), (1, [3, 5]), (1, [0, 1, 4]), (2, [3, 5])])
+def test_a_new_user_has_the_vector_of_a_training_user_with_a_zero_embedding(layers, history):
+    # Items 0 to 2 have other users. The vectors are equal with one layer, and with two if the items have no
+    # other users: a training user changes the vectors of the others too, which a new user does not.
     hits = np.zeros((3, 6), dtype=bool)
     hits[0, [0, 1]], hits[1, [1, 2]] = True, True
     model = make_lightgcn(hits, layer=layers)
-    history = [3, 5]
-    histories = sp.csr_matrix(([1.0, 1.0], ([0, 0], history)), (1, 6))
+    histories = sp.csr_matrix((np.ones(len(history)), ([0] * len(history), history)), (1, 6))
     vectors, notes = model.new_user_vectors(histories, model.embeddings()[1])
     assert notes == []
     if not layers:
