@@ -170,8 +170,11 @@ def describe(data: Interactions, findings: Findings) -> None:
         f"{'split':<8}{'interactions':>14}{'users':>12}{'items':>12}{'min/user':>10}{'median':>8}{'max':>8}"
         f"{'cold users':>12}{'cold items':>12}"
     )
-    for split in SPLITS:
-        describe_split(split, pairs[split], data.train, findings)
+    n_cold = {split: describe_split(split, pairs[split], data.train, findings) for split in SPLITS}
+    for split, counts in n_cold.items():
+        for kind, count in counts.items():
+            if count:
+                findings.note(f"{split}: {count:,} cold {kind} (without any train interaction)")
     everything = np.concatenate(list(pairs.values()))
     for column, kind, size in ((0, "users", data.n_users), (1, "items", data.n_items)):
         if n_idle := size - len(np.unique(everything[:, column])):
@@ -182,8 +185,11 @@ def describe(data: Interactions, findings: Findings) -> None:
         )
 
 
-def describe_split(split: str, pairs: np.ndarray, train: np.ndarray, findings: Findings) -> None:
-    """Print one row of the table of splits. pairs, train: [n, 2] of (user, item)."""
+def describe_split(split: str, pairs: np.ndarray, train: np.ndarray, findings: Findings) -> dict[str, int]:
+    """Print one row of the table of splits; return the numbers of cold users and items.
+
+    pairs, train: [n, 2] of (user, item).
+    """
     users, per_user = np.unique(pairs[:, 0], return_counts=True)
     items = np.unique(pairs[:, 1])
     n_cold = {
@@ -194,9 +200,7 @@ def describe_split(split: str, pairs: np.ndarray, train: np.ndarray, findings: F
         f"{split:<8}{len(pairs):>14,}{len(users):>12,}{len(items):>12,}{per_user.min():>10}"
         f"{np.median(per_user):>8g}{per_user.max():>8}{n_cold['users']:>12,}{n_cold['items']:>12,}"
     )
-    for kind, count in n_cold.items():
-        if count:
-            findings.note(f"{split}: {count:,} cold {kind} (without any train interaction)")
+    return n_cold
 
 
 def check_id_maps(folder: Path, data: Interactions, findings: Findings) -> None:

@@ -125,9 +125,9 @@ def item_histories(folder):
 
 
 def test_lift_equals_a_dense_computation(made):
-    """The lift equals the ratio of two dense means: the cosine of histories over neighbour pairs, and over all pairs.
+    """The lift is the mean cosine of histories over neighbours divided by that over all pairs of items.
 
-    The second is the exact expectation over random orders; both are among items with interactions.
+    The latter is the exact expectation over random orders. Items without interactions are left out.
     """
     history = item_histories(made)
     active = np.diff(history.indptr) > 0
