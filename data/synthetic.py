@@ -193,7 +193,7 @@ def check_sizes(users: int, items: int, interactions_per_user: float, seed: int)
 
 
 def write_dataset(folder: str | Path, dataset: SyntheticDataset, settings: dict[str, Any]) -> None:
-    """Write a dataset folder: the three .txt files, text_feat.npy, image_feat.npy, item_ids.tsv, user_ids.tsv.
+    """Write a dataset folder: the three .txt files, text and image features, item_ids.tsv and user_ids.tsv.
 
     settings: kept in synthetic.json. Raises UserError if the folder holds files of another origin, or cannot
     be written.

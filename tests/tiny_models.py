@@ -8,28 +8,8 @@ import torch
 import transformers
 from tokenizers import Tokenizer, models, pre_tokenizers, processors
 
-WORDS = [
-    "red",
-    "blue",
-    "green",
-    "old",
-    "new",
-    "soft",
-    "loud",
-    "bottle",
-    "toy",
-    "shoe",
-    "song",
-    "band",
-    "guitar",
-    "warm",
-    "cold",
-    "night",
-    "day",
-    "of",
-    "the",
-    "a",
-]
+VOCABULARY = "red blue green old new soft loud bottle toy shoe song band guitar warm cold night day of the a"
+WORDS = VOCABULARY.split()
 
 
 def save_tokenizer(folder, end=False):
