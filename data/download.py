@@ -44,8 +44,10 @@ def write_record(folder: Path, name: str, record: dict[str, Any]) -> None:
 
 
 def verify_present(path: Path, remote: Remote, record: dict[str, Any]) -> str:
-    """The sha256 of a file that exists. record: its entry in download.json, or {}. Raises UserError if it "
-    "is wrong."""
+    """The sha256 of an existing file.
+
+    record: its entry in download.json, or {}. Raises UserError if it is not the expected file.
+    """
     sha256, fault = verify(path, remote)
     recorded = record.get("sha256", sha256)
     if not fault and not remote.sha256 and recorded != sha256:

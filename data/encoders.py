@@ -74,8 +74,10 @@ def loading(name: str) -> Iterator[None]:
 
 
 def choose_device(device: str, dtype: str) -> tuple[torch.device, torch.dtype]:
-    """Device and dtype of --device and --dtype; auto: a GPU if there is one, and bfloat16 there, else "
-    "float32."""
+    """Device and dtype of --device and --dtype.
+
+    auto: a GPU if there is one, and bfloat16 there, else float32.
+    """
     try:
         if device == "auto":
             device = "cuda" if torch.cuda.is_available() else "cpu"

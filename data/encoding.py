@@ -140,8 +140,10 @@ def fill_missing(partial: np.ndarray, missing: str, dtype: str) -> tuple[np.ndar
 
 
 def read_record(path: Path) -> dict[str, Any]:
-    """features.json as {file name: entry}, {} if there is none. Raises UserError if it is not a JSON "
-    "object."""
+    """features.json as {file name: entry}, {} if there is none.
+
+    Raises UserError if it is not a JSON object.
+    """
     try:
         if path.stat().st_size > MAX_RECORD_SIZE:
             raise UserError(f"{path}: is larger than {MAX_RECORD_SIZE} bytes; move it away")

@@ -80,8 +80,10 @@ def count_row(name: str, user: np.ndarray, item: np.ndarray) -> dict[str, Any]:
 
 
 def split_counts(log: InteractionLog, label: np.ndarray) -> list[dict[str, Any]]:
-    """Rows of counts: of all interactions, then of each split with its cold users and items (not in "
-    "train)."""
+    """Rows of counts: of all interactions, then of each split.
+
+    Cold users and items are those of a split that are not in train.
+    """
     rows = [count_row("kept", log.user, log.item)]
     for code, name in enumerate(SPLITS):
         row = count_row(name, log.user[label == code], log.item[label == code])
@@ -198,8 +200,10 @@ def write_content(
 
 
 def split_shares(args: argparse.Namespace) -> list[float]:
-    """Shares of valid and test. Raises UserError if they leave nothing to train on, or the rule does not "
-    "use them."""
+    """Shares of valid and test.
+
+    Raises UserError if they leave nothing to train on, or the rule of the split does not use them.
+    """
     given = {name: getattr(args, name) for name in SHARES}
     if args.split in ("mmrec", "leave_one_out"):
         for name, share in given.items():

@@ -167,8 +167,10 @@ def check_endpoint(endpoint: Endpoint) -> None:
 
 
 def ask_with_retries(endpoint: Endpoint, prompt: Prompt, stop: threading.Event) -> str:
-    """The profile, after up to endpoint.attempts requests. Raises Transient or Refused; stop: see "
-    "with_retries."""
+    """The profile, after up to endpoint.attempts requests.
+
+    stop: see with_retries. Raises Transient or Refused.
+    """
     n_malformed = 0
 
     def ask_once() -> str:
@@ -248,8 +250,10 @@ def ask_all(
 def ask_missing(
     prompts: dict[int, Prompt], endpoint: Endpoint, keep: Callable[[int, str], None]
 ) -> dict[int, str]:
-    """Ask for the profiles of these users in parallel; keep(user, profile) as each arrives. Returns "
-    "{user: reason}."""
+    """Ask for the profiles of these users in parallel. Returns {user: reason of failure}.
+
+    keep(user, profile) is called as each profile arrives.
+    """
     failed: dict[int, str] = {}
     handled: set[Future[str]] = set()
     n_failures = 0

@@ -115,7 +115,7 @@ def permuted_sums(
         permuted = history[owner]
         neighbour_sum = neighbours @ permuted
         all_permuted.append(shared_history(neighbour_sum, permuted[queries]))
-        # Where a neighbour was dealt the query's own history, their cosine is 1 and says nothing.
+        # Where a neighbour received the query's own history, their cosine is trivially 1.
         n_own = (owner[neighbours.indices].reshape(len(queries), -1) == queries[:, None]).sum(axis=1)
         neighbours_permuted.append(shared_history(neighbour_sum, own) - n_own)
     return np.array(all_permuted), np.array(neighbours_permuted)

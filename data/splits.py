@@ -61,8 +61,10 @@ def split_leave_one_out(log: InteractionLog, rng: np.random.Generator, shares: S
 
 
 def split_temporal(log: InteractionLog, rng: np.random.Generator, shares: Sequence[float]) -> np.ndarray:
-    """Two cuts in time for all users: train before the first, test from the second on. Equal times stay "
-    "together."""
+    """Two cuts in time for all users: train before the first, test from the second on.
+
+    Equal times stay together.
+    """
     if log.time is None:
         raise UserError("--split temporal: the table has no times; name their column with --time_column")
     times = np.sort(log.time)

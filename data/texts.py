@@ -99,8 +99,10 @@ def clean(text: str) -> str:
 
 
 def flat_text(value: Any, where: str, max_depth: int = 3) -> str:
-    """A string, or nested lists of strings (Amazon's categories), as one string. Raises UserError for other "
-    "types."""
+    """A string, or nested lists of strings (Amazon's categories), as one string.
+
+    Raises UserError for other types.
+    """
     if value is None:
         return ""
     if isinstance(value, str):

@@ -81,8 +81,10 @@ class Redirect(urllib.request.HTTPRedirectHandler):
         return super().redirect_request(req, fp, code, msg, headers, newurl)
 
     def http_error_302(self, req: urllib.request.Request, fp: Any, code: int, msg: str, headers: Any) -> Any:
-        """Close the response before following the redirect: the base class would read its body, however "
-        "long."""
+        """Close the response before following the redirect.
+
+        The base class would read its body first, however long.
+        """
         fp.close()
         return super().http_error_302(req, fp, code, msg, headers)
 
@@ -256,8 +258,10 @@ def fetch(url: str, part: Part, limits: Limits, remedy: str) -> None:
 
 
 def transfer(url: str, part: Part, limits: Limits, remedy: str) -> None:
-    """One request for the file, or for the rest of it. Raises TransferError or UserError if it stays "
-    "incomplete."""
+    """One request for the file, or for the rest of it.
+
+    Raises TransferError or UserError if the file stays incomplete.
+    """
     validator = part.validator(url)
     if validator and part.size == part.state["total"]:
         return
@@ -289,8 +293,10 @@ def receive(url: str, part: Part, response: Any, block: bytes, total: int | None
 
 
 def first_block(url: str, response: Any, remedy: str) -> bytes:
-    """The first bytes of a body. Raises UserError if it is a web page, before any existing bytes are "
-    "dropped."""
+    """The first bytes of a body.
+
+    Raises UserError if it is a web page, before any existing bytes are dropped.
+    """
     if response.status == 416:
         return b""
     block = read_block(response)
@@ -303,8 +309,7 @@ def first_block(url: str, response: Any, remedy: str) -> bytes:
 
 
 def prepare_part(url: str, part: Part, response: Any, length: int | None, limits: Limits) -> int | None:
-    """Position `part` for the bytes of a response: at its end, or empty. Returns the total size, None if "
-    "unknown."""
+    """Position `part` for the bytes of a response: at its end, or empty. Returns the total size or None."""
     headers = response.headers
     if response.status == 200:
         check_size(url, length or 0, limits)

@@ -87,8 +87,10 @@ def check_status(response: Any) -> None:
 
 
 def read_body(response: Any, max_bytes: int, deadline: float) -> bytes:
-    """The body of a streamed response. Raises Refused if it is too long, Transient if it is slow or "
-    "incomplete."""
+    """The body of a streamed response.
+
+    Raises Refused if it is too long, Transient if it is slow or incomplete.
+    """
     body = bytearray()
     try:
         while part := response.raw.read1(2**16, decode_content=True):

@@ -1,5 +1,4 @@
-"""data/check.py: real and synthetic data pass, reordered features fail, too little data is unknown, all "
-"faults are listed."""
+"""data/check.py: verdicts on correct and reordered features, real and synthetic; all faults are listed."""
 
 import io
 import subprocess

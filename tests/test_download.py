@@ -1,5 +1,4 @@
-"""data/download.py against a local server that breaks off, truncates, redirects, stalls, or announces wrong "
-"lengths."""
+"""data/download.py against a local server that breaks off, truncates, redirects, stalls or misleads."""
 
 import contextlib
 import gzip
@@ -660,8 +659,7 @@ def test_formats_without_a_checksum(server, run, tmp_path, name, make):
 
 
 def test_manual_dataset(tmp_path, capsys):
-    """Google Drive: missing files are named with the folder to get them from, present ones verified, none "
-    "fetched."""
+    """Google Drive: missing files are named with their folder, present ones verified, none fetched."""
     flags = ["mmrec_baby", "--data_root", str(tmp_path)]
     assert download.main(flags) == 2
     said = capsys.readouterr().err
@@ -692,8 +690,7 @@ def test_manual_dataset_from_a_mirror(server, tmp_path, monkeypatch):
 
 @pytest.mark.parametrize("name", ["baby", "sports", "clothing"])
 def test_hugging_face_mirror(name, server, tmp_path, monkeypatch, capsys):
-    """MMRec's three files straight from the root of the dataset, into NAME_raw; the checksums of Baby are "
-    "known."""
+    """MMRec's three files from the root of the dataset, into NAME_raw; the checksums of Baby are known."""
     source = SOURCES[f"hf_{name}"]
     owner = "https://huggingface.co/datasets/MrShouxingMa"
     assert source.base_url == f"{owner}/{name.capitalize()}/resolve/main" and source.folder == f"{name}_raw"

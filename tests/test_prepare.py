@@ -98,8 +98,10 @@ def baby_rows(baby):
 
 
 def test_baby_has_the_published_counts(baby, tmp_path, capsys):
-    """From original ids in any order: 5-core keeps everything, and every user has as many items in each "
-    "split as published."""
+    """The 5-core keeps everything, and every user has as many items in each split as published.
+
+    The input has the original ids in random order.
+    """
     table = write_csv(tmp_path / "baby.csv", baby_rows(baby), ("user", "item"))
     folder = run(
         tmp_path,
@@ -747,8 +749,7 @@ def die_at(step, argv):
 
 
 def test_killed_and_restarted_gives_the_same_bytes(tmp_path, capsys):
-    """Killed before any file is complete, no folder exists, and the next run gives the same bytes as "
-    "without kill."""
+    """Killed before any file is complete, no folder exists, and the next run gives the same bytes."""
     flags = list(map(str, everything(tmp_path)))
     whole = run(tmp_path / "whole", *flags)
     files = {path.name: path.read_bytes() for path in whole.iterdir()}

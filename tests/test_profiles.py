@@ -1,5 +1,4 @@
-"""data/features.py users and data/profiles.py: only train items in prompts, a failing local endpoint, kill "
-"and resume."""
+"""data/features.py users: only train items in prompts, a failing local endpoint, kill and resume."""
 
 import json
 import re
@@ -112,8 +111,7 @@ def run(folder, url, model, *flags):
 
 @pytest.mark.parametrize("writer", [write_txt, write_inter])
 def test_no_held_out_interaction_is_in_a_prompt(tmp_path, model, writer):
-    """The marker of held-out items is in no request, and each prompt names only the train items of its "
-    "user."""
+    """The marker of held-out items is in no request; each prompt names only its user's train items."""
     folder, answer = dataset(tmp_path, writer), Model()
     train = read_interactions(folder).train
     with serve(answer) as url:

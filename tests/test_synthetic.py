@@ -1,5 +1,4 @@
-"""data/synthetic.py: the same seed gives the same files, the loader reads them, the planted structure is "
-"present."""
+"""data/synthetic.py: reproducible files that the loader reads, with the planted structure."""
 
 import subprocess
 import sys
