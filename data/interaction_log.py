@@ -87,7 +87,7 @@ def distinct_rows(log: InteractionLog) -> np.ndarray:
 
 
 def k_core(user: np.ndarray, item: np.ndarray, k: int) -> np.ndarray:
-    """Mask [n] of the k-core: what is left when users and items with fewer than k interactions are dropped."""
+    """Mask [n] of the k-core: users and items with fewer than k interactions are dropped repeatedly."""
     keep = np.ones(len(user), bool)
     while True:
         user_kept = np.bincount(user[keep], minlength=user.max() + 1) >= k

@@ -114,8 +114,7 @@ def flat_text(value: Any, where: str, max_depth: int = 3) -> str:
 
 
 def item_text(record: dict[str, Any], where: str, text_field: str = "") -> str:
-    """The text of a record: text_field if given, else "text", else title, brand, categories and "
-    "description."""
+    """The text of a record: text_field if given, else "text", else all of TEXT_FIELDS."""
     fields: Sequence[str] = TEXT_FIELDS
     if text_field or record.get("text"):
         fields = (text_field or "text",)

@@ -218,8 +218,10 @@ class Part:
         self.size += len(block)
 
     def validator(self, url: str) -> str:
-        """A strong ETag or a date for the If-Range header; "" if these bytes cannot be resumed from this "
-        "URL."""
+        """A strong ETag or a date for the If-Range header.
+
+        "" if these bytes cannot be resumed from this URL.
+        """
         etag, date, total = (self.state.get(key) for key in ("etag", "last_modified", "total"))
         if not self.size or self.state.get("url") != url or not isinstance(total, int) or self.size > total:
             return ""
