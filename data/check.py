@@ -1,7 +1,8 @@
 """Check a dataset folder before training on it: list all faults, test whether the features match the ids.
 
-    python -m data.check baby_raw python -m data.check baby --data_root ../shared/data --text_feat
-    ../shared/data/baby/text_feat_recon_d128.npy python -m data.check shop --require_features 1
+    python -m data.check baby_raw
+    python -m data.check baby --data_root shared --text_feat shared/baby/text_feat_recon_d128.npy
+    python -m data.check shop --require_features 1
 
 The folder is read as the trainer reads it, except that one fault does not hide the next. Each section is
 printed as soon as it is done. The last section looks for the most common silent error, features in another
@@ -12,9 +13,8 @@ items do.
   z        distance of the lift from 1 in standard deviations of that null distribution
   pass     z >= 4
   fail     lift + 4 standard deviations < 1.5, so that correct features of any use would have been recognised;
-           or the features fit significantly better when all rows, or one fifth of them, are shifted by 1 to
-           3; or one fifth of the rows has z < 4 and less than a third of the best fifth's excess over a lift
-           of 1
+           or the features fit significantly better when all rows, or one fifth of them, are shifted by 1 to 3;
+           or one fifth of the rows has z < 4 and less than a third of the best fifth's excess over a lift of 1
   unknown  anything else: too little data to decide
 """
 
