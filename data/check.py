@@ -12,9 +12,9 @@ items do.
   lift     shared users of feature neighbours, relative to the mean over random permutations of the rows
   z        distance of the lift from 1 in standard deviations of that null distribution
   pass     z >= 4
-  fail     lift + 4 standard deviations < 1.5, so that correct features of any use would have been recognised;
-           or the features fit significantly better when all rows, or one fifth of them, are shifted by 1 to 3;
-           or one fifth of the rows has z < 4 and less than a third of the best fifth's excess over a lift of 1
+  fail     lift + 4 standard deviations < 1.5, so that useful features in the right order would show;
+           or the features fit significantly better when all rows, or a fifth of them, are shifted by 1 to 3;
+           or a fifth of the rows has z < 4 and less than a third of the best fifth's excess over a lift of 1
   unknown  anything else: too little data to decide
 """
 

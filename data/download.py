@@ -1,11 +1,11 @@
 """Download a known dataset into its folder, or verify files that are already there.
 
-    python -m data.download hf_baby                           # MMRec's Baby from a mirror, into data/baby_raw
-    python -m data.download amazon_baby                       # raw Amazon 2014: ratings, reviews, metadata,
-    image features python -m data.download amazon_sports --files ratings,meta python -m data.download
-    recgoat_baby                      # RecGOAT's own split of Baby, into data/baby_raw python -m
-    data.download mmrec_baby                        # says what to download by hand, then verifies it python
-    -m data.download amazon_baby --verify_only
+    python -m data.download hf_baby                    # MMRec's Baby from a mirror, into data/baby_raw
+    python -m data.download amazon_baby                # raw Amazon 2014: ratings, reviews, metadata, images
+    python -m data.download amazon_sports --files ratings,meta
+    python -m data.download recgoat_baby               # RecGOAT's own split of Baby, into data/baby_raw
+    python -m data.download mmrec_baby                 # says what to download by hand, then verifies it
+    python -m data.download amazon_baby --verify_only
 
 A file is written as <name>.part and renamed when it is complete and verified: by the published SHA-256 where
 there is one, else by what its format promises. A broken transfer is resumed, also by the next run.

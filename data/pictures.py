@@ -1,8 +1,10 @@
 """Pictures of items: found in a folder, or fetched from a list of URLs into a cache, and decoded safely.
 
-paths, n_unknown = find_pictures("pictures/", len(ids), ids)               # {internal id: path} urls =
-read_urls("urls.tsv", len(ids), ids, "original", "item", "url")     # {internal id: URL} paths, failed =
-download(urls, Path("cache"), ...)                         # cached pictures are not fetched again
+    paths, n_unknown = find_pictures("pictures/", len(ids), ids)             # {internal id: path}
+    urls = read_urls("urls.tsv", len(ids), ids, "original", "item", "url")   # {internal id: URL}
+    paths, failed = download(urls, Path("cache"), ...)                       # does not fetch cached pictures
+
+Pictures come from strangers: only a few formats are decoded, and file and pixel sizes are checked before.
 """
 
 import functools

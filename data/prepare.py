@@ -3,8 +3,7 @@
     python -m data.prepare sports --interactions reviews_Sports_and_Outdoors_5.json.gz \\
         --meta meta_Sports_and_Outdoors.json.gz --image_features image_features_Sports_and_Outdoors.b
     python -m data.prepare mine --interactions orders.csv --user_column customer --item_column sku --core 2
-    python -m data.prepare mine --convert txt      # train.txt, valid.txt, test.txt from the .inter table in
-    data/mine/
+    python -m data.prepare mine --convert txt      # the .inter table of data/mine/ as .txt files
 
 Steps: of repeated (user, item) pairs the earliest is kept (without times, the first in the file); users and
 items with fewer than --core interactions are dropped until none is left (k-core); the remaining users and

@@ -1,7 +1,10 @@
 """Datasets that data.download knows: the URLs, names and published checksums of their files.
 
-source = SOURCES["hf_baby"] source.folder, [remote.name for remote in source.files]    # "baby_raw",
-["baby.inter", "text_feat.npy", ...]
+    source = SOURCES["hf_baby"]
+    source.folder                                  # "baby_raw"
+    [remote.name for remote in source.files]       # ["baby.inter", "text_feat.npy", "image_feat.npy"]
+
+To add a dataset, add a Source to SOURCES.
 """
 
 import dataclasses

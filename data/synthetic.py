@@ -5,23 +5,21 @@
 
 Model of the data (all draws from one seed):
   items         belong to topics; the factor vector of an item is its topic's centre plus a deviation, on the
-  unit
-                sphere. Popularity is log-normal and independent of the topic, so most items are in the long
-                tail.
-  users         mix two topics; their preference vector lives in the same factor space. interactions  are
-  drawn without replacement from softmax(sharpness * preference . factors + popularity). text          is a
-  noisy, mildly non-linear map of the first factors, plus dimensions of pure noise. image         is a noisier
-  map of the last factors (some shared with text), plus more dimensions of pure noise.
+                unit sphere. Popularity is log-normal and independent of the topic, so most items are in the
+                long tail.
+  users         mix two topics; their preference vector lives in the same factor space.
+  interactions  are drawn without replacement from softmax(sharpness * preference . factors + popularity).
+  text          is a noisy, mildly non-linear map of the first factors, plus dimensions of pure noise.
+  image         is a noisier map of the last factors (some shared with text), plus more noise dimensions.
 
 Expected ranking at an equal number of epochs:
   MF < LightGCN       A user has four train items on average, and half the items have about five users or
-  fewer. MF
-                      updates a vector only by its own interactions; LightGCN also averages over users and
-                      items a few hops away, which mostly share its topics. Long training at a small learning
-                      rate narrows the gap.
+                      fewer. MF updates a vector only by its own interactions; LightGCN also averages over
+                      users and items a few hops away, which mostly share its topics. Long training at a small
+                      learning rate narrows the gap.
   LightGCN < RecGOAT  A tail or cold item has few or no paths in the interaction graph, but its features place
-  it among
-                      the items of its topic, and attention over feature neighbours averages their noise out.
+                      it among the items of its topic, and attention over feature neighbours averages their
+                      noise out.
 Popularity is moderate on purpose: RecGOAT ranks by direction alone (its item vectors have length 1), which
 expresses popularity less well than the norm of an ID vector. Strong popularity would measure that instead of
 the use of content.

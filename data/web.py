@@ -1,7 +1,9 @@
 """HTTP requests to slow, broken or hostile servers: bounded in size and time, retried where that may help.
 
-body = with_retries(lambda: fetch("GET", url, max_bytes=2**20, timeout=30), attempts=5, backoff=1.0,
-stop=event)
+    call = functools.partial(fetch, "GET", url, max_bytes=2**20, timeout=30)
+    body = with_retries(call, attempts=5, backoff=1.0, stop=threading.Event())
+
+Failures are either Transient (another attempt may help) or Refused (it will not).
 """
 
 import re
