@@ -18,7 +18,7 @@ TOOL_MEMORY_HINT = "free some memory or run this on a machine with more"
 
 
 class Parser(argparse.ArgumentParser):
-    """ArgumentParser that raises UserError for a bad command line instead of printing its usage and exiting."""
+    """ArgumentParser that raises UserError for a bad command line instead of printing usage and exiting."""
 
     def error(self, message: str) -> NoReturn:
         raise UserError(f"{message} ({self.prog} --help lists the flags)")
@@ -29,7 +29,7 @@ def run_command(
     io_hint: str = "",
     memory_hint: str = TRAINING_MEMORY_HINT,
 ) -> int:
-    """Call `work` and return an exit code: what it returns (None is 0), or the code for the exception it raises.
+    """Call `work` and return an exit code: its result (None is 0), or the code of the exception it raises.
 
     UserError is 2; TrainingError, OSError and running out of memory are 1; KeyboardInterrupt is 130. Each of
     these prints one line, "error: ...", to stderr. Any other exception is a bug and propagates.
@@ -60,7 +60,7 @@ def run_tool(
     parser: argparse.ArgumentParser,
     argv: Sequence[str] | None = None,
 ) -> int:
-    """Parse `argv` (default: the arguments of this process), call `command` and return an exit code as run_command."""
+    """Parse `argv` (default: sys.argv), call `command` and return an exit code as run_command does."""
     return run_command(lambda: command(parser.parse_args(argv)), memory_hint=TOOL_MEMORY_HINT)
 
 

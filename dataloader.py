@@ -22,15 +22,8 @@ import numpy as np
 import scipy.sparse as sp
 import torch
 
-from data.formats import (
-    Interactions,
-    dataset_folder,
-    feature_paths,
-    interactions_hash,
-    load_features,
-    open_features,
-    read_interactions,
-)
+from data.feature_files import feature_paths, load_features, open_features
+from data.formats import Interactions, dataset_folder, interactions_hash, read_interactions
 from data.graphs import knn_table, normalised_adjacency
 from layers.kernels import column_major
 from utils import UserError, content_hash

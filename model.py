@@ -24,8 +24,8 @@ from torch.nn import functional as F
 from dataloader import Batch, Dataset, Needs
 from layers.attention import AttentionGraph, Branch
 from layers.dropout import Dropout
-from layers.kernels import product
-from layers.losses import info_nce, squared_norm, total, unit_info_nce
+from layers.kernels import product, unit_info_nce
+from layers.losses import info_nce, squared_norm, total
 from layers.transport import COSTS, cost_unit, sinkhorn_exp, sinkhorn_log
 from models.base import Recommender, batch_bpr, sparse_like
 from models.lightgcn import LightGCN

@@ -31,15 +31,8 @@ import scipy.sparse as sp
 import torch
 
 from cli import Parser, run_tool
-from data.formats import (
-    Interactions,
-    dataset_folder,
-    load_features,
-    names_of,
-    open_features,
-    read_lines,
-    read_titles,
-)
+from data.feature_files import load_features, open_features
+from data.formats import Interactions, dataset_folder, names_of, read_lines, read_titles
 from dataloader import Dataset, HeldOut, Rows, load_dataset
 from main import make_model
 from models.base import Recommender
@@ -429,7 +422,8 @@ def check_flags(args: argparse.Namespace) -> None:
             raise UserError("--format parquet needs --output FILE")
         if importlib.util.find_spec("pyarrow") is None:
             raise UserError(
-                "--format parquet needs pyarrow: pip install -c constraints.txt -e '.[features]', or take tsv or jsonl"
+                "--format parquet needs pyarrow: pip install -c constraints.txt -e '.[features]', or take tsv or "
+                "jsonl"
             )
     target = args.export_embeddings or args.output
     if target and (Path(target).is_dir() or not Path(target).parent.is_dir()):

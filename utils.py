@@ -1,73 +1,103 @@
-"""Errors, file locks, atomic writes and content hashes: helpers that know nothing of models."""
+"""Errors for the user, file locks, atomic file writes, content hashes. Needs NumPy only.
+
+with atomic_write(folder / "result.json", "w") as file:
+    json.dump(result, file)  # result.json is replaced when the block ends without an exception
+"""
 
 import contextlib
 import fcntl
 import hashlib
 import json
 import os
-import tempfile
+import secrets
+import stat
+from collections.abc import Iterator
 from pathlib import Path
+from typing import IO, Any, Literal
 
 import numpy as np
 
 
 class UserError(Exception):
-    """Input that the user can mend. The message is one line: what, where (file, line or row), and the remedy."""
+    """Bad input that the user can correct. The message is one line: what, where (file and line), remedy."""
 
 
 class TrainingError(Exception):
-    """Something that ends a run under way: a loss that is not finite, a disk that is full. The message is one line."""
+    """A failure that ends a run in progress, such as a full disk. The message is one line."""
 
 
 class Diverged(TrainingError):
-    """A loss, gradient or weight of training is not finite: these settings lead nowhere, others may."""
+    """A loss, gradient or weight is not finite. Other hyperparameters may still work."""
 
 
 @contextlib.contextmanager
-def lock_file(path, wait=False):
-    """Hold an exclusive lock for as long as the block or the process lives. If another process has it: UserError, or wait."""
+def lock_file(path: str | Path, wait: bool = False) -> Iterator[None]:
+    """Hold an exclusive lock on `path` for the duration of the block.
+
+    Raises UserError if the file cannot be opened, or if another process holds the lock and `wait` is false.
+    """
     try:
-        file = open(path, "a")
+        file = open(path, "a")  # noqa: SIM115, the with statement below closes it
     except OSError as error:
         raise UserError(
-            f"{path}: cannot be written ({error.strerror}); mend the folder's permissions or choose another"
+            f"{path}: cannot be written ({error.strerror}); "
+            "correct the permissions of its folder or choose another folder"
         ) from None
+    # flock belongs to the open file: the kernel releases it even if the process is killed.
     with file:
         try:
             fcntl.flock(file, fcntl.LOCK_EX | (0 if wait else fcntl.LOCK_NB))
         except OSError:
             raise UserError(
-                f"{path}: another process is at work in this folder; wait for it or stop it"
+                f"{path}: another process is at work in this folder; wait until it ends, or stop it"
             ) from None
         yield
 
 
 @contextlib.contextmanager
-def atomic_write(path, mode="wb"):
-    """Open a temporary file beside `path`; on success it is flushed to disk and renamed over `path`, else removed."""
-    path = Path(path)
-    handle, temporary = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.", suffix=".tmp")
+def atomic_write(path: str | Path, mode: Literal["w", "wb"] = "wb") -> Iterator[IO[Any]]:
+    """Open a file whose content replaces `path` all at once when the block ends, or not at all if it raises.
+
+    The content is on disk before it replaces the old one, so that neither a crash nor a power cut leaves half
+    a file. Text is UTF-8. A new file gets the permissions that open() would give it, an existing one keeps
+    its own. Symbolic links are followed. Devices and FIFOs cannot be replaced and are written directly.
+    """
+    encoding = None if "b" in mode else "utf-8"
     try:
-        with os.fdopen(handle, mode) as file:
+        existing = os.stat(path).st_mode
+    except FileNotFoundError:
+        existing = None
+    if existing is not None and not stat.S_ISREG(existing):
+        with open(path, mode, encoding=encoding) as file:
+            yield file
+        return
+    # os.replace would put the new file in place of a link, not of the file that the link points to.
+    target = Path(os.path.realpath(path))
+    # Same folder: os.replace is atomic only within one file system.
+    temporary = target.with_name(f".{target.name}.{secrets.token_hex(4)}.tmp")
+    # Mode "x" lets the kernel apply the umask; reading it here would mean setting it, for all threads.
+    file = open(temporary, mode.replace("w", "x"), encoding=encoding)  # noqa: SIM115
+    try:
+        with file:
+            if existing is not None:
+                os.fchmod(file.fileno(), stat.S_IMODE(existing))
             yield file
             file.flush()
             os.fsync(file.fileno())
-        os.chmod(temporary, 0o644)  # mkstemp makes private files; a run folder is for sharing
-        os.replace(temporary, path)
+        os.replace(temporary, target)
     except BaseException:
-        with contextlib.suppress(FileNotFoundError):
-            os.unlink(temporary)
+        temporary.unlink(missing_ok=True)
         raise
 
 
-def write_text(path, text):
-    """Write text to path in UTF-8, atomically."""
+def write_text(path: str | Path, text: str) -> None:
+    """Write `text` to `path` in UTF-8, atomically."""
     with atomic_write(path) as file:
         file.write(text.encode())
 
 
-def content_hash(*parts):
-    """Hex SHA-256 of arrays (dtype, shape and bytes) and plain values, in order."""
+def content_hash(*parts: Any) -> str:
+    """Hex SHA-256 of `parts` in order: arrays by dtype, shape and content, anything else by its repr."""
     digest = hashlib.sha256()
     for part in parts:
         if isinstance(part, np.ndarray):
@@ -78,8 +108,6 @@ def content_hash(*parts):
     return digest.hexdigest()
 
 
-def write_json(path: Path, value: object) -> None:
-    """Write a value as JSON to path, atomically."""
-    with atomic_write(path, "w") as file:
-        json.dump(value, file, indent=1)
-        file.write("\n")
+def write_json(path: str | Path, value: object) -> None:
+    """Write a value as JSON, atomically."""
+    write_text(path, json.dumps(value, indent=1) + "\n")

@@ -35,7 +35,8 @@ import torch
 from tqdm import tqdm
 
 from cli import Parser, run_tool
-from data.formats import SPLITS, dataset_folder, inter_path, join_splits, open_features, read_inter, read_txt
+from data.feature_files import open_features
+from data.formats import SPLITS, dataset_folder, inter_path, join_splits, read_inter, read_txt
 from utils import UserError
 
 FEATURES = ("text", "image", "audio", "user_text")

@@ -1,59 +1,99 @@
-"""Readers of the files of a dataset folder."""
+"""Readers of the interactions, id maps and titles in a dataset folder.
+
+interactions = read_interactions("data/baby")
+interactions.train     # [n, 2] int64, pairs of (user, item)
+"""
 
 import dataclasses
 import json
 import re
-import warnings
 from pathlib import Path
+from typing import Any, Protocol
 
 import numpy as np
 import pandas as pd
 
 from utils import UserError, content_hash
-from world import MODALITIES
 
 SPLITS = ("train", "valid", "test")
-MAX_ID = 2**31 - 1
+MAX_DIGITS = 10  # of an id
+TABLE_COLUMNS = ("userID", "itemID", "x_label")
+
+
+class DatasetName(Protocol):
+    """The settings that locate a dataset folder; world.Config has them, among others."""
+
+    @property
+    def dataset(self) -> str: ...
+
+    @property
+    def data_root(self) -> str: ...
 
 
 @dataclasses.dataclass(frozen=True)
 class Interactions:
-    """Who interacted with what. Pairs are sorted by user, then item, and occur once."""
+    """User-item pairs of the three splits. Each split is sorted by user, then item, without repetitions."""
 
     n_users: int
     n_items: int
-    train: np.ndarray  # [n, 2] int64 of (user, item)
+    train: np.ndarray  # [n, 2] int64, pairs of (user, item)
     valid: np.ndarray
     test: np.ndarray
-    train_rating: np.ndarray | None  # [n] float32 beside train, where the data has ratings
-    merged: dict  # split -> number of repeated lines that were merged
-    source: str  # what was read
+    train_rating: np.ndarray | None  # [n] float32, aligned with train; None if the data has no ratings
+    merged: dict[str, int]  # split -> number of repeated pairs that were dropped
+    source: str  # the files that were read, for messages
 
 
-def dataset_folder(config):
-    """The folder of config.dataset, or of <dataset>_raw where only that is there; and a note if so (else None)."""
+# ---------------------------------------------------------------- dataset folder
+
+
+def dataset_folder(config: DatasetName) -> tuple[Path, str | None]:
+    """Return the folder <data_root>/<dataset> and None, or <data_root>/<dataset>_raw and a note to the user.
+
+    The second is used only where the first does not exist. Raises UserError if neither exists.
+    """
     name = Path(config.dataset)
     if name.is_absolute() or ".." in name.parts or not name.parts:
         raise UserError(
-            f"--dataset {config.dataset}: is no name of a folder in --data_root; give its parent as --data_root"
+            f"--dataset {config.dataset}: must be the name of a folder below --data_root; "
+            "give its parent as --data_root"
         )
     folder = Path(config.data_root) / name
     if folder.is_dir():
         return folder, None
-    raw = folder.with_name(folder.name + "_raw")
+    raw = folder.with_name(f"{folder.name}_raw")
     if raw.is_dir():
-        return raw, f"note: {folder} is not there; using {raw}"
+        return raw, f"note: {folder} does not exist; using {raw}"
     raise UserError(
-        f"{folder}: no such dataset folder; name one with --dataset and --data_root (README, 'Data')"
+        f"{folder}: no such dataset folder; select one with --dataset and --data_root (README, 'Data')"
     )
 
 
-def read_interactions(folder, data_format="auto", least_items=0, least_users=0):
+def inter_path(folder: Path) -> Path:
+    """Return the .inter table of a dataset folder: <folder name>.inter, or else the only *.inter file."""
+    named = folder / f"{folder.resolve().name.removesuffix('_raw')}.inter"
+    found = [named] if named.exists() else sorted(folder.glob("*.inter"))
+    if not found:
+        raise UserError(f"{folder}: contains neither train.txt nor a .inter table; see README, 'Data'")
+    if len(found) > 1:
+        raise UserError(f"{folder}: contains {len(found)} .inter tables, none named {named.name}; keep one")
+    return found[0]
+
+
+# ---------------------------------------------------------------- interactions
+
+
+def read_interactions(
+    folder: str | Path, data_format: str = "auto", min_items: int = 0, min_users: int = 0
+) -> Interactions:
     """Read a dataset folder in either format.
 
-    folder: holds train.txt, valid.txt, test.txt ("user item item ..." a line, ids from 0), or one .inter table.
-    least_items, least_users: catalogue sizes known from the features; ids beyond the interactions count too.
-    Raises UserError for missing files, bad ids, an empty split, or a pair that stands in two splits.
+    folder: contains train.txt, valid.txt and test.txt, or one .inter table.
+    data_format: "txt", "inter", or "auto", which prefers train.txt.
+    min_items, min_users: lower bounds of the catalogue sizes, known from the feature files. Items and users
+    without interactions have ids too.
+
+    Raises UserError for missing files, invalid ids or ratings, an empty split, or a pair in two splits.
     """
     folder = Path(folder)
     if data_format == "txt" or (data_format == "auto" and (folder / "train.txt").exists()):
@@ -62,73 +102,101 @@ def read_interactions(folder, data_format="auto", least_items=0, least_users=0):
     else:
         path = inter_path(folder)
         tables, source = read_inter(path), str(path)
-    return join_splits(tables, source, least_items, least_users)
+    return join_splits(tables, source, min_items, min_users)
 
 
-def read_txt(path):
-    """'user item item ...' lines -> table of columns user, item, rating (NaN), line."""
+def read_txt(path: str | Path) -> pd.DataFrame:
+    """Read lines of "user item item ..." into a table of columns user, item, rating (NaN), line and file."""
     try:
         lines = Path(path).read_bytes().split(b"\n")
     except OSError as error:
         raise UserError(
-            f"{path}: cannot be read ({error.strerror}); a dataset folder needs train.txt, valid.txt and "
-            "test.txt, or one .inter table"
+            f"{path}: cannot be read ({error.strerror}); "
+            "a dataset folder needs train.txt, valid.txt and test.txt, or one .inter table"
         ) from None
-    words, counts, numbers = [], [], []
+    users: list[int] = []
+    items: list[int] = []
+    line_numbers: list[int] = []
     for number, line in enumerate(lines, 1):
-        ids = line.split()
-        if not ids:
-            continue
-        if not b"".join(ids).isdigit():
-            bad = next(word for word in ids if not word.isdigit()).decode("utf-8", "replace")
-            raise UserError(f"{path}, line {number}: '{bad[:40]}' is not an id; ids are whole numbers from 0")
-        if len(max(ids, key=len)) > 10:
-            raise UserError(
-                f"{path}, line {number}: an id is larger than {MAX_ID}; number users and items from 0"
-            )
-        words += ids
-        counts.append(len(ids))
-        numbers.append(number)
-    flat = np.array(words, dtype="S10").astype(np.int64) if words else np.zeros(0, np.int64)
-    counts = np.array(counts, dtype=np.int64)
-    first = np.cumsum(counts) - counts
-    is_item = np.ones(len(flat), bool)
-    is_item[first] = False
+        words = line.split()
+        if words:
+            check_ids(words, path, number)
+            user, *row = map(int, words)
+            users += [user] * len(row)
+            items += row
+            line_numbers += [number] * len(row)
+    # The dtype matters for a file without any pair: NumPy would make an empty list float64.
     return pd.DataFrame(
         {
-            "user": np.repeat(flat[first], counts - 1),
-            "item": flat[is_item],
+            "user": np.array(users, dtype=np.int64),
+            "item": np.array(items, dtype=np.int64),
             "rating": np.nan,
-            "line": np.repeat(np.array(numbers, dtype=np.int64), counts - 1),
+            "line": np.array(line_numbers, dtype=np.int64),
+            "file": str(path),
         }
-    ).assign(file=str(path))
+    )
 
 
-def inter_path(folder):
-    """The one .inter file of a dataset folder: <folder name>.inter, or the only *.inter there is."""
-    named = folder / f"{folder.resolve().name.removesuffix('_raw')}.inter"
-    found = [named] if named.exists() else sorted(folder.glob("*.inter"))
-    if not found:
-        raise UserError(f"{folder}: holds neither train.txt nor a .inter table; see README, 'Data'")
-    if len(found) > 1:
+def check_ids(words: list[bytes], path: str | Path, line_number: int) -> None:
+    """Raise UserError if a word of a line is not an id of at most MAX_DIGITS digits."""
+    # bytes.isdigit accepts ASCII digits only; str.isdigit would also accept those of other scripts.
+    if not b"".join(words).isdigit():
+        bad = next(word for word in words if not word.isdigit()).decode("utf-8", "replace")
         raise UserError(
-            f"{folder}: holds {len(found)} .inter tables and none is called {named.name}; keep one"
+            f"{path}, line {line_number}: '{bad[:40]}' is not an id; ids are whole numbers from 0"
         )
-    return found[0]
+    # Longer numbers might not fit int64. join_splits refuses those of 10 digits that are too large.
+    if len(max(words, key=len)) > MAX_DIGITS:
+        raise UserError(
+            f"{path}, line {line_number}: an id has more than {MAX_DIGITS} digits; "
+            "number users and items from 0"
+        )
 
 
-def read_inter(path):
-    """A tab-separated table with a header (userID itemID [rating] [timestamp] x_label) -> {split: table}."""
+def read_inter(path: str | Path) -> dict[str, pd.DataFrame]:
+    """Read a tab-separated table with the header userID itemID [rating] [timestamp] x_label.
+
+    Returns {split: table}, x_label being the split. The tables have the columns user, item, rating (NaN if
+    there is none), line and file.
+    """
+    cells = read_cells(path)
+    filled = (cells != "").any(axis=1).to_numpy()
+    line = np.arange(2, len(cells) + 2)[filled]  # the header is line 1
+    cells = cells[filled].reset_index(drop=True)
+    table = pd.DataFrame(
+        {
+            "user": parse_ids(cells["userID"], path, line),
+            "item": parse_ids(cells["itemID"], path, line),
+            "rating": parse_ratings(cells["rating"], path, line) if "rating" in cells else np.nan,
+            "line": line,
+            "file": str(path),
+        }
+    )
+    label = cells["x_label"]
+    wrong = ~label.isin(["0", "1", "2"]).to_numpy()
+    if wrong.any():
+        row = wrong.argmax()
+        raise UserError(
+            f"{path}, line {line[row]}: x_label '{label[row][:40]}' is not 0 (train), 1 (valid) or 2 (test)"
+        )
+    return {split: table[(label == str(k)).to_numpy()] for k, split in enumerate(SPLITS)}
+
+
+def read_cells(path: str | Path) -> pd.DataFrame:
+    """Read the cells of a .inter table as strings, blank lines included; check the header."""
+    # quoting=3: quotation marks are ordinary characters. Blank lines are kept so that row r is line r + 2.
+    options: dict[str, Any] = {
+        "sep": "\t",
+        "dtype": str,
+        "keep_default_na": False,
+        "quoting": 3,
+        "encoding": "utf-8",
+        "skip_blank_lines": False,
+    }
     try:
-        table = pd.read_csv(
-            path,
-            sep="\t",
-            dtype=str,
-            keep_default_na=False,
-            quoting=3,
-            encoding="utf-8",
-            skip_blank_lines=False,
-        )
+        # pandas renames repeated columns without notice, so the header is also read as an ordinary row.
+        header = pd.read_csv(path, header=None, nrows=1, **options).iloc[0]
+        cells = pd.read_csv(path, **options)
     except OSError as error:
         raise UserError(f"{path}: cannot be read ({error.strerror})") from None
     except (pd.errors.ParserError, pd.errors.EmptyDataError, UnicodeDecodeError) as error:
@@ -137,141 +205,173 @@ def read_inter(path):
             f"{path}{f', line {line[1]}' if line else ''}: is not a tab-separated table with one header "
             f"line ({str(error).strip()[:80]})"
         ) from None
-    missing = [name for name in ("userID", "itemID", "x_label") if name not in table]
+    repeated = sorted(set(header[header.duplicated() & (header != "")]))
+    if repeated:
+        raise UserError(
+            f"{path}, line 1: the header repeats {', '.join(repeated)[:80]}; give every column its own name"
+        )
+    missing = [name for name in TABLE_COLUMNS if name not in cells]
     if missing:
         raise UserError(
             f"{path}, line 1: the header lacks {', '.join(missing)}; it must name userID, itemID and x_label "
             "(0 train, 1 valid, 2 test), separated by tabs"
         )
-    if not isinstance(table.index, pd.RangeIndex):  # pandas takes a surplus first cell for a row label
+    # If the first row has more cells than the header, pandas takes the first column as row labels.
+    if not isinstance(cells.index, pd.RangeIndex):
         raise UserError(
             f"{path}, line 2: has more cells than the header; separate the columns by one tab each"
         )
-    filled = (table != "").any(axis=1).to_numpy()
-    line = np.arange(2, len(table) + 2)[filled]
-    table = table[filled].reset_index(drop=True)
-    ids = {new: parse_ids(table[old], path, line) for new, old in (("user", "userID"), ("item", "itemID"))}
-    rating = parse_ratings(table["rating"], path, line) if "rating" in table else np.nan
-    label = table["x_label"]
-    wrong = ~label.isin(["0", "1", "2"]).to_numpy()
-    if wrong.any():
+    return cells
+
+
+def parse_ids(column: pd.Series, path: str | Path, line: np.ndarray) -> np.ndarray:
+    """Convert strings to int64 ids; `line` has the line number of each row, for the error message."""
+    valid = column.str.fullmatch(f"[0-9]{{1,{MAX_DIGITS}}}").to_numpy(dtype=bool)
+    if not valid.all():
+        row = (~valid).argmax()
         raise UserError(
-            f"{path}, line {line[wrong.argmax()]}: x_label '{label[wrong.argmax()][:40]}' is not 0 (train), 1 (valid) "
-            "or 2 (test)"
+            f"{path}, line {line[row]}: {column.name} '{column[row][:40]}' is not an id; "
+            "ids are whole numbers from 0"
         )
-    table = pd.DataFrame({**ids, "rating": rating, "line": line, "file": str(path)})
-    return {split: table[(label == str(k)).to_numpy()] for k, split in enumerate(SPLITS)}
+    return column.to_numpy().astype(np.int64)
 
 
-def parse_ids(column, path, line):
-    """Strings -> int64 ids; UserError with the first line that holds something else."""
-    good = column.str.fullmatch(r"[0-9]{1,10}").to_numpy(dtype=bool)
-    if not good.all():
-        at = (~good).argmax()
-        raise UserError(
-            f"{path}, line {line[at]}: {column.name} '{column[at][:40]}' is not an id; ids are whole numbers from 0"
-        )
-    return column.to_numpy().astype("S10").astype(np.int64)
-
-
-def parse_ratings(column, path, line):
-    """Strings -> float32 ratings; UserError with the first line that holds no positive number."""
+def parse_ratings(column: pd.Series, path: str | Path, line: np.ndarray) -> np.ndarray:
+    """Convert strings to positive float32 ratings; `line` has the line number of each row."""
     with np.errstate(over="ignore", under="ignore"):
         rating = pd.to_numeric(column, errors="coerce").to_numpy(dtype=np.float64).astype(np.float32)
-    bad = ~(np.isfinite(rating) & (rating > 0))
-    if bad.any():
-        raise UserError(
-            f"{path}, line {line[bad.argmax()]}: rating '{column[bad.argmax()][:40]}' is not a positive number"
-        )
+    invalid = ~(np.isfinite(rating) & (rating > 0))
+    if invalid.any():
+        row = invalid.argmax()
+        raise UserError(f"{path}, line {line[row]}: rating '{column[row][:40]}' is not a positive number")
     return rating
 
 
-def join_splits(tables, source, least_items, least_users):
-    """{split: table} -> Interactions: merged, checked against each other, sorted."""
-    merged = {}
+def join_splits(tables: dict[str, pd.DataFrame], source: str, min_items: int, min_users: int) -> Interactions:
+    """Drop repeated pairs, check the splits against each other, and return them as Interactions.
+
+    tables: {split: table} with the columns user, item, rating, line and file.
+    """
     for split, table in tables.items():
         if not len(table):
             raise UserError(
                 f"{source}: the {split} split is empty; every split needs at least one interaction"
             )
-        unique = table.drop_duplicates(["user", "item"]).sort_values(["user", "item"])
-        merged[split] = len(table) - len(unique)
-        tables[split] = unique
-    everything = pd.concat(tables.values(), ignore_index=True)
-    repeated = everything.duplicated(["user", "item"]).to_numpy()
-    if repeated.any():
-        row = everything.loc[repeated.argmax()]
-        raise UserError(
-            f"{row.file}, line {row.line}: user {row.user} and item {row['item']} stand in an earlier split already; "
-            "keep every pair in one split only"
-        )
-    sizes = {}
-    for name, least in (("user", least_users), ("item", least_items)):
-        top = everything.loc[everything[name].idxmax()]
-        sizes[name] = max(int(top[name]) + 1, least)
-        if sizes[name] > max(10**6, 20 * len(everything), least):
-            raise UserError(
-                f"{top.file}, line {top.line}: {name} id {top[name]} is far beyond the {len(everything)} interactions; "
-                "number users and items from 0 without large gaps"
-            )
-    pairs = {
-        split: table[["user", "item"]].to_numpy(dtype=np.int64, copy=True) for split, table in tables.items()
+    unique = {
+        split: table.drop_duplicates(["user", "item"]).sort_values(["user", "item"])
+        for split, table in tables.items()
     }
-    full = np.bincount(pairs["train"][:, 0]).max()
-    if full >= sizes["item"]:
+    everything = pd.concat(unique.values(), ignore_index=True)
+    check_disjoint(everything)
+    n_users = count_ids(everything, "user", min_users)
+    n_items = count_ids(everything, "item", min_items)
+    pairs = {
+        split: table[["user", "item"]].to_numpy(dtype=np.int64, copy=True) for split, table in unique.items()
+    }
+    if np.bincount(pairs["train"][:, 0]).max() >= n_items:
         raise UserError(
-            f"{source}: a user has all {sizes['item']} items in train, so there is no negative to draw; drop that user"
+            f"{source}: a user has all {n_items} items in train, so there is no negative to draw; "
+            "remove that user"
         )
-    rating = tables["train"]["rating"].to_numpy(dtype=np.float32)
+    rating = unique["train"]["rating"].to_numpy(dtype=np.float32)
     return Interactions(
-        sizes["user"],
-        sizes["item"],
+        n_users,
+        n_items,
         **pairs,
         train_rating=None if np.isnan(rating).any() else rating,
-        merged=merged,
+        merged={split: len(table) - len(unique[split]) for split, table in tables.items()},
         source=source,
     )
 
 
-def read_ids(path):
-    """item_ids.tsv or user_ids.tsv ("internal id, tab, original id" a line, from 0 in order) -> list of original ids.
+def check_disjoint(everything: pd.DataFrame) -> None:
+    """Raise UserError if a pair occurs in two splits.
 
-    None if there is no such file. Raises UserError for a line out of order, or an original id that stands twice.
+    everything: tables of all splits, each without repetitions.
+    """
+    repeated = everything.duplicated(["user", "item"]).to_numpy()
+    if repeated.any():
+        row = everything.loc[repeated.argmax()]
+        raise UserError(
+            f"{row.file}, line {row.line}: user {row.user} and item {row['item']} are in an earlier split "
+            "already; keep every pair in one split only"
+        )
+
+
+def count_ids(everything: pd.DataFrame, column: str, minimum: int) -> int:
+    """Return the number of users or items: the largest id + 1, but at least `minimum`."""
+    largest = everything.loc[everything[column].idxmax()]
+    size = max(int(largest[column]) + 1, minimum)
+    # Each id costs a row of the embedding table: a stray large id would otherwise exhaust the memory.
+    if size > max(10**6, 20 * len(everything), minimum):
+        raise UserError(
+            f"{largest.file}, line {largest.line}: {column} id {largest[column]} is far too large for "
+            f"{len(everything)} interactions; number users and items from 0 without large gaps"
+        )
+    return size
+
+
+def interactions_hash(interactions: Interactions) -> str:
+    """Return a content hash of the splits. Metrics of two runs are comparable only if it is the same."""
+    rating = interactions.train_rating
+    return content_hash(
+        interactions.n_users,
+        interactions.n_items,
+        interactions.train,
+        interactions.valid,
+        interactions.test,
+        np.zeros(0) if rating is None else rating,
+    )
+
+
+# ---------------------------------------------------------------- ids and titles
+
+
+def read_ids(path: str | Path) -> list[str] | None:
+    """Read item_ids.tsv or user_ids.tsv: lines of internal id, tab, original id, in order from 0.
+
+    Returns the original ids, or None if the file does not exist. Raises UserError for a line that is out of
+    order and for an original id that occurs twice.
     """
     if not Path(path).exists():
         return None
     try:
         lines = Path(path).read_text("utf-8").removesuffix("\n").split("\n")
     except (OSError, UnicodeDecodeError) as error:
+        reason = getattr(error, "strerror", None) or "not UTF-8"
         raise UserError(
-            f"{path}: cannot be read ({getattr(error, 'strerror', None) or 'not UTF-8'}); it names the original id of every "
-            "internal one"
+            f"{path}: cannot be read ({reason}); it must list the original id of every internal id"
         ) from None
-    ids = {}
+    line_of: dict[str, int] = {}
     for number, line in enumerate(lines, 1):
         internal, tab, original = line.partition("\t")
         if not tab or not original or "\t" in original or internal != str(number - 1):
             raise UserError(f"{path}, line {number}: must be '{number - 1}', a tab, and the original id")
-        if original in ids:
+        if original in line_of:
             raise UserError(
-                f"{path}, line {number}: the id '{original[:40]}' stands on line {ids[original]} already"
+                f"{path}, line {number}: the id '{original[:40]}' is on line {line_of[original]} already"
             )
-        ids[original] = number
-    return list(ids)
+        line_of[original] = number
+    return list(line_of)
 
 
-def names_of(path, count, what):
-    """Original ids from an id map; without the file, the numbers. Raises UserError for another count than `count`."""
+def names_of(path: str | Path, count: int, kind: str) -> list[str]:
+    """Return the original ids in an id map, or "0", "1", ... if the file does not exist.
+
+    kind: "users" or "items", for the message of the UserError if the file does not have `count` ids.
+    """
     ids = read_ids(path)
     if ids is None:
         return [str(number) for number in range(count)]
     if len(ids) != count:
-        raise UserError(f"{path}: names {len(ids)} {what} for {count}; it must have a line for each")
+        raise UserError(
+            f"{path}: names {len(ids)} {kind} for {count} in the data; it must have a line for each"
+        )
     return ids
 
 
-def read_lines(path):
-    """The lines of a UTF-8 file without their ends. Raises UserError if it cannot be read."""
+def read_lines(path: str | Path) -> list[str]:
+    """Return the lines of a UTF-8 file without line ends. Raises UserError if it cannot be read."""
     try:
         return Path(path).read_text("utf-8").removesuffix("\n").split("\n")
     except OSError as error:
@@ -282,8 +382,11 @@ def read_lines(path):
         ) from None
 
 
-def read_titles(path, count):
-    """item_text.jsonl -> title of each item, '' where there is none; None without the file. Raises UserError for a bad line."""
+def read_titles(path: str | Path, count: int) -> list[str] | None:
+    """Read the title of each of `count` items from item_text.jsonl, "" for items without one.
+
+    Returns None if the file does not exist. Raises UserError for an invalid line.
+    """
     if not Path(path).exists():
         return None
     titles = [""] * count
@@ -291,6 +394,7 @@ def read_titles(path, count):
         try:
             record = json.loads(line)
             item, title = record["item"], record.get("title", "")
+            # type() and not isinstance: JSON's true is an int in Python.
             if type(item) is not int or not 0 <= item < count or not isinstance(title, str):
                 raise ValueError
         except (ValueError, KeyError, TypeError, AttributeError, RecursionError):
@@ -299,77 +403,3 @@ def read_titles(path, count):
             ) from None
         titles[item] = " ".join(title.split())
     return titles
-
-
-def open_features(path, rows_are="items"):
-    """A .npy of float16, float32 or float64 [rows, dim], memory-mapped. Raises UserError for anything else."""
-    try:
-        with (
-            np.errstate(over="raise"),
-            warnings.catch_warnings(action="ignore"),
-        ):  # of absurd shapes and odd headers
-            array = np.load(path, mmap_mode="r", allow_pickle=False)
-    except OSError as error:
-        raise UserError(
-            f"{path}: cannot be read ({error.strerror or error}); name a .npy file of {rows_are} x dimensions"
-        ) from None
-    except (
-        Exception
-    ) as error:  # a damaged header ends in ValueError, EOFError, SyntaxError, BadZipFile, TokenError, ...
-        raise UserError(
-            f"{path}: is not a plain .npy array ({str(error).splitlines()[0][:80] if str(error) else type(error).__name__}); "
-            "save it with numpy.save"
-        ) from None
-    if not isinstance(array, np.ndarray):
-        raise UserError(f"{path}: is an archive; name a .npy file of {rows_are} x dimensions")
-    if array.ndim != 2 or not array.shape[1]:
-        raise UserError(f"{path}: has shape {array.shape}; features are a matrix of {rows_are} x dimensions")
-    if array.dtype not in (np.float16, np.float32, np.float64):
-        raise UserError(f"{path}: has type {array.dtype}; features are float16, float32 or float64")
-    return array
-
-
-def load_features(array, path, rows, rows_are="items", block=4096):
-    """Memory-mapped features -> float32 [rows, dim], read block by block.
-
-    Raises UserError if there are too few or too many rows, or for the first row with NaN or Inf.
-    """
-    if len(array) != rows:
-        raise UserError(
-            f"{path}: has {len(array)} rows for {rows} {rows_are}; row r must hold the features of id r"
-        )
-    features = np.empty(array.shape, np.float32)
-    for start in range(0, rows, block):
-        part = features[start : start + block]
-        with np.errstate(over="ignore"):
-            part[:] = array[start : start + block]
-        finite = np.isfinite(part).all(axis=1)
-        if not finite.all():
-            raise UserError(
-                f"{path}, row {start + (~finite).argmax()}: holds NaN, Inf or a number too large for float32; "
-                "replace it, say by the mean of its column"
-            )
-    return features
-
-
-def feature_paths(config, folder):
-    """{modality: path} of the item features that are named or, if none is, lie in the folder; in the order of MODALITIES."""
-    if not config.use_multimodal:
-        return {}
-    named = {m: getattr(config, f"{m}_feat") for m in MODALITIES}
-    if not any(named.values()):
-        named = {m: path for m in MODALITIES if (path := folder / f"{m}_feat.npy").exists()}
-    return {m: str(path) for m, path in named.items() if path}
-
-
-def interactions_hash(interactions):
-    """Content hash of the splits: runs with the same one are scored on the same thing."""
-    rating = interactions.train_rating
-    return content_hash(
-        interactions.n_users,
-        interactions.n_items,
-        interactions.train,
-        interactions.valid,
-        interactions.test,
-        np.zeros(0) if rating is None else rating,
-    )

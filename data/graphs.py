@@ -1,26 +1,41 @@
-"""Graphs: user-item adjacency, kNN, the cache."""
+"""Graphs of a dataset: user-item adjacency, kNN graphs of features, the cache of kNN graphs.
+
+adjacency = normalised_adjacency(interactions, "one", device)   # sparse CSR [U + I, U + I]
+neighbours, notes = knn_table(features, "", 20, config, device)  # [n, 20], best first
+"""
 
 import io
 import math
 import warnings
 import zipfile
 from pathlib import Path
+from typing import IO
 
 import numpy as np
 import torch
 from tqdm import tqdm
 
+from data.formats import Interactions
 from layers.sparse import bipartite_adjacency
 from layers.topk import top_columns
 from utils import UserError, atomic_write, content_hash
+from world import Config
+
+# Part of the file names in the cache. Change it whenever nearest_neighbours may return something else.
+CACHE_VERSION = "cosine top-k, self excluded, v2"
 
 
-def normalised_adjacency(interactions, edge_weight, device):
-    """User-item graph of the TRAIN split, symmetrically normalised (eq. 4-5): sparse CSR [U + I, U + I] float32.
+# ---------------------------------------------------------------- user-item graph
 
-    The coefficient of u and i is r_ui / sqrt(deg u deg i), with r_ui = 1 or the rating, deg the number of edges.
+
+def normalised_adjacency(interactions: Interactions, edge_weight: str, device: torch.device) -> torch.Tensor:
+    """Return the symmetrically normalised user-item graph of the TRAIN split (eq. 4-5).
+
+    Sparse CSR [U + I, U + I] float32. The edge between u and i has the coefficient r_ui / sqrt(deg u deg i),
+    where deg is the number of edges and r_ui is 1 (edge_weight "one") or the rating (edge_weight "rating").
+    Raises UserError if the data has no ratings.
     """
-    weight = 1.0
+    weight: float | np.ndarray = 1.0
     if edge_weight == "rating":
         if interactions.train_rating is None:
             raise UserError(
@@ -31,109 +46,90 @@ def normalised_adjacency(interactions, edge_weight, device):
     return bipartite_adjacency(interactions.train, interactions.n_users, interactions.n_items, device, weight)
 
 
-def nearest_neighbours(features, k, device, block=4096):
-    """The k most similar other rows of each row by cosine similarity (eq. 2), exactly.
+# ---------------------------------------------------------------- nearest neighbours
 
-    features: [n, dim] float32 array. Returns [n, k] int64, best first; a row of zeros has no direction and gets itself.
-    Similarities are made [block, block] at a time, each once: that of rows i and j is also that of j and i.
+
+def nearest_neighbours(features: np.ndarray, k: int, device: torch.device, block: int = 4096) -> np.ndarray:
+    """Find the k most similar other rows of each row by cosine similarity (eq. 2), exactly.
+
+    features: [n, dim] float32. Returns [n, k] int64, best first. A row of zeros has no direction: it is no
+    neighbour of any row. Where a row has fewer than k neighbours, the list is padded with the row itself.
     """
     x = torch.from_numpy(features).to(device)
-    empty = ~x.any(dim=1)
-    value = torch.full((len(x), k), -torch.inf, device=device)
+    is_zero = ~x.any(dim=1)
+    best = torch.full((len(x), k), -torch.inf, device=device)
     index = torch.arange(len(x), device=device)[:, None].repeat(1, k)
     starts = range(0, len(x), block)
     with tqdm(
-        total=len(starts) * (len(starts) + 1) // 2, desc="kNN graph", unit="block", leave=False, delay=2
+        total=len(starts) * (len(starts) + 1) // 2,
+        desc="kNN graph",
+        unit="block",
+        leave=False,
+        delay=2,
+        disable=None,
     ) as bar:
+        # The similarity matrix of 100 000 rows would take 40 GB, so only a block of it exists at a time.
+        # It is symmetric: a block above the diagonal, transposed, is also the one below the diagonal.
         for first in starts:
-            left = directions(x[first : first + block])
+            left = unit_rows(x[first : first + block])
             for second in range(first, len(x), block):
-                right = left if second == first else directions(x[second : second + block])
+                right = left if second == first else unit_rows(x[second : second + block])
                 similarity = left @ right.T
-                similarity[empty[first : first + block]] = -torch.inf
-                similarity[:, empty[second : second + block]] = -torch.inf
+                similarity[is_zero[first : first + block]] = -torch.inf
+                similarity[:, is_zero[second : second + block]] = -torch.inf
                 if second == first:
                     similarity.fill_diagonal_(-torch.inf)
                 else:
-                    keep_nearest(value, index, second, first, similarity.T.contiguous())
-                keep_nearest(value, index, first, second, similarity)
+                    merge_best(best, index, second, first, similarity.T.contiguous())
+                merge_best(best, index, first, second, similarity)
                 bar.update()
     return index.cpu().numpy()
 
 
-def directions(x):
-    """Rows of x [n, dim] scaled to length 1, rows of zeros left; no norm over- or underflows."""
+def unit_rows(x: torch.Tensor) -> torch.Tensor:
+    """Scale the rows of x [n, dim] to length 1; rows of zeros remain zeros."""
+    # Division by the largest entry first: squares of very large or small entries leave the range of float32.
     x = x / x.abs().amax(1, keepdim=True).clamp_min(torch.finfo(x.dtype).tiny)
     return torch.nn.functional.normalize(x, dim=1)
 
 
-def keep_nearest(value, index, row, column, similarity):
-    """Merge a block of similarities [r, c], of rows from `row` on to columns from `column` on, into the best k so far.
+def merge_best(
+    best: torch.Tensor, index: torch.Tensor, row: int, column: int, similarity: torch.Tensor
+) -> None:
+    """Merge a block of the similarity matrix into the k best so far, in place.
 
-    value, index: [n, k], best first; changed in place. What is -inf is never a neighbour.
+    best, index: [n, k], similarities and their columns, best first. similarity: the block [r, c] whose upper
+    left corner is (row, column) of the matrix; entries of -inf are never chosen.
     """
-    rows, k = slice(row, row + len(similarity)), value.shape[1]
-    top = top_columns(similarity, min(k, similarity.shape[1]))
-    found, at = similarity.gather(1, top), top + column
-    at = torch.where(
-        torch.isneginf(found), torch.arange(row, row + len(found), device=at.device)[:, None], at
-    )
-    value[rows], order = torch.cat([value[rows], found], 1).topk(k, dim=1)
-    index[rows] = torch.cat([index[rows], at], 1).gather(1, order)
+    rows, k = slice(row, row + len(similarity)), best.shape[1]
+    chosen = top_columns(similarity, min(k, similarity.shape[1]))
+    value, candidate = similarity.gather(1, chosen), chosen + column
+    # The padding of a row is its own index.
+    own = torch.arange(row, row + len(value), device=candidate.device)[:, None]
+    candidate = torch.where(torch.isneginf(value), own, candidate)
+    best[rows], order = torch.cat([best[rows], value], 1).topk(k, dim=1)
+    index[rows] = torch.cat([index[rows], candidate], 1).gather(1, order)
 
 
-def read_archive(path, name):
-    """One array of a .npz, refusing pickles, and headers that promise another size than the archive holds.
+# ---------------------------------------------------------------- cache
 
-    Raises ValueError or OSError, or whatever else a damaged archive makes zipfile and NumPy raise.
+
+def cached_neighbours(
+    features: np.ndarray, k: int, cache_dir: str | Path, rebuild: bool | int, device: torch.device
+) -> tuple[np.ndarray, list[str]]:
+    """Return nearest_neighbours(features, k, device) and notes to the user, through a cache file if possible.
+
+    The file is named after the content of the features and k. A damaged file is rebuilt, and a cache that
+    cannot be written is not an error; both give a note. rebuild: ignore an existing file.
     """
-    with warnings.catch_warnings(action="ignore"), zipfile.ZipFile(path) as archive:
-        entry = archive.getinfo(f"{name}.npy")
-        size = entry.file_size
-        with archive.open(entry) as member:
-            version = np.lib.format.read_magic(member)
-            read_header = {
-                (1, 0): np.lib.format.read_array_header_1_0,
-                (2, 0): np.lib.format.read_array_header_2_0,
-            }[version]
-            shape, _, dtype = read_header(member)
-            if dtype.hasobject or member.tell() + math.prod(shape) * dtype.itemsize != size:
-                raise ValueError("its header does not fit its size")
-        if size > 10**8 and size > 100 * entry.compress_size:
-            raise ValueError("it unpacks to far more than it holds")
-        with archive.open(entry) as member:
-            return np.lib.format.read_array(member, allow_pickle=False)
-
-
-def read_cached(path):
-    """The neighbours in a cache file, or None if it is damaged in any way."""
-    try:
-        neighbours, checksum = read_archive(path, "nbr"), str(read_archive(path, "sha256"))
-    except Exception:  # whatever a broken archive raises, the answer is to build it again
-        return None
-    return neighbours if checksum == content_hash(neighbours) else None
-
-
-def fits(neighbours, n, k):
-    """Whether an array can be k neighbours of each of n rows."""
-    return (
-        neighbours.shape == (n, k)
-        and neighbours.dtype == np.int32
-        and neighbours.min() >= 0
-        and neighbours.max() < n
-    )
-
-
-def cached_neighbours(features, k, cache_dir, rebuild, device):
-    """nearest_neighbours through a cache file named by the content of the features and k. Returns ([n, k], notes)."""
-    key = content_hash(features, k, "cosine top-k, self excluded, v2")[:32]
+    key = content_hash(features, k, CACHE_VERSION)[:32]
     path = Path(cache_dir) / f"knn_{key}.npz"
-    notes = []
+    notes: list[str] = []
     if not rebuild and path.exists():
         neighbours = read_cached(path)
-        if neighbours is not None and fits(neighbours, len(features), k):
+        if neighbours is not None and is_neighbour_table(neighbours, len(features), k):
             return neighbours, notes
-        notes.append(f"note: {path} is damaged; building it again")
+        notes.append(f"note: {path} is damaged; building the kNN graph again")
     neighbours = nearest_neighbours(features, k, device).astype(np.int32)
     buffer = io.BytesIO()
     np.savez(buffer, nbr=neighbours, sha256=content_hash(neighbours))
@@ -143,53 +139,116 @@ def cached_neighbours(features, k, cache_dir, rebuild, device):
             file.write(buffer.getbuffer())
     except OSError as error:
         notes.append(
-            f"note: kNN graph not cached: {path.parent}: {error.strerror}; --cache_dir names another folder"
+            f"note: kNN graph not cached: {path.parent}: {error.strerror}; "
+            "give another folder with --cache_dir"
         )
     return neighbours, notes
 
 
-def read_neighbours(path, n, k):
-    """Neighbours from a .npz with nbr [n, >= k] integers, best first; a row's own id is skipped. Returns ([n, <= k], notes).
+def read_cached(path: str | Path) -> np.ndarray | None:
+    """Return the neighbours in a cache file, or None if it is damaged in any way."""
+    try:
+        neighbours, checksum = read_npz_array(path, "nbr"), str(read_npz_array(path, "sha256"))
+    # Whatever a damaged archive raises, the remedy is the same: build the graph again.
+    except Exception:  # noqa: BLE001
+        return None
+    return neighbours if checksum == content_hash(neighbours) else None
 
-    Where a row has fewer than k others, the rest of it is its own id. Raises UserError for anything else.
+
+def is_neighbour_table(neighbours: np.ndarray, n: int, k: int) -> bool:
+    """Return whether an array has the type, shape and range of k neighbours of n rows."""
+    return (
+        neighbours.shape == (n, k)
+        and neighbours.dtype == np.int32
+        and neighbours.min() >= 0
+        and neighbours.max() < n
+    )
+
+
+def read_npz_array(path: str | Path, name: str) -> np.ndarray:
+    """Read one array of a .npz archive that need not be trusted.
+
+    Refuses pickles, headers that do not match the size of the data, and archives that unpack to far more than
+    their own size. Raises ValueError, OSError, or whatever else zipfile and NumPy raise for a damaged archive.
+    """
+    with warnings.catch_warnings(action="ignore"), zipfile.ZipFile(path) as archive:
+        entry = archive.getinfo(f"{name}.npy")
+        with archive.open(entry) as member:
+            check_npy_header(member, entry.file_size)
+        if entry.file_size > 10**8 and entry.file_size > 100 * entry.compress_size:
+            raise ValueError("it unpacks to far more than its own size")
+        with archive.open(entry) as member:
+            return np.lib.format.read_array(member, allow_pickle=False)
+
+
+def check_npy_header(member: IO[bytes], size: int) -> None:
+    """Raise ValueError unless a .npy of `size` bytes has a header of exactly that much plain data."""
+    # NumPy allocates what the header promises before it reads: terabytes, if the header is damaged.
+    version = np.lib.format.read_magic(member)
+    read_header = {
+        (1, 0): np.lib.format.read_array_header_1_0,
+        (2, 0): np.lib.format.read_array_header_2_0,
+    }[version]
+    shape, _, dtype = read_header(member)
+    if dtype.hasobject or member.tell() + math.prod(shape) * dtype.itemsize != size:
+        raise ValueError("its header does not match its size")
+
+
+# ---------------------------------------------------------------- neighbours of a run
+
+
+def read_neighbours(path: str | Path, n: int, k: int) -> tuple[np.ndarray, list[str]]:
+    """Read k neighbours of each of n rows from a .npz with an integer array nbr [n, >= k], best first.
+
+    Returns [n, k] int64 (narrower if nbr is) and notes to the user. A row's own id is skipped; a row with
+    fewer than k others is padded with its own id. Raises UserError for anything else.
     """
     try:
-        neighbours = read_archive(path, "nbr")
+        neighbours = read_npz_array(path, "nbr")
     except OSError as error:
         raise UserError(
-            f"{path}: cannot be read ({error.strerror or error}); name a .npz with nbr [{n}, k]"
+            f"{path}: cannot be read ({error.strerror or error}); give a .npz archive with nbr [{n}, k]"
         ) from None
-    except Exception:  # a broken archive raises one of many
+    # A damaged archive raises BadZipFile, KeyError, ValueError, zlib.error, ...
+    except Exception:  # noqa: BLE001
         raise UserError(f"{path}: is not a .npz archive with an array nbr [{n}, k]") from None
     if neighbours.ndim != 2 or len(neighbours) != n or neighbours.dtype.kind not in "iu":
         raise UserError(
-            f"{path}: nbr is {neighbours.dtype} {neighbours.shape}; it must be integers [{n}, k], one row an id"
+            f"{path}: nbr is {neighbours.dtype} {neighbours.shape}; "
+            f"it must be integers [{n}, k], one row per id"
         )
     outside = (neighbours < 0) | (neighbours >= n)
     if outside.any():
         row = outside.any(axis=1).argmax()
         raise UserError(
-            f"{path}, row {row}: names neighbour {neighbours[row][outside[row]][0]}; ids go from 0 to {n - 1}"
+            f"{path}, row {row}: has neighbour {neighbours[row][outside[row]][0]}; ids go from 0 to {n - 1}"
         )
     own = neighbours == np.arange(n)[:, None]
-    order = np.argsort(own, axis=1, kind="stable")[:, :k]  # the others first, in their order
+    # A stable sort by "is the row itself" moves its own id to the end and keeps the order of the others.
+    order = np.argsort(own, axis=1, kind="stable")[:, :k]
     chosen = np.take_along_axis(neighbours, order, axis=1).astype(np.int64)
-    others = int((~own).sum(axis=1).min())
-    notes = (
-        [f"note: {path} holds {others} neighbours of some rows; fewer than k = {k} are used there"]
-        if others < k
-        else []
-    )
+    fewest = int((~own).sum(axis=1).min())
+    notes = []
+    if fewest < k:
+        notes.append(
+            f"note: {path} has only {fewest} neighbours for some rows; fewer than k = {k} are used there"
+        )
     return chosen, notes
 
 
-def knn_table(features, path, k, config, device):
-    """Neighbours [n, k] from the file at `path`, or found through the cache. Returns (table, notes)."""
+def knn_table(
+    features: np.ndarray, path: str, k: int, config: Config, device: torch.device
+) -> tuple[np.ndarray, list[str]]:
+    """Return k neighbours of each row [n, k], best first, and notes to the user.
+
+    They are read from the file `path` or, if that is empty, computed from the features through the cache.
+    """
     if path:
         return read_neighbours(path, len(features), k)
     if k >= len(features):
         raise UserError(
-            f"{k} neighbours asked for among {len(features)} rows; lower --item_knn_k or --user_knn_k below {len(features)}"
+            f"{k} neighbours requested, but there are only {len(features)} rows; "
+            f"lower --item_knn_k or --user_knn_k below {len(features)}"
         )
     cache_dir = config.cache_dir or Path(config.data_root) / ".cache"
     return cached_neighbours(features, k, cache_dir, config.force_build_item_knn, device)

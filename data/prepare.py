@@ -27,7 +27,8 @@ import numpy as np
 import pandas as pd
 
 from cli import Parser, run_tool
-from data.formats import SPLITS, inter_path, open_features, read_inter, read_interactions, read_txt
+from data.feature_files import open_features
+from data.formats import SPLITS, inter_path, read_inter, read_interactions, read_txt
 from data.raw import COLUMNS, IMAGE, TEXTS, image_records, item_records, reading, row_ids, tables
 from utils import UserError, atomic_write, lock_file, write_text
 

@@ -10,7 +10,7 @@ from torch.nn import functional as F
 
 from layers.device import on_cpu
 from layers.dropout import Dropout
-from layers.kernels import Attention, product
+from layers.kernels import attention, product
 from layers.sparse import csr_product, csr_tensor
 
 # ---------------------------------------------------------------- the graph
@@ -212,7 +212,7 @@ class GraphAttention(nn.Module):
         if graph.nodes is not None:
             s_dst = s_dst.index_select(1, graph.nodes)
         dropout = self.attn_dropout.p if self.attn_dropout.training else 0.0
-        out = Attention.apply(h.flatten(0, 1), s_dst.flatten(), s_src.flatten(), graph, self.slope, dropout)
+        out = attention(h.flatten(0, 1), s_dst.flatten(), s_src.flatten(), graph, self.slope, dropout)
         return out.view(self.heads, -1, h.shape[2]).transpose(0, 1).flatten(1) + self.bias
 
 

@@ -31,10 +31,10 @@ def product_reference(a: torch.Tensor, b: torch.Tensor) -> torch.Tensor:
 
 def product(a: torch.Tensor, b: torch.Tensor, dtype: torch.dtype | None = None) -> torch.Tensor:
     """Matrix product a [n, p] @ b [p, q] with operands rounded to dtype (None: not rounded), in b's type."""
-    return Product.apply(a, b, dtype or b.dtype)
+    return _Product.apply(a, b, dtype or b.dtype)
 
 
-class Product(torch.autograd.Function):
+class _Product(torch.autograd.Function):
     """product_reference with operands rounded to a type, forward and backward."""
 
     @staticmethod
@@ -98,10 +98,10 @@ def propagate(
     (None: all). All rows are propagated in either case, but only those returned are copied and get a
     gradient.
     """
-    return Propagation.apply(matrix, layers, users, items, user, item)
+    return _Propagation.apply(matrix, layers, users, items, user, item)
 
 
-class Propagation(torch.autograd.Function):
+class _Propagation(torch.autograd.Function):
     """propagation_reference of some rows. The matrix is symmetric, so the backward pass is the same."""
 
     @staticmethod
@@ -158,10 +158,10 @@ def sparse_product(matrix: torch.Tensor, transposed: torch.Tensor, dense: torch.
 
     transposed: the transposed matrix as CSR [m, n], which the backward pass needs.
     """
-    return SparseProduct.apply(matrix, transposed, dense)
+    return _SparseProduct.apply(matrix, transposed, dense)
 
 
-class SparseProduct(torch.autograd.Function):
+class _SparseProduct(torch.autograd.Function):
     """matrix @ dense for a constant matrix."""
 
     @staticmethod
@@ -198,11 +198,20 @@ def attention_reference(
     return (out / total[:, :, None]).flatten(0, 1)
 
 
-class Attention(torch.autograd.Function):
-    """attention_reference with dropout of the weights.
+def attention(
+    h: torch.Tensor,
+    s_dst: torch.Tensor,
+    s_src: torch.Tensor,
+    graph: AttentionGraph,
+    slope: float,
+    dropout: float = 0.0,
+) -> torch.Tensor:
+    """attention_reference with dropout of the weights."""
+    return _Attention.apply(h, s_dst, s_src, graph, slope, dropout)
 
-    Keeps numbers of size H * E for the backward pass, never [E, d] messages.
-    """
+
+class _Attention(torch.autograd.Function):
+    """Keeps numbers of size H * E for the backward pass, never [E, d] messages."""
 
     @staticmethod
     def forward(ctx, h, s_dst, s_src, graph, slope, dropout):
@@ -254,10 +263,28 @@ def info_nce_reference(
     return F.cross_entropy(a @ b.T / temperature, target)
 
 
-class InfoNCE(torch.autograd.Function):
-    """info_nce_reference of rows of length 1: loss and gradient in one pass over blocks of rows.
+def unit_info_nce(
+    a: torch.Tensor,
+    b: torch.Tensor,
+    temperature: float,
+    target: torch.Tensor | None = None,
+    block: int = 480,
+    dtype: torch.dtype | None = None,
+) -> torch.Tensor:
+    """info_nce_reference of rows of length 1.
 
-    The [n, m] scores are computed once and never kept. Products are made in `dtype`, sums in the type of a.
+    target: [n] int64 (default: r); block: anchors processed at a time; dtype: type that operands of matrix
+    products are rounded to (default: not rounded).
+    """
+    if target is None:
+        target = torch.arange(len(a), device=a.device)
+    return _InfoNCE.apply(a, b, target, temperature, block, dtype or a.dtype)
+
+
+class _InfoNCE(torch.autograd.Function):
+    """Loss and gradient in one pass over blocks of rows: the [n, m] scores are computed once and never kept.
+
+    Products are made in `dtype`, sums in the type of a.
     """
 
     @staticmethod
@@ -309,8 +336,13 @@ def l1_cost_reference(x: torch.Tensor, y: torch.Tensor) -> torch.Tensor:
     return (x[:, :, None] - y[:, None, :]).abs().mean(0)
 
 
-class L1Cost(torch.autograd.Function):
-    """l1_cost_reference in O(n (p + q) + p q) memory: 17 GiB less than the reference on Baby at d = 800."""
+def l1_cost(x: torch.Tensor, y: torch.Tensor) -> torch.Tensor:
+    """l1_cost_reference in O(n (p + q) + p q) memory: on Baby at d = 800 the reference needs 17 GiB."""
+    return _L1Cost.apply(x, y)
+
+
+class _L1Cost(torch.autograd.Function):
+    """Differences are made in blocks that stay in the cache."""
 
     @staticmethod
     def forward(ctx, x, y):

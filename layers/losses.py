@@ -7,7 +7,7 @@ from collections.abc import Iterable
 import torch
 from torch.nn import functional as F
 
-from layers.kernels import InfoNCE
+from layers.kernels import unit_info_nce
 
 
 def total(terms: Iterable[torch.Tensor]) -> torch.Tensor:
@@ -48,17 +48,3 @@ def info_nce(
     to (default: none).
     """
     return unit_info_nce(F.normalize(a, dim=1), F.normalize(b, dim=1), temperature, target, block, dtype)
-
-
-def unit_info_nce(
-    a: torch.Tensor,
-    b: torch.Tensor,
-    temperature: float,
-    target: torch.Tensor | None = None,
-    block: int = 480,
-    dtype: torch.dtype | None = None,
-) -> torch.Tensor:
-    """info_nce of rows that have length 1 already."""
-    if target is None:
-        target = torch.arange(len(a), device=a.device)
-    return InfoNCE.apply(a, b, target, temperature, block, dtype or a.dtype)

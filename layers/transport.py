@@ -5,12 +5,7 @@ import math
 import torch
 
 from layers.device import on_cpu
-from layers.kernels import L1Cost
-
-
-def l1_cost(x: torch.Tensor, y: torch.Tensor) -> torch.Tensor:
-    """C[i, j] = mean over rows b of |x[b, i] - y[b, j]| (eq. 10). x: [n, p], y: [n, q] -> [p, q]."""
-    return L1Cost.apply(x, y)
+from layers.kernels import l1_cost
 
 
 def squared_cost(x: torch.Tensor, y: torch.Tensor) -> torch.Tensor:

@@ -32,7 +32,7 @@ class ItemKNN(Recommender):
         data = dataset.interactions
         self.n_users = data.n_users
         similarity = item_cosines(data.train, data.n_users, data.n_items)
-        if k := getattr(config, "itemknn_k"):
+        if k := vars(config)["itemknn_k"]:
             similarity = keep_largest(similarity, k)
         self.register_buffer("weights", from_scipy(similarity, torch.device("cpu")), persistent=False)
 

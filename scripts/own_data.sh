@@ -1,5 +1,5 @@
 #!/usr/bin/env bash
-# The walk-through of the README, "A dataset of your own": from CSV files with arbitrary ids and a folder of
+# The walk-through of the README, "Your own data": from CSV files with arbitrary ids and a folder of
 # pictures to recommendations with these ids. Generates a toy shop in shop/ unless that folder exists.
 #   scripts/own_data.sh
 #   TEXT_MODEL=FOLDER IMAGE_MODEL=FOLDER scripts/own_data.sh      models from disk, not from a hub

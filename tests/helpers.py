@@ -1,4 +1,6 @@
-"""Writers of dataset folders, random interactions to fill them with, and events in the middle of a training."""
+"""Shared by the tests: dataset folders, random data, naive nearest neighbours, events during a training."""
+
+import math
 
 import numpy as np
 import torch
@@ -23,6 +25,32 @@ def random_pairs(seed, n_users, n_items, per_user):
         pairs["valid"].append((user, items[0]))
         pairs["test"].append((user, items[1]))
     return {split: np.array(rows, dtype=np.int64) for split, rows in pairs.items()}
+
+
+def pair_set(pairs):
+    """Return [n, 2] pairs as a set of tuples of int."""
+    return {(int(user), int(item)) for user, item in pairs}
+
+
+def random_features(n, dim, seed=0):
+    """Return normally distributed features [n, dim] float32."""
+    return np.random.default_rng(seed).standard_normal((n, dim)).astype(np.float32)
+
+
+def naive_neighbours(features, k):
+    """Return the k nearest rows by cosine, by loops in float64.
+
+    A row of zeros is no neighbour of any row. Rows with fewer than k neighbours are padded with themselves.
+    """
+    x = features.astype(np.float64)
+    norm = [math.sqrt(sum(value**2 for value in row)) for row in x.tolist()]
+    result = []
+    for i in range(len(x)):
+        others = [j for j in range(len(x)) if j != i and norm[j] > 0 and norm[i] > 0]
+        cosine = {j: float(np.dot(x[i], x[j])) / norm[i] / norm[j] for j in others}
+        best = sorted(others, key=lambda j: -cosine[j])[:k]
+        result.append(best + [i] * (k - len(best)))
+    return np.array(result)
 
 
 def write_txt(folder, train, valid, test):

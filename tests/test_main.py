@@ -188,7 +188,7 @@ def test_a_real_process_runs_from_another_folder(tmp_path):
         env={**os.environ, "OMP_NUM_THREADS": "1"},
     )
     assert done.returncode == 0, done.stderr
-    assert "note: data/electronics is not there; using data/electronics_raw" in done.stdout
+    assert "note: data/electronics does not exist; using data/electronics_raw" in done.stdout
     _, result = only_run(tmp_path / "runs")
     assert (
         f"{result['test']['ndcg@10']:.4f}" in done.stdout.splitlines()[-2] and "Traceback" not in done.stderr

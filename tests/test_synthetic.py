@@ -77,7 +77,7 @@ def test_made_again_replaces(tmp_path):
 
 def test_loader_reads_it(tmp_path):
     folder = make(tmp_path)
-    data = read_interactions(folder, least_items=200)
+    data = read_interactions(folder, min_items=200)
     assert (data.n_users, data.n_items) == (300, 200)
     assert not any(data.merged.values())
     config = Config(dataset="toy", data_root=str(tmp_path), model="lgn_mm", item_knn_k=5)

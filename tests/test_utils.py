@@ -1,17 +1,19 @@
-"""Metrics against loops over ranks, the sparse product against a dense one, safe writes, hashes."""
+"""Metrics against loops over ranks, the sparse product against a dense one, file writes, locks, hashes."""
 
 import math
+import os
+import threading
+from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
 
-from cli import Parser, run_tool
 from layers.dropout import keep_mask
 from layers.sparse import csr_product, csr_tensor, mean_of_powers, propagate, propagate_rows
 from layers.topk import first_columns, top_columns
 from training.metrics import ranking_metrics
-from utils import UserError, atomic_write, content_hash
+from utils import UserError, atomic_write, content_hash, lock_file, write_text
 from world import peak_memory_mb
 
 
@@ -194,6 +196,9 @@ def test_csr_tensor_holds_what_it_is_given():
     assert got.to_dense().tolist() == [[1, 0, 2], [0, 0, 0], [0, 3, 0]]
 
 
+# ---------------------------------------------------------------- atomic writes
+
+
 def test_atomic_write_replaces_the_file_and_leaves_nothing_else(tmp_path):
     path = tmp_path / "a.txt"
     path.write_text("old")
@@ -202,22 +207,155 @@ def test_atomic_write_replaces_the_file_and_leaves_nothing_else(tmp_path):
         assert path.read_text() == "old"
     assert path.read_text() == "new"
     assert list(tmp_path.iterdir()) == [path]
-    assert path.stat().st_mode & 0o777 == 0o644
 
 
 @pytest.mark.parametrize("error", [ValueError, KeyboardInterrupt])
 def test_atomic_write_keeps_the_old_file_on_an_exception(tmp_path, error):
     path = tmp_path / "a.bin"
     path.write_bytes(b"old")
-    with pytest.raises(error):
-        with atomic_write(path) as file:
-            file.write(b"half")
-            raise error
+    with pytest.raises(error), atomic_write(path) as file:
+        file.write(b"half")
+        raise error
     assert path.read_bytes() == b"old"
     assert list(tmp_path.iterdir()) == [path]
 
 
-def test_content_hash_is_stable_and_sees_dtype_shape_values_and_order():
+@pytest.fixture
+def umask():
+    """Function that sets the umask; the previous umask is restored after the test."""
+    previous = os.umask(0)
+    os.umask(previous)
+    yield os.umask
+    os.umask(previous)
+
+
+@pytest.mark.parametrize("mask", [0o000, 0o002, 0o022, 0o027, 0o077])
+def test_atomic_write_creates_files_with_the_permissions_of_the_umask(tmp_path, umask, mask):
+    umask(mask)
+    write_text(tmp_path / "a.txt", "new")
+    assert permissions(tmp_path / "a.txt") == 0o666 & ~mask
+
+
+@pytest.mark.parametrize("mode", [0o400, 0o600, 0o664, 0o755])
+def test_atomic_write_keeps_the_permissions_of_an_existing_file(tmp_path, umask, mode):
+    umask(0o022)
+    path = tmp_path / "a.txt"
+    path.write_text("old")
+    path.chmod(mode)
+    with atomic_write(path) as file:
+        # Nobody else may read the new content while it is being written either.
+        (temporary,) = set(tmp_path.iterdir()) - {path}
+        assert permissions(temporary) == mode
+        file.write(b"new")
+    assert permissions(path) == mode and path.read_text() == "new"
+
+
+def permissions(path):
+    return path.stat().st_mode & 0o777
+
+
+@pytest.mark.parametrize("target_exists", [True, False])
+@pytest.mark.parametrize("relative", [True, False])
+def test_atomic_write_follows_symbolic_links(tmp_path, target_exists, relative):
+    target, middle, link = tmp_path / "disk" / "a.txt", tmp_path / "middle", tmp_path / "link"
+    target.parent.mkdir()
+    middle.symlink_to("disk/a.txt" if relative else target)
+    link.symlink_to("middle" if relative else middle)
+    if target_exists:
+        target.write_text("old")
+    with atomic_write(link, "w") as file:
+        file.write("new")
+        assert target.exists() == target_exists and (not target_exists or target.read_text() == "old")
+    assert target.read_text() == "new" and not target.is_symlink()
+    assert link.is_symlink() and middle.is_symlink()
+    assert sorted(tmp_path.rglob("*")) == sorted([target.parent, target, middle, link])
+
+
+def test_atomic_write_refuses_a_loop_of_symbolic_links(tmp_path):
+    (tmp_path / "a").symlink_to("b")
+    (tmp_path / "b").symlink_to("a")
+    with pytest.raises(OSError), atomic_write(tmp_path / "a") as file:
+        file.write(b"new")
+    assert (tmp_path / "a").is_symlink() and (tmp_path / "b").is_symlink()
+    assert len(list(tmp_path.iterdir())) == 2
+
+
+@pytest.mark.parametrize("through_link", [False, True])
+def test_atomic_write_writes_into_a_fifo(tmp_path, through_link):
+    fifo, path = tmp_path / "fifo", tmp_path / "link" if through_link else tmp_path / "fifo"
+    os.mkfifo(fifo)
+    if through_link:
+        path.symlink_to(fifo)
+    # Opened without blocking, so that a writer finds a reader.
+    reader = os.open(fifo, os.O_RDONLY | os.O_NONBLOCK)
+    write_text(path, "new")
+    assert os.read(reader, 100) == b"new"
+    os.close(reader)
+    assert fifo.is_fifo() and set(tmp_path.iterdir()) == {fifo, path}
+
+
+def test_atomic_write_writes_into_a_device(tmp_path):
+    (tmp_path / "null").symlink_to(os.devnull)
+    with atomic_write(tmp_path / "null", "w") as file:
+        file.write("new")
+    assert Path(os.devnull).is_char_device() and (tmp_path / "null").is_symlink()
+    assert list(tmp_path.iterdir()) == [tmp_path / "null"]
+
+
+def test_atomic_write_refuses_a_folder(tmp_path):
+    (tmp_path / "a").mkdir()
+    with pytest.raises(IsADirectoryError), atomic_write(tmp_path / "a") as file:
+        file.write(b"new")
+    assert list(tmp_path.rglob("*")) == [tmp_path / "a"]
+
+
+def test_atomic_write_in_text_mode_is_utf8(tmp_path):
+    with atomic_write(tmp_path / "a", "w") as file:
+        file.write("\u00e9\n")
+    assert (tmp_path / "a").read_bytes() == b"\xc3\xa9\n"
+
+
+# ---------------------------------------------------------------- locks
+
+
+def test_lock_file_refuses_a_second_holder_until_the_block_ends(tmp_path):
+    path = tmp_path / ".lock"
+    with lock_file(path):
+        with pytest.raises(UserError, match="another process is at work in this folder"), lock_file(path):
+            raise AssertionError("two holders of one lock")
+        assert path.exists()
+    with lock_file(path):
+        pass
+
+
+def test_lock_file_waits_for_the_holder_if_asked_to(tmp_path):
+    path, events = tmp_path / ".lock", []
+
+    def wait_for_lock():
+        with lock_file(path, wait=True):
+            events.append("second")
+
+    waiting = threading.Thread(target=wait_for_lock)
+    with lock_file(path):
+        waiting.start()
+        waiting.join(0.1)
+        events.append("first")
+    waiting.join(10)
+    assert events == ["first", "second"]
+
+
+def test_lock_file_names_a_file_that_cannot_be_opened(tmp_path):
+    with (
+        pytest.raises(UserError, match="missing/.lock: cannot be written"),
+        lock_file(tmp_path / "missing" / ".lock"),
+    ):
+        raise AssertionError("locked a file that does not exist")
+
+
+# ---------------------------------------------------------------- hashes
+
+
+def test_content_hash_depends_on_dtype_shape_values_and_order():
     base = np.arange(6, dtype=np.int32).reshape(2, 3)
     other = base.copy()
     other[1, 2] = 7
@@ -240,27 +378,9 @@ def test_content_hash_is_stable_and_sees_dtype_shape_values_and_order():
     assert content_hash(np.asfortranarray(base)) == content_hash(base)
 
 
+# ---------------------------------------------------------------- memory
+
+
 def test_peak_memory_is_at_least_what_was_touched():
     block = np.ones(8_000_000)  # 64 MB
     assert peak_memory_mb(torch.device("cpu")) > block.nbytes / 1e6
-
-
-def test_run_tool_turns_errors_into_exit_codes(capsys):
-    parser = Parser(prog="python -m data.tool")
-    parser.add_argument("--rows", type=int)
-
-    def command(error):
-        def run(args):
-            if error:
-                raise error
-
-        return run
-
-    assert run_tool(command(None), parser, ["--rows", "3"]) == 0
-    assert run_tool(command(UserError("a.txt, line 3: is\nno id")), parser, []) == 2
-    assert run_tool(command(OSError("no space")), parser, []) == 1
-    assert run_tool(command(KeyboardInterrupt()), parser, []) == 130
-    assert run_tool(command(None), parser, ["--rows", "many"]) == 2
-    lines = capsys.readouterr().err.splitlines()
-    assert lines[:2] == ["error: a.txt, line 3: is no id", "error: no space"]
-    assert len(lines) == 3 and "python -m data.tool --help" in lines[2]

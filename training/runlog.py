@@ -66,8 +66,9 @@ class RunLog:
         self.folder, self.echo = folder, echo
         drop_lines(folder / "metrics.jsonl", epoch)
         self.events = EventFile(folder, epoch) if config.tensorboard else None
-        self.text = open(folder / "train.log", "a", encoding="utf-8")
-        self.lines = open(folder / "metrics.jsonl", "a", encoding="utf-8")
+        # Open until close(): a line has to be on disk as soon as it is written.
+        self.text = open(folder / "train.log", "a", encoding="utf-8")  # noqa: SIM115
+        self.lines = open(folder / "metrics.jsonl", "a", encoding="utf-8")  # noqa: SIM115
 
     def say(self, line: str) -> None:
         """Write a line to the console, above any progress bar, and to train.log."""

@@ -20,7 +20,8 @@ from optuna.distributions import (
     IntDistribution,
 )
 
-from data.formats import dataset_folder, feature_paths
+from data.feature_files import feature_paths
+from data.formats import dataset_folder
 from models.registry import checked, find_model
 from utils import UserError
 from world import Config

@@ -20,6 +20,7 @@ class Stop:
         self.deadline = time.monotonic() + 60 * minutes if minutes else float("inf")
 
     def __call__(self) -> bool:
+        """Whether to stop."""
         return self.signal is not None or time.monotonic() >= self.deadline
 
     @property

@@ -1,4 +1,4 @@
-"""A small run and its checkpoint, made once, for the tests that break copies of them."""
+"""A small trained run, for tests that damage copies of its files."""
 
 import numpy as np
 import pytest
@@ -20,15 +20,13 @@ TRAINED = {
 
 @pytest.fixture(scope="session")
 def trained(tmp_path_factory):
-    """(folder of the dataset 'small', run folder of two epochs of LightGCN on it). Not to be changed."""
+    """(dataset folder, run folder) of two epochs of LightGCN. Shared by all tests: damage copies only."""
     root = tmp_path_factory.mktemp("trained")
     folder = root / "data" / "small"
     write_txt(folder, **random_pairs(0, 40, 30, 6))
     np.save(folder / "text_feat.npy", np.random.default_rng(1).standard_normal((30, 12)).astype(np.float32))
-    words = [str(word) for name, value in TRAINED.items() for word in (f"--{name}", value)]
-    assert (
-        main([*words, "--dataset", "small", "--data_root", str(folder.parent), "--path", str(root / "runs")])
-        == 0
-    )
+    settings = {**TRAINED, "dataset": "small", "data_root": folder.parent, "path": root / "runs"}
+    code = main([str(word) for name, value in settings.items() for word in (f"--{name}", value)])
+    assert code == 0
     (run_folder,) = (root / "runs").iterdir()
     return folder, run_folder

@@ -1,4 +1,4 @@
-"""Command lines that contradict themselves, the data or the flags; and some as a user runs them."""
+"""Invalid command lines: unknown flags, values out of range, contradictions; a few in a real process."""
 
 import subprocess
 import sys
@@ -6,7 +6,16 @@ import sys
 import numpy as np
 import pytest
 import torch
-from broken import ROOT, append, assert_refused, check, command, text_as, with_value
+from broken import (
+    ROOT,
+    append_line,
+    assert_refused,
+    assert_training_refused,
+    command_line,
+    no_change,
+    ones_but,
+    text_array,
+)
 
 from world import Config, choose_device
 
@@ -55,37 +64,37 @@ FLAGS = [
     ids=lambda value: " ".join(map(str, value)) if str(value[0]).startswith("--") else "",
 )
 def test_flags(extra, words, small_dataset, capsys):
-    check(small_dataset, capsys, extra, words)
+    assert_training_refused(small_dataset, capsys, extra, words)
 
 
 @pytest.mark.parametrize("below", ["file", "file/deeper"])
-def test_path_that_is_a_file(below, small_dataset, capsys, tmp_path):
-    (tmp_path / "file").write_text("in the way")
-    check(
-        small_dataset, capsys, ["--path", tmp_path / below], ["file", "cannot make the run folder", "--path"]
-    )
-    assert (tmp_path / "file").read_text() == "in the way"
+def test_the_folder_of_runs_must_not_be_a_file(below, small_dataset, capsys, tmp_path):
+    (tmp_path / "file").write_text("content")
+    words = ["file", "cannot make the run folder", "--path"]
+    assert_training_refused(small_dataset, capsys, ["--path", tmp_path / below], words)
+    assert (tmp_path / "file").read_text() == "content"
 
 
-def test_gpu_id_does_not_matter_on_the_cpu():
+def test_gpu_id_is_ignored_on_the_cpu():
     assert choose_device(Config(cuda=0, gpu_id=99)) == torch.device("cpu")
 
 
 @pytest.mark.parametrize(
-    "breaking, extra, words",
+    "break_dataset, extra, words",
     [
-        (append("train.txt", "3 4x"), [], ["train.txt, line 40"]),
-        (text_as(with_value(7, np.nan)), ["--model", "lgn_mm"], ["text_feat.npy, row 7"]),
-        (lambda folder: None, ["--epochs", "ten"], ["--epochs"]),
+        (append_line("train.txt", "3 4x"), [], ["train.txt, line 40"]),
+        (text_array(ones_but(7, np.nan)), ["--model", "lgn_mm"], ["text_feat.npy, row 7"]),
+        (no_change, ["--epochs", "ten"], ["--epochs"]),
     ],
     ids=["id", "nan", "flag"],
 )
-def test_as_a_command(breaking, extra, words, small_dataset):
-    breaking(small_dataset)
+def test_as_a_process(break_dataset, extra, words, small_dataset):
+    break_dataset(small_dataset)
     done = subprocess.run(
-        [sys.executable, ROOT / "main.py", *command(small_dataset, *extra)],
+        [sys.executable, ROOT / "main.py", *command_line(small_dataset, *extra)],
         capture_output=True,
         text=True,
+        check=False,
         timeout=120,
         cwd=small_dataset.parents[1],
     )

@@ -1,70 +1,81 @@
-"""Broken interactions, as text and as a table."""
+"""Invalid interactions in both formats: exit code 2 and one line that names file, line and remedy."""
 
 import numpy as np
 import pytest
-from broken import append, check, edit, empty, no_change, remove
+from broken import (
+    append_line,
+    assert_training_refused,
+    edit_lines,
+    empty_file,
+    no_change,
+    remove_file,
+    replace_by_folder,
+)
 from helpers import random_pairs, write_inter, write_txt
 
+# ---------------------------------------------------------------- .txt
 
-def pair_of_train_again(name):
-    """The first training pair as the last line of another split."""
 
-    def breaking(folder):
+def append_pair_of_train(name):
+    """Return a function that appends the first training pair to another split."""
+
+    def break_dataset(folder):
         first = " ".join((folder / "train.txt").read_text().split()[:2])
-        append(name, first)(folder)
+        append_line(name, first)(folder)
 
-    return breaking
+    return break_dataset
 
 
-TXT = {  # 40 users: train.txt has 39 lines, valid.txt and test.txt 40
-    "missing train.txt": (remove("train.txt"), ["small", "train.txt", ".inter", "README"]),
+# 40 users: train.txt has 39 lines, valid.txt and test.txt have 40.
+TXT = {
+    "missing train.txt": (remove_file("train.txt"), ["small", "train.txt", ".inter", "README"]),
     "missing valid.txt": (
-        remove("valid.txt"),
+        remove_file("valid.txt"),
         ["valid.txt: cannot be read", "needs train.txt, valid.txt and test.txt"],
     ),
-    "missing test.txt": (remove("test.txt"), ["test.txt: cannot be read", "needs"]),
-    "malformed id": (append("train.txt", "3 4x 5"), ["train.txt, line 40: '4x'", "whole numbers from 0"]),
-    "negative id": (append("valid.txt", "3 -4"), ["valid.txt, line 41: '-4'", "whole numbers from 0"]),
-    "float id": (append("test.txt", "3.0 4"), ["test.txt, line 41: '3.0'", "whole numbers from 0"]),
-    "id that is no ASCII digit": (
-        append("test.txt", "3 \u0663"),
+    "missing test.txt": (remove_file("test.txt"), ["test.txt: cannot be read", "needs"]),
+    "id with a letter": (
+        append_line("train.txt", "3 4x 5"),
+        ["train.txt, line 40: '4x'", "whole numbers from 0"],
+    ),
+    "negative id": (append_line("valid.txt", "3 -4"), ["valid.txt, line 41: '-4'", "whole numbers from 0"]),
+    "float id": (append_line("test.txt", "3.0 4"), ["test.txt, line 41: '3.0'", "whole numbers from 0"]),
+    "id in digits that are not ASCII": (
+        append_line("test.txt", "3 \u0663"),
         ["test.txt, line 41", "whole numbers from 0"],
     ),
     "huge id of twenty digits": (
-        append("train.txt", "3 99999999999999999999"),
-        ["train.txt, line 40", "from 0"],
+        append_line("train.txt", "3 99999999999999999999"),
+        ["train.txt, line 40", "more than 10 digits", "from 0"],
     ),
     "huge id of ten digits": (
-        append("train.txt", "9999999999 3"),
+        append_line("train.txt", "9999999999 3"),
         ["train.txt, line 40: user id 9999999999", "from 0"],
     ),
     "item id with a large gap": (
-        append("valid.txt", "3 2000000"),
+        append_line("valid.txt", "3 2000000"),
         ["valid.txt, line 41: item id 2000000", "without large gaps"],
     ),
     "user id with a large gap": (
-        edit("test.txt", lambda lines: ["2000000 3"] + lines),
+        edit_lines("test.txt", lambda lines: ["2000000 3"] + lines),
         ["test.txt, line 1: user id 2000000", "without large gaps"],
     ),
-    "empty train.txt": (empty("train.txt"), ["train split is empty", "needs at least one"]),
-    "empty valid.txt": (empty("valid.txt"), ["valid split is empty", "needs at least one"]),
-    "empty test.txt": (empty("test.txt"), ["test split is empty", "needs at least one"]),
+    "empty train.txt": (empty_file("train.txt"), ["train split is empty", "needs at least one"]),
+    "empty valid.txt": (empty_file("valid.txt"), ["valid split is empty", "needs at least one"]),
+    "empty test.txt": (empty_file("test.txt"), ["test split is empty", "needs at least one"]),
     "users without items": (
-        edit("test.txt", lambda lines: ["1", "2"]),
+        edit_lines("test.txt", lambda lines: ["1", "2"]),
         ["test split is empty", "needs at least one"],
     ),
     "pair in train and valid": (
-        pair_of_train_again("valid.txt"),
+        append_pair_of_train("valid.txt"),
         ["valid.txt, line 41: user 0 and item", "one split only"],
     ),
     "pair in train and test": (
-        pair_of_train_again("test.txt"),
+        append_pair_of_train("test.txt"),
         ["test.txt, line 41: user 0 and item", "one split only"],
     ),
-    "a directory in place of a file": (
-        lambda folder: (remove("test.txt")(folder), (folder / "test.txt").mkdir()),
-        ["test.txt: cannot be read", "needs"],
-    ),
+    "folder in place of a file": (replace_by_folder("test.txt"), ["test.txt: cannot be read", "needs"]),
     "binary": (
         lambda folder: (folder / "valid.txt").write_bytes(b"0 1\n\xff\xfe 2\n"),
         ["valid.txt, line 2", "whole numbers"],
@@ -74,17 +85,20 @@ TXT = {  # 40 users: train.txt has 39 lines, valid.txt and test.txt 40
 
 @pytest.mark.parametrize("case", TXT)
 def test_txt(case, small_dataset, capsys):
-    breaking, words = TXT[case]
-    breaking(small_dataset)
-    check(small_dataset, capsys, [], [".txt", *words])
+    break_dataset, words = TXT[case]
+    break_dataset(small_dataset)
+    assert_training_refused(small_dataset, capsys, [], [".txt", *words])
+
+
+# ---------------------------------------------------------------- folders
 
 
 def user_with_every_item(folder):
     write_txt(folder, train=[(0, 0), (0, 1), (0, 2), (1, 0)], valid=[(1, 1)], test=[(1, 2)])
 
 
-def table_with_a_column_before_the_ids(folder):
-    """Read as userID, itemID, x_label, its rows would be shifted by one."""
+def inter_with_a_column_without_header(folder):
+    """Write rows with one more cell than the header: all cells would be read one column off."""
     for name in ("train.txt", "valid.txt", "test.txt"):
         (folder / name).unlink()
     (folder / "small.inter").write_text(
@@ -92,18 +106,19 @@ def table_with_a_column_before_the_ids(folder):
     )
 
 
-FOLDERS = {  # breaking, flags, words
+# case: (break_dataset, flags, words)
+FOLDERS = {
     "no folder": (
         no_change,
         ["--dataset", "nowhere"],
         ["nowhere: no such dataset folder", "--dataset", "--data_root"],
     ),
-    "name that leaves the root": (
+    "name outside the root": (
         no_change,
         ["--dataset", "../data/small"],
         ["--dataset ../data/small", "--data_root"],
     ),
-    "name with .. inside": (
+    "name with ..": (
         no_change,
         ["--dataset", "small/../small"],
         ["--dataset small/../small", "--data_root"],
@@ -113,10 +128,10 @@ FOLDERS = {  # breaking, flags, words
     "user with every item": (
         user_with_every_item,
         ["--model", "lgn", "--use_multimodal", "0", "--topks", "2"],
-        ["train", "no negative to draw", "drop that user"],
+        ["train", "no negative to draw", "remove that user"],
     ),
-    "rows of the table too long": (
-        table_with_a_column_before_the_ids,
+    "all rows of the table too long": (
+        inter_with_a_column_without_header,
         ["--topks", "2"],
         ["small.inter", "tab"],
     ),
@@ -125,17 +140,17 @@ FOLDERS = {  # breaking, flags, words
 
 @pytest.mark.parametrize("case", FOLDERS)
 def test_folder(case, small_dataset, capsys):
-    breaking, extra, words = FOLDERS[case]
-    breaking(small_dataset)
-    check(small_dataset, capsys, extra, words)
+    break_dataset, extra, words = FOLDERS[case]
+    break_dataset(small_dataset)
+    assert_training_refused(small_dataset, capsys, extra, words)
 
 
-# ---------------------------------------------------------------- as a table
+# ---------------------------------------------------------------- .inter
 
 
 @pytest.fixture
 def inter(small_dataset):
-    """small_dataset with small.inter (columns userID itemID rating x_label) in place of the text files."""
+    """small_dataset as small.inter (columns userID, itemID, rating, x_label) instead of .txt files."""
     pairs = random_pairs(0, 40, 30, 6)
     for name in ("train.txt", "valid.txt", "test.txt"):
         (small_dataset / name).unlink()
@@ -143,73 +158,98 @@ def inter(small_dataset):
     return small_dataset
 
 
-def line(number, change):
-    """A case that changes one line (numbers from 1) of small.inter."""
-    return edit(
-        "small.inter", lambda lines: lines[: number - 1] + [change(lines[number - 1])] + lines[number:]
-    )
+def change_line(number, change):
+    """Return a function that changes one line of small.inter; line 1 is the header."""
+
+    def change_lines(lines):
+        return [change(text) if i == number else text for i, text in enumerate(lines, 1)]
+
+    return edit_lines("small.inter", change_lines)
 
 
-def cell(number, column, value):
-    return line(
-        number,
-        lambda text: "\t".join(value if at == column else word for at, word in enumerate(text.split("\t"))),
-    )
+def change_cell(number, column, value):
+    def change(text):
+        return "\t".join(value if i == column else cell for i, cell in enumerate(text.split("\t")))
+
+    return change_line(number, change)
 
 
 def without_split(label):
-    return edit("small.inter", lambda lines: [text for text in lines if not text.endswith(f"\t{label}")])
-
-
-def train_pair_as(label):
-    return edit("small.inter", lambda lines: lines + [lines[1].rsplit("\t", 1)[0] + f"\t{label}"])
-
-
-def extra_column(rows):
-    """The same cell too many in some rows (numbers from 1; all but the header for None)."""
-    return edit(
-        "small.inter",
-        lambda lines: [
-            text + "\t0" if (at in rows if rows else at > 1) else text for at, text in enumerate(lines, 1)
-        ],
+    return edit_lines(
+        "small.inter", lambda lines: [text for text in lines if not text.endswith(f"\t{label}")]
     )
 
 
-LAST = 1 + 39 * 6 + 40 + 40  # lines of small.inter
+def append_train_pair_as(label):
+    return edit_lines("small.inter", lambda lines: lines + [lines[1].rsplit("\t", 1)[0] + f"\t{label}"])
+
+
+def append_cell(numbers):
+    """Return a function that appends a cell to the lines of small.inter with these numbers."""
+
+    def change_lines(lines):
+        return [f"{text}\t0" if i in numbers else text for i, text in enumerate(lines, 1)]
+
+    return edit_lines("small.inter", change_lines)
+
+
+# The number of lines of small.inter.
+LAST = 1 + 39 * 6 + 40 + 40
 INTER = {
     "no x_label": (
-        line(1, lambda text: text.replace("x_label", "split")),
+        change_line(1, lambda text: text.replace("x_label", "split")),
         ["line 1", "lacks x_label", "0 train, 1 valid, 2 test"],
     ),
     "no userID, no itemID": (
-        line(1, lambda text: text.replace("userID", "u").replace("itemID", "i")),
+        change_line(1, lambda text: text.replace("userID", "u").replace("itemID", "i")),
         ["line 1", "lacks userID, itemID"],
     ),
+    "userID twice": (
+        change_line(1, lambda text: text.replace("rating", "userID")),
+        ["line 1", "repeats userID", "own name"],
+    ),
+    "two columns twice": (
+        edit_lines("small.inter", lambda lines: [f"{text}\tx_label\titemID" for text in lines]),
+        ["line 1", "repeats itemID, x_label", "own name"],
+    ),
+    "another column twice": (
+        edit_lines("small.inter", lambda lines: [f"{text}\tnote\tnote" for text in lines]),
+        ["line 1", "repeats note", "own name"],
+    ),
     "commas": (
-        edit("small.inter", lambda lines: [text.replace("\t", ",") for text in lines]),
+        edit_lines("small.inter", lambda lines: [text.replace("\t", ",") for text in lines]),
         ["line 1", "separated by tabs"],
     ),
-    "x_label 7": (cell(5, 3, "7"), ["line 5: x_label '7'", "0 (train), 1 (valid) or 2 (test)"]),
-    "x_label empty": (cell(5, 3, ""), ["line 5: x_label ''", "0 (train)"]),
-    "malformed id": (cell(6, 0, "u6"), ["line 6: userID 'u6'", "whole numbers from 0"]),
-    "negative id": (cell(7, 1, "-2"), ["line 7: itemID '-2'", "whole numbers from 0"]),
-    "float id": (cell(8, 0, "1.0"), ["line 8: userID '1.0'", "whole numbers from 0"]),
-    "empty id": (cell(8, 0, ""), ["line 8: userID ''", "whole numbers from 0"]),
-    "huge id": (cell(9, 1, "9" * 20), ["line 9: itemID", "from 0"]),
-    "large gap": (cell(LAST, 1, "3000000"), [f"line {LAST}: item id 3000000", "without large gaps"]),
-    "rating that is no number": (cell(4, 2, "good"), ["line 4: rating 'good'", "positive number"]),
-    "rating zero": (cell(4, 2, "0"), ["line 4: rating '0'", "positive number"]),
-    "short row": (line(9, lambda text: text.rsplit("\t", 1)[0]), ["line 9", "x_label"]),
-    "long row": (extra_column([9]), ["line 9", "tab"]),
-    "long first row": (extra_column([2]), ["line 2", "tab"]),
-    "all rows long": (extra_column(None), ["line 2", "tab"]),
+    "x_label 7": (change_cell(5, 3, "7"), ["line 5: x_label '7'", "0 (train), 1 (valid) or 2 (test)"]),
+    "x_label empty": (change_cell(5, 3, ""), ["line 5: x_label ''", "0 (train)"]),
+    "id with a letter": (change_cell(6, 0, "u6"), ["line 6: userID 'u6'", "whole numbers from 0"]),
+    "negative id": (change_cell(7, 1, "-2"), ["line 7: itemID '-2'", "whole numbers from 0"]),
+    "float id": (change_cell(8, 0, "1.0"), ["line 8: userID '1.0'", "whole numbers from 0"]),
+    "empty id": (change_cell(8, 0, ""), ["line 8: userID ''", "whole numbers from 0"]),
+    "huge id": (change_cell(9, 1, "9" * 20), ["line 9: itemID", "from 0"]),
+    "large gap": (change_cell(LAST, 1, "3000000"), [f"line {LAST}: item id 3000000", "without large gaps"]),
+    "rating that is not a number": (change_cell(4, 2, "good"), ["line 4: rating 'good'", "positive number"]),
+    "rating zero": (change_cell(4, 2, "0"), ["line 4: rating '0'", "positive number"]),
+    "short row": (change_line(9, lambda text: text.rsplit("\t", 1)[0]), ["line 9", "x_label"]),
+    "long row": (append_cell([9]), ["line 9", "tab"]),
+    "long first row": (append_cell([2]), ["line 2", "tab"]),
+    "all rows long": (append_cell(range(2, LAST + 1)), ["line 2", "tab"]),
     "empty train": (without_split(0), ["train split is empty", "needs at least one"]),
     "empty valid": (without_split(1), ["valid split is empty", "needs at least one"]),
     "empty test": (without_split(2), ["test split is empty", "needs at least one"]),
-    "header alone": (edit("small.inter", lambda lines: lines[:1]), ["split is empty", "needs at least one"]),
-    "empty file": (empty("small.inter"), ["is not a tab-separated table", "header"]),
-    "pair in train and valid": (train_pair_as(1), [f"line {LAST + 1}: user 0 and item", "one split only"]),
-    "pair in train and test": (train_pair_as(2), [f"line {LAST + 1}: user 0 and item", "one split only"]),
+    "header only": (
+        edit_lines("small.inter", lambda lines: lines[:1]),
+        ["split is empty", "needs at least one"],
+    ),
+    "empty file": (empty_file("small.inter"), ["is not a tab-separated table", "header"]),
+    "pair in train and valid": (
+        append_train_pair_as(1),
+        [f"line {LAST + 1}: user 0 and item", "one split only"],
+    ),
+    "pair in train and test": (
+        append_train_pair_as(2),
+        [f"line {LAST + 1}: user 0 and item", "one split only"],
+    ),
     "not UTF-8": (
         lambda folder: (folder / "small.inter").write_bytes(
             (folder / "small.inter").read_bytes() + b"\xff\xfe\t1\t4\t0\n"
@@ -221,9 +261,9 @@ INTER = {
 
 @pytest.mark.parametrize("case", INTER)
 def test_inter(case, inter, capsys):
-    breaking, words = INTER[case]
-    breaking(inter)
-    check(inter, capsys, [], ["small.inter", *words])
+    break_dataset, words = INTER[case]
+    break_dataset(inter)
+    assert_training_refused(inter, capsys, [], ["small.inter", *words])
 
 
 def two_tables(folder):
@@ -233,7 +273,7 @@ def two_tables(folder):
 
 TABLES = {
     "two tables": (two_tables, [], ["2 .inter tables", "small.inter", "keep one"]),
-    "forced format without its files": (
+    "--data_format txt without .txt files": (
         no_change,
         ["--data_format", "txt"],
         ["train.txt: cannot be read", "needs"],
@@ -243,9 +283,9 @@ TABLES = {
 
 @pytest.mark.parametrize("case", TABLES)
 def test_tables(case, inter, capsys):
-    breaking, extra, words = TABLES[case]
-    breaking(inter)
-    check(inter, capsys, extra, words)
+    break_dataset, extra, words = TABLES[case]
+    break_dataset(inter)
+    assert_training_refused(inter, capsys, extra, words)
 
 
 CASES = {
