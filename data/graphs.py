@@ -13,9 +13,9 @@ from typing import IO
 
 import numpy as np
 import torch
-from tqdm import tqdm
 
 from data.formats import Interactions
+from data.progress import progress_bar
 from layers.sparse import bipartite_adjacency
 from layers.topk import top_columns
 from utils import UserError, atomic_write, content_hash
@@ -60,13 +60,12 @@ def nearest_neighbours(features: np.ndarray, k: int, device: torch.device, block
     best = torch.full((len(x), k), -torch.inf, device=device)
     index = torch.arange(len(x), device=device)[:, None].repeat(1, k)
     starts = range(0, len(x), block)
-    with tqdm(
+    with progress_bar(
         total=len(starts) * (len(starts) + 1) // 2,
         desc="kNN graph",
         unit="block",
         leave=False,
         delay=2,
-        disable=None,
     ) as bar:
         # The similarity matrix of 100 000 rows would take 40 GB, so only a block of it exists at a time.
         # It is symmetric: a block above the diagonal, transposed, is also the one below the diagonal.

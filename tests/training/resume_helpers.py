@@ -7,7 +7,7 @@ import pytest
 from helpers import stop_after
 from small_runs import command_line, only
 
-from benchmarks.faults import differences, outcome
+from benchmarks.processes import differences, outcome
 from main import main
 
 STEPS = 8  # of an epoch

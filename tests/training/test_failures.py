@@ -8,7 +8,7 @@ from helpers import stop_after
 from resume_helpers import MODELS, assert_same, command
 from small_runs import only, read_json, read_state
 
-from benchmarks.faults import errors, finish, launch, run_folders
+from benchmarks.processes import errors, finish, launch, run_folders
 from main import main
 from models.mf import MF
 from training.checkpoint import newest_checkpoint

@@ -16,7 +16,7 @@ from resume_helpers import MODELS, STEPS, assert_same, command, interrupt
 from small_runs import only, read_json, read_metrics, read_state
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
-from benchmarks.faults import differences, finish, launch, outcome, stop_and_resume, wait_for
+from benchmarks.processes import differences, finish, launch, outcome, stop_and_resume, wait_for
 from main import main
 from training.run import Run
 from training.stop import Stop
