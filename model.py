@@ -111,10 +111,10 @@ class Transport(nn.Module):
         return (self.plan * self.cost(z_m, z_id)).sum()
 
     def diagnostics(self) -> dict[str, torch.Tensor]:
-        """Mass, entropy (relative to its maximum, 2 ln d) and marginal error of T0; the figures of refresh.
+        """Mass, entropy (relative to its maximum 2 ln d) and marginal error of T0; figures of refresh.
 
-        "ratio" and "residual_ratio" are the lengths of Z s T0 and Z residual relative to Z. Empty if no plan is
-        used.
+        "ratio" and "residual_ratio" are the lengths of Z s T0 and Z residual relative to Z. Empty if no
+        plan is used.
         """
         if not uses_plan(self.config):
             return {}
