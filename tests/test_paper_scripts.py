@@ -1,4 +1,4 @@
-"""The scripts of the paper's tables: the runs they start, and that an interrupted one can be started again."""
+"""The scripts of the paper's tables: the runs they start, and that an interrupted script can be resumed."""
 
 import os
 import shutil
