@@ -65,7 +65,7 @@ def loading(name: str) -> Iterator[None]:
     except UserError:
         raise
     # The libraries raise OSError, ValueError, KeyError, SafetensorError and more.
-    except Exception as error:  # noqa: BLE001
+    except Exception as error:
         reason = " ".join(str(error).split())[:160] or type(error).__name__
         raise UserError(
             f"--model {name}: cannot be loaded ({reason}); name a model of the Hugging Face hub or a folder "

@@ -72,7 +72,7 @@ def load_partial(path: Path) -> np.ndarray | None:
     try:
         return np.load(path, mmap_mode="r+", allow_pickle=False)
     # Damaged files make NumPy raise many kinds of exceptions.
-    except Exception:  # noqa: BLE001
+    except Exception:
         return None
 
 

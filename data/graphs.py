@@ -149,7 +149,7 @@ def read_cached(path: str | Path) -> np.ndarray | None:
     try:
         neighbours, checksum = read_npz_array(path, "nbr"), str(read_npz_array(path, "sha256"))
     # Whatever a damaged archive raises, the remedy is the same: build the graph again.
-    except Exception:  # noqa: BLE001
+    except Exception:
         return None
     return neighbours if checksum == content_hash(neighbours) else None
 
@@ -168,7 +168,7 @@ def read_npz_array(path: str | Path, name: str) -> np.ndarray:
     """Read one array of a .npz archive that need not be trusted.
 
     Refuses pickles, headers that do not match the size of the data, and archives that unpack to far more than
-    their own size. Raises ValueError, OSError, or whatever else zipfile and NumPy raise for a damaged archive.
+    their own size. Raises ValueError, OSError, or what zipfile and NumPy raise for a damaged archive.
     """
     with warnings.catch_warnings(action="ignore"), zipfile.ZipFile(path) as archive:
         entry = archive.getinfo(f"{name}.npy")
@@ -209,7 +209,7 @@ def read_neighbours(path: str | Path, n: int, k: int) -> tuple[np.ndarray, list[
             f"{path}: cannot be read ({error.strerror or error}); give a .npz archive with nbr [{n}, k]"
         ) from None
     # A damaged archive raises BadZipFile, KeyError, ValueError, zlib.error, ...
-    except Exception:  # noqa: BLE001
+    except Exception:
         raise UserError(f"{path}: is not a .npz archive with an array nbr [{n}, k]") from None
     if neighbours.ndim != 2 or len(neighbours) != n or neighbours.dtype.kind not in "iu":
         raise UserError(

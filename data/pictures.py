@@ -54,7 +54,7 @@ def open_picture(source: Path | BinaryIO) -> Any:
     except BrokenPicture:
         raise
     # Damaged pictures make Pillow raise OSError, SyntaxError, ValueError, struct.error and more.
-    except Exception as error:  # noqa: BLE001
+    except Exception as error:
         raise BrokenPicture(str(error)[:100] or type(error).__name__) from None
 
 

@@ -52,7 +52,7 @@ def npy_fault(path: Path) -> str | None:
     try:
         np.load(path, mmap_mode="r", allow_pickle=False)
     # A damaged header raises one of many exceptions: ValueError, EOFError, SyntaxError, TokenError, ...
-    except Exception as error:  # noqa: BLE001
+    except Exception as error:
         return str(error).splitlines()[0][:80] if str(error) else type(error).__name__
     return None
 

@@ -104,7 +104,7 @@ def read_body(response: Any, max_bytes: int, deadline: float) -> bytes:
     except (Refused, Transient):
         raise
     # urllib3 raises exceptions of its own here: IncompleteRead, ReadTimeoutError, DecodeError, ...
-    except Exception as error:  # noqa: BLE001
+    except Exception as error:
         raise Transient(f"{type(error).__name__}: {error}"[:200]) from None
     length = response.headers.get("Content-Length", "")
     # The length of an encoded body is that before decoding.

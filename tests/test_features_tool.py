@@ -502,7 +502,7 @@ def kill_midway(folder, command, *flags):
         time.sleep(0.002)
     process.send_signal(signal.SIGKILL)
     process.wait()
-    assert process.returncode == -signal.SIGKILL and 0 < rows_done(partial[0])
+    assert process.returncode == -signal.SIGKILL and rows_done(partial[0]) > 0
     return partial[0]
 
 

@@ -1,4 +1,4 @@
-"""The scripts of the paper's tables: the runs they start, and that an interrupted script can be resumed."""
+"""The scripts of the paper's tables: the runs they start, and that interrupted ones can be started again."""
 
 import os
 import shutil

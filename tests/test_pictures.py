@@ -35,7 +35,7 @@ class Shop:
         with self.lock:
             seen = self.hits[handler.path] = self.hits.get(handler.path, 0) + 1
         kind = handler.path.strip("/").split("-")[0]
-        if kind == "ok" or kind in ("flaky", "busy", "drops") and seen > 2:
+        if kind == "ok" or (kind in ("flaky", "busy", "drops") and seen > 2):
             reply(handler, jpeg(len(handler.path)))
         elif kind == "flaky":
             reply(handler, status=500)

@@ -45,7 +45,7 @@ def test_appended_nodes_attend_and_are_not_attended_to():
 
 @torch.no_grad()
 def test_vectors_of_recgoat(recgoat, new_items):
-    """Attention over the nearest items, mean direction and length of their ID vectors, fusion: by hand."""
+    """Attention over nearest items, mean direction and length of their ID vectors, and fusion, by hand."""
     model, dataset, _ = load(recgoat)
     features = {m: np.load(new_items / f"{m}_feat.npy").astype(np.float32) for m in ("text", "image")}
     _, z_id, _ = model.represent()
