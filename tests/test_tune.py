@@ -267,6 +267,14 @@ def test_patience_ends_a_trial_which_then_counts_as_complete(small_dataset, monk
     assert (result["status"], result["best_epoch"], result["epochs"]) == ("tuned", 1, 3)
 
 
+def test_ten_complete_trials_give_the_importance_of_the_settings(small_dataset, capsys):
+    for count, shown in ((9, False), (10, True)):
+        assert tune.main(search(small_dataset, count, "--pruner", "none", epochs=1)) == 0
+        assert (
+            bool(re.search(r"^importance  \w+ [\d.]+  \w+ [\d.]+$", capsys.readouterr().out, re.M)) == shown
+        )
+
+
 def test_a_trial_that_diverges_counts_as_pruned(small_dataset, capsys):
     assert tune.main(search(small_dataset, 3, "--space", "lr=1e38,1e37")) == 0
     assert states(small_dataset) == 3 * [PRUNED]
