@@ -94,4 +94,4 @@ def stop_after(monkeypatch, steps, happening):
 
 def dataset_of(config, device=torch.device("cpu")):
     """The dataset that the model of a config needs."""
-    return load_dataset(config, find_model(config.model).needs, device)
+    return load_dataset(config, find_model(config.model).data_needs(config), device)

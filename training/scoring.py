@@ -10,29 +10,39 @@ from tqdm import tqdm
 
 from dataloader import HeldOut, Rows
 from layers.device import on_cpu
+from models.base import ItemWeights
 
 GROUP = 64  # score matrices are padded to a multiple of this many columns, which rankings look at together
 
 
 @dataclasses.dataclass(frozen=True)
 class Scorer:
-    """Scores of users for items: user @ item.T, plus history @ weights for a model that has item weights."""
+    """Scores of users for items: user @ item.T, and the term of a model's item weights (models.base.ItemWeights)."""
 
     user: torch.Tensor  # [U, d]
     item: torch.Tensor  # [I, d]
-    weights: torch.Tensor | None = None  # sparse CSR [I, I]
+    weights: ItemWeights | None = None
     history: Rows | None = None  # the items of every user that the weights apply to: those of TRAIN
 
     def score(self, users: torch.Tensor, item: torch.Tensor, out: torch.Tensor) -> torch.Tensor:
         """Scores of users [r] int64 for all items, in `out` [r, n]. item: [n, d], with padding rows."""
         scores = torch.mm(self.user[users], item.T, out=out)
-        if self.weights is not None and self.history is not None:
-            add_history(scores, users, self.history, self.weights)
-        return scores
+        if self.weights is None or self.history is None:
+            return scores
+        if not self.weights.spread:
+            add_history(scores, users, self.history, self.weights.matrix, self.weights.factor)
+            return scores
+        term, n_items = torch.zeros_like(scores), len(self.item)
+        add_history(term, users, self.history, self.weights.matrix, self.weights.factor)
+        for part, factor in ((scores, 1.0), (term, self.weights.factor)):
+            part /= part[:, :n_items].std(1, keepdim=True).clamp_min(1e-12) / factor
+        return scores.add_(term)
 
 
-def add_history(scores: torch.Tensor, users: torch.Tensor, history: Rows, weights: torch.Tensor) -> None:
-    """Add to the scores [r, n] of each user the rows of the weights [I, I] of the user's items."""
+def add_history(
+    scores: torch.Tensor, users: torch.Tensor, history: Rows, weights: torch.Tensor, factor: float
+) -> None:
+    """Add to the scores [r, n] of each user factor * the rows of the weights [I, I] of the user's items."""
     crow, items = history
     first, counts = crow[users], crow[users + 1] - crow[users]
     row, entry = expand(first, counts)
@@ -40,7 +50,8 @@ def add_history(scores: torch.Tensor, users: torch.Tensor, history: Rows, weight
     crow, col, values = weights.crow_indices().long(), weights.col_indices(), weights.values()
     first, counts = crow[rows_of_weights], crow[rows_of_weights + 1] - crow[rows_of_weights]
     which, entry = expand(first, counts)
-    scores.view(-1).index_add_(0, row[which] * scores.shape[1] + col[entry], values[entry])
+    target = row[which] * scores.shape[1] + col[entry]
+    scores.view(-1).index_add_(0, target, values[entry], alpha=factor)
 
 
 def expand(first: torch.Tensor, counts: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
