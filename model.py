@@ -65,9 +65,7 @@ class Transport(nn.Module):
             nn.init.xavier_uniform_(self.residual)
         self.register_buffer("plan", torch.full((d, d), 1 / (d * d)))  # T0
         self.register_buffer("potential", torch.zeros(d))  # Sinkhorn's, where the next plan starts from
-        self.register_buffer(
-            "figures", torch.zeros(3)
-        )  # W1 and relative lengths when T0 was set, for the log
+        self.register_buffer("figures", torch.zeros(3))  # of the last refresh, for the log
 
     def cost(self, z_m: torch.Tensor, z_id: torch.Tensor) -> torch.Tensor:
         """Cost between the dimensions of z_m and z_id, [n, d] of the same items each: [d, d] (eq. 9-10)."""
@@ -75,7 +73,10 @@ class Transport(nn.Module):
 
     @torch.no_grad()
     def refresh(self, z_m: torch.Tensor, z_id: torch.Tensor) -> None:
-        """Set T0 to the optimal transport between these representations [I, d] (eq. 10-11)."""
+        """Set T0 to the optimal transport between these representations [I, d] (eq. 10-11).
+
+        W1 and the relative lengths of transported vectors, over about 1,024 items, are kept for the log.
+        """
         config, cost = self.config, self.cost(z_m, z_id)
         scaled = cost / cost_unit(cost, config.ot_unit)
         if config.sinkhorn == "exp":
@@ -90,13 +91,15 @@ class Transport(nn.Module):
 
     def forward(self, z_m: torch.Tensor) -> torch.Tensor:
         """Transported vectors (eq. 13) of any items: [n, d] -> [n, d]."""
-        if self.config.transport == "none":
+        kind = self.config.transport
+        if kind == "none":
             return z_m
-        matrix = {
-            "full": lambda: self.residual + self.scale * self.plan,
-            "plan": lambda: self.scale * self.plan,
-            "residual": lambda: self.residual,
-        }[self.config.transport]()
+        if kind == "residual":
+            matrix: torch.Tensor = self.residual
+        elif kind == "plan":
+            matrix = self.scale * self.plan
+        else:
+            matrix = self.residual + self.scale * self.plan
         return product(z_m, matrix, product_dtype(self.config))
 
     def w1(self, z_m: torch.Tensor, z_id: torch.Tensor) -> torch.Tensor:
@@ -104,9 +107,9 @@ class Transport(nn.Module):
         return (self.plan * self.cost(z_m, z_id)).sum()
 
     def diagnostics(self) -> dict[str, torch.Tensor]:
-        """Mass, entropy (of its maximum 2 ln d), marginal error of T0, and what was measured with it:
+        """Mass, entropy (relative to its maximum, 2 ln d) and marginal error of T0, and the figures of refresh.
 
-        W1, and the lengths of Z s T0 and Z residual relative to Z, over about 1,024 items.
+        "ratio" and "residual_ratio" are the lengths of Z s T0 and Z residual relative to Z.
         """
         plan, d = self.plan, len(self.plan)
         entropy = -torch.special.xlogy(plan, plan).sum() / max(2 * math.log(d), 1e-9)

@@ -1,105 +1,137 @@
-"""End to end: graphs from features, one training epoch, one evaluation, with the trainer's own functions; times and memory.
+"""Time and memory of a run end to end: kNN graphs, one training epoch and one evaluation.
 
     python benchmarks/epoch.py --shape electronics --recdim 200
     python benchmarks/epoch.py --shape baby --recdim 800 --precision bf16
-    python benchmarks/epoch.py --shape electronics --recdim 200 --steps 20       # the epoch's time from 20 steps
+    python benchmarks/epoch.py --shape electronics --recdim 200 --steps 20    # extrapolated from 20 steps
 
-Every line is printed when it is there. Graphs are built from nothing (no cache).
+The functions are those of the trainer. Graphs are built without a cache. Each line is printed as soon as it
+is measured.
 """
 
+import argparse
 import itertools
 import sys
+import typing
+from collections.abc import Callable, Iterator
+from pathlib import Path
 
-import bench
+sys.path[:0] = [str(Path(__file__).resolve().parents[1])]
 
+import numpy as np
+import torch
+
+from benchmarks import bench
 from data.graphs import nearest_neighbours
-from model import make_model
-from procedure import float32_products, score, splits_of, train_epoch
-from training.run import Progress, start_run
-from world import keep_freed_memory
+from dataloader import Batch, Dataset, HeldOut, Sampler
+from model import RecGOAT
+from procedure import float32_products, make_splits, score, train_epoch
+from training.run import Progress, Run, start_run
+from world import Config, keep_freed_memory
+
+Result = typing.TypeVar("Result")
 
 
-class FirstSteps:
-    """A sampler's first `steps` batches, as if they were its epoch."""
+class FirstBatches(Sampler):
+    """A sampler whose epoch consists of the first batches of another sampler's epoch."""
 
-    def __init__(self, sampler, steps):
-        self.sampler, self.steps, self.pairs = (
-            sampler,
-            min(steps or len(sampler), len(sampler)),
-            sampler.pairs,
-        )
+    def __init__(self, sampler: Sampler, count: int):
+        self.sampler, self.count, self.pairs = sampler, min(count, len(sampler)), sampler.pairs
 
-    def __len__(self):
-        return self.steps
+    def __len__(self) -> int:
+        """Batches in an epoch."""
+        return self.count
 
-    def epoch(self, skip=0):
+    def epoch(self, skip: int = 0) -> Iterator[Batch]:
         """Yield the batches."""
-        return itertools.islice(self.sampler.epoch(skip), self.steps)
+        return itertools.islice(self.sampler.epoch(skip), self.count)
 
 
-def measure(args, device):
-    """Print the lines and return the figures."""
-    figures, found = {}, {}
-    config = bench.baby_command(recdim=args.recdim, bpr_batch=args.batch, precision=args.precision)
+class Recorder:
+    """Times calls, prints a line for each, and collects the figures."""
 
-    def say(name, call, scale=1.0):
+    def __init__(self, device: torch.device):
+        self.device = device
+        self.figures: bench.Figures = {}
+
+    def measure(self, name: str, call: Callable[[], Result], scale: float = 1.0) -> Result:
+        """Result of a call. scale: factor by which its time is extrapolated."""
         bench.reset_peak_memory()
-        seconds = scale * bench.clock(call, device)
-        figures[name] = {"seconds": seconds, "peak_memory_mb": bench.peak_memory(device)}
-        print(
-            f"{name:<28}{seconds:>9.3g} s   peak memory {figures[name]['peak_memory_mb']:>6.0f} MB",
-            flush=True,
+        seconds, result = bench.time_call(call, self.device)
+        seconds, peak = scale * seconds, bench.peak_memory(self.device)
+        self.figures[name] = {"seconds": seconds, "peak_memory_mb": peak}
+        print(f"{name:<28}{seconds:>9.3g} s   peak memory {peak:>6.0f} MB", flush=True)
+        return result
+
+
+def build_dataset(args: argparse.Namespace, config: Config, recorder: Recorder) -> Dataset:
+    """The dataset, with each kNN graph measured on its own."""
+
+    def find_neighbours(matrix: np.ndarray) -> np.ndarray:
+        return recorder.measure(
+            f"kNN graph, {matrix.shape[0]} x {matrix.shape[1]}",
+            lambda: nearest_neighbours(matrix, config.item_knn_k, recorder.device),
         )
 
-    def build():
-        def timed(matrix):
-            say(
-                f"kNN of {matrix.shape[0]} x {matrix.shape[1]}",
-                lambda: found.update(neighbours=nearest_neighbours(matrix, config.item_knn_k, device)),
-            )
-            return found["neighbours"]
+    return bench.make_dataset(args.shape, config, recorder.device, args.data, find_neighbours)
 
-        found["dataset"] = bench.make_dataset(args.shape, config, device, args.data, timed)
 
-    say("data and graphs, all", build)
-    dataset = found["dataset"]
-    run = start_run(make_model(config, dataset, device), dataset, config, None, device)
-    first, progress = FirstSteps(run.sampler, args.steps), Progress()
-    with float32_products("high" if config.precision == "tf32" else "highest"):
-        say(
-            f"a training epoch, {len(run.sampler)} steps",
-            lambda: train_epoch(run.model, run.optimizer, first, progress),
-            len(run.sampler) / len(first),
+def measure_training(args: argparse.Namespace, run: Run, recorder: Recorder) -> None:
+    """Train for an epoch, or for --steps of its steps."""
+    steps, name = len(run.sampler), f"training epoch, {len(run.sampler)} steps"
+    batches, progress = FirstBatches(run.sampler, args.steps or steps), Progress()
+    optimizer = run.optimizer
+    assert optimizer is not None  # RecGOAT has parameters
+    with float32_products("high" if run.config.precision == "tf32" else "highest"):
+        recorder.measure(
+            name, lambda: train_epoch(run.model, optimizer, batches, progress), steps / len(batches)
         )
     print(
-        f"  {figures[f'a training epoch, {len(run.sampler)} steps']['seconds'] / len(run.sampler):.3g} s a step, "
-        f"timed over {len(first)}; mean loss {float(progress.sums['loss']) / len(first):.4f}"
+        f"  {recorder.figures[name]['seconds'] / steps:.3g} s per step, measured over {len(batches)} steps; "
+        f"mean loss {float(progress.sums['loss']) / len(batches):.4f}"
     )
-    splits = splits_of(dataset.interactions, config, device)
-    say("evaluation, valid", lambda: found.update(metrics=score(run.model, splits[:1], config)))
-    say("evaluation, valid and test", lambda: found.update(metrics=score(run.model, splits, config)))
+
+
+def measure(args: argparse.Namespace, device: torch.device) -> bench.Figures:
+    """Print the lines and return the figures."""
+    recorder = Recorder(device)
+    config = bench.baby_config(recdim=args.recdim, bpr_batch=args.batch, precision=args.precision)
+    dataset = recorder.measure("data and graphs, all", lambda: build_dataset(args, config, recorder))
+    model = RecGOAT(config, dataset).to(device)
+    # Nothing is written: the run folder is never created.
+    run = start_run(model, dataset, config, bench.ROOT / "runs" / "benchmarks" / "epoch", device)
+    measure_training(args, run, recorder)
+    data, splits = dataset.interactions, make_splits(dataset.interactions, config, device)
+
+    def evaluate(parts: list[HeldOut]) -> list[dict[str, float]]:
+        return score(model, data, parts, config)
+
+    recorder.measure("evaluation, valid", lambda: evaluate([splits[0]]))
+    metrics = recorder.measure("evaluation, valid and test", lambda: evaluate(list(splits)))
     print(
-        f"  {len(splits[0].users)} and {len(splits[1].users)} users x {args.shape.items} items; valid {found['metrics'][0]}"
+        f"  {len(splits[0].users)} and {len(splits[1].users)} users x {data.n_items} items; "
+        f"metrics on valid {metrics[0]}"
     )
-    return figures
+    return recorder.figures
 
 
-def main():
+def main() -> int:
     """Measure and print. Returns the exit code."""
-    parser = bench.make_parser("Graphs, one training epoch and one evaluation: times and peak memory.")
+    parser = bench.make_parser("Time and peak memory of kNN graphs, one training epoch and one evaluation.")
     parser.add_argument("--recdim", type=int, default=64, help="embedding size")
-    parser.add_argument("--batch", type=int, default=4096, help="triples a step")
-    parser.add_argument("--precision", default="fp32", help="as main.py's")
-    parser.add_argument("--steps", type=int, default=0, help="steps that are timed for the epoch; 0: all")
+    parser.add_argument("--batch", type=int, default=4096, help="triples in a step")
+    parser.add_argument("--precision", default="fp32", choices=("fp32", "tf32", "bf16"), help="as in main.py")
+    parser.add_argument("--steps", type=int, default=0, help="training steps to measure; 0: a whole epoch")
     args = parser.parse_args()
-    device = bench.start(args)
+    device = bench.set_up(args)
     machine = bench.measure_machine(device)
     keep_freed_memory()
     print(
-        f"epoch, {args.shape.name}, recdim {args.recdim}, {args.precision}: {bench.machine_line(device, machine)}",
+        f"epoch, {args.shape.name}, recdim {args.recdim}, {args.precision}: "
+        f"{bench.describe_machine(device, machine)}",
         flush=True,
     )
-    bench.write_json(args, "epoch", {"machine": vars(machine), "figures": measure(args, device)})
+    figures = measure(args, device)
+    bench.write_figures(args, "epoch", {"machine": vars(machine), "figures": figures})
     return 0
 
 

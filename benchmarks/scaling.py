@@ -1,80 +1,97 @@
-"""How the cost of training grows with the data: 100,000 to 6.4 million interactions, users and items in proportion.
+"""How the time of training grows with the data, from 100,000 to 6.4 million interactions.
 
     python benchmarks/scaling.py
     python benchmarks/scaling.py --plot docs/scaling.png      # needs matplotlib
 
-Two things are timed. The whole graph: the vectors of all users and items and their gradients, which is propagation, projection
-and attention over every edge. A training step: with a fixed batch (4,096), so that what depends on the batch alone (InfoNCE, and
-attention, which goes to the items of the batch in nine steps of ten) does not grow. Neighbours are drawn at random: kNN building,
-and ranking every user over every item, are quadratic by definition and have benchmarks of their own (graphs.py, evaluate.py). The
-slope is that of a least-squares line through log time against log interactions: 1 is linear. The slopes between neighbouring
-sizes are printed too: none should be far above 1.
+Users and items grow in proportion. Two things are timed:
+
+- the whole graph: the vectors of all users and items and their gradients, that is propagation, projection and
+  attention over every edge;
+- a training step of fixed batch size (4,096), plan refreshes included. What depends on the batch alone, such
+  as InfoNCE and attention to the items of the batch, does not grow.
+
+The result is the slope of a least-squares line through log time against log interactions: 1 is linear. Slopes
+between successive sizes are printed too; none should be far above 1. Neighbours are random, because building
+kNN graphs is quadratic, as is ranking every item for every user; benchmarks/graphs.py and
+benchmarks/evaluate.py measure these.
 """
 
+import argparse
 import statistics
 import sys
+from collections.abc import Mapping, Sequence
+from pathlib import Path
 
-import bench
+sys.path[:0] = [str(Path(__file__).resolve().parents[1])]
+
 import numpy as np
 import torch
-from step import batches_of, stepper
 
-from model import make_model
+from benchmarks import bench
+from benchmarks.step import make_stepper, whole_batches
+from model import RecGOAT
 from world import keep_freed_memory
 
+MAX_BATCHES = 50  # batches that the steps cycle through
 
-def shape_of(interactions):
-    """A shape of Baby's proportions: 6.1 train interactions a user, 16.8 an item; small features."""
+
+def make_shape(interactions: int) -> bench.Shape:
+    """A shape with 6.1 train interactions per user and 16.8 per item, as in Baby, and small features."""
     users, items = int(interactions / 6.1), int(interactions / 16.8)
-    return bench.Shape(
-        f"{interactions:,}", users, items, (interactions, interactions // 6, interactions // 6), 64, 128
-    )
+    held_out = interactions // 6
+    return bench.Shape(f"{interactions:,}", users, items, (interactions, held_out, held_out), 64, 128)
 
 
-def measure(args, interactions, device):
-    """Seconds at a size, {"whole graph": [repeats], "step": [repeats]}, and peak memory in MB.
+def measure(
+    args: argparse.Namespace, interactions: int, device: torch.device
+) -> tuple[dict[str, list[float]], float]:
+    """Seconds at one size, {"whole graph": [repeats], "step": [repeats]}, and peak memory in MB.
 
-    A step is the mean over those from one new plan to the next.
+    The time of a step is the mean of `plan_every` steps, one of which refreshes the transport plans.
     """
-    config, shape = bench.baby_command(recdim=args.recdim), shape_of(interactions)
+    config, shape = bench.baby_config(recdim=args.recdim), make_shape(interactions)
     rng = np.random.default_rng(0)
-    dataset = bench.make_dataset(
-        shape,
-        config,
-        device,
-        neighbours=lambda matrix: rng.integers(len(matrix), size=(len(matrix), config.item_knn_k)),
-    )
+
+    def random_neighbours(matrix: np.ndarray) -> np.ndarray:
+        return rng.integers(len(matrix), size=(len(matrix), config.item_knn_k))
+
+    dataset = bench.make_dataset(shape, config, device, find_neighbours=random_neighbours)
     torch.manual_seed(0)
-    model = make_model(config, dataset, device).train()
-    optimizer = torch.optim.Adam((p for p in model.parameters() if p.requires_grad), lr=config.lr, fused=True)
-    step = stepper(
-        lambda batch: model.loss(batch)["loss"], optimizer, batches_of(dataset, config, device)[:50]
+    model = RecGOAT(config, dataset).to(device).train()
+    make_step = make_stepper(
+        lambda batch: model.loss(batch)["loss"],
+        torch.optim.Adam((p for p in model.parameters() if p.requires_grad), lr=config.lr, fused=True),
+        whole_batches(dataset, config, device)[:MAX_BATCHES],
+        model.begin_step,
     )
 
-    def steps():
+    def steps() -> None:
         for _ in range(config.plan_every):
-            step()
+            make_step()
 
-    def whole_graph():
+    def whole_graph() -> None:
         user, z_id, z = model.represent()
         outputs = [user, z_id, *z.values()]
         torch.autograd.backward(outputs, [torch.ones_like(output) for output in outputs])
         model.zero_grad()
 
     bench.reset_peak_memory()
-    seconds = bench.interleave({"whole graph": whole_graph, "step": steps}, args.repeats, device)
+    seconds = bench.alternate({"whole graph": whole_graph, "step": steps}, args.repeats, device)
     seconds["step"] = [taken / config.plan_every for taken in seconds["step"]]
     return seconds, bench.peak_memory(device)
 
 
-def slopes(sizes, seconds):
-    """Slope of the least-squares line through log time against log size, and the slopes between neighbours. seconds: [sizes][repeats]."""
+def slopes(sizes: Sequence[int], seconds: Sequence[Sequence[float]]) -> tuple[float, list[float]]:
+    """Slopes of log time against log size: of the least-squares line, and between successive sizes.
+
+    seconds: [sizes][repeats].
+    """
     log_size, log_time = np.log(sizes), np.log([statistics.median(times) for times in seconds])
     return float(np.polyfit(log_size, log_time, 1)[0]), (np.diff(log_time) / np.diff(log_size)).tolist()
 
 
-def plot(path, sizes, seconds):
-    """Time against interactions on a log-log plot, as PNG. seconds: {what: [sizes][repeats]}."""
+def plot(path: str, sizes: Sequence[int], seconds: Mapping[str, Sequence[Sequence[float]]]) -> None:
+    """Save a log-log plot of time against interactions as PNG. seconds: {name: [sizes][repeats]}."""
     try:
         import matplotlib
     except ImportError:
@@ -84,63 +101,52 @@ def plot(path, sizes, seconds):
 
     figure, axes = pyplot.subplots(figsize=(5.5, 3.6), layout="constrained")
     for name, times in seconds.items():
-        middle = [statistics.median(taken) for taken in times]
-        axes.loglog(sizes, middle, "o-", label=f"{name}, slope {slopes(sizes, times)[0]:.2f}")
-    axes.loglog(sizes, [middle[-1] * size / sizes[-1] for size in sizes], ":", color="grey", label="linear")
+        medians = [statistics.median(taken) for taken in times]
+        axes.loglog(sizes, medians, "o-", label=f"{name}, slope {slopes(sizes, times)[0]:.2f}")
+    linear = [medians[-1] * size / sizes[-1] for size in sizes]
+    axes.loglog(sizes, linear, ":", color="grey", label="linear")
     axes.set(xlabel="training interactions", ylabel="seconds")
     axes.legend()
     figure.savefig(path, dpi=150)
 
 
-def main():
+def main() -> int:
     """Measure and print. Returns the exit code."""
     parser = bench.make_parser(
-        "Time of a training step and of a pass over the whole graph against interactions, and the slopes on a log-log scale.",
+        "Time of a training step and of a pass over the whole graph against the number of interactions.",
         shape="",
     )
     parser.add_argument("--recdim", type=int, default=64, help="embedding size")
-    parser.add_argument(
-        "--sizes",
-        type=int,
-        nargs="+",
-        default=[100_000 * 2**k for k in range(7)],
-        help="training interactions",
-    )
-    parser.add_argument("--plot", default="", help="PNG file for the plot")
+    sizes = [100_000 * 2**power for power in range(7)]
+    parser.add_argument("--sizes", type=int, nargs="+", default=sizes, help="training interactions")
+    parser.add_argument("--plot", default="", help="PNG file for a plot (empty: none)")
     args = parser.parse_args()
-    device = bench.start(args)
+    device = bench.set_up(args)
     machine = bench.measure_machine(device)
     keep_freed_memory()
     print(
-        f"scaling, recdim {args.recdim}: {bench.machine_line(device, machine)}\n"
-        f"{'interactions':>14}{'whole graph':>28}{'a step':>28}{'MB':>8}",
+        f"scaling, recdim {args.recdim}: {bench.describe_machine(device, machine)}\n"
+        f"{'interactions':>14}{'whole graph':>28}{'step':>28}{'MB':>8}",
         flush=True,
     )
-    seconds, peaks = {"whole graph": [], "step": []}, []
+    seconds: dict[str, list[list[float]]] = {"whole graph": [], "step": []}
+    peaks = []
     for size in args.sizes:
         taken, peak = measure(args, size, device)
         peaks.append(peak)
         for name, times in taken.items():
             seconds[name].append(times)
-        print(
-            f"{size:>14,}{bench.spread(taken['whole graph']):>28}{bench.spread(taken['step']):>28}{peak:>8.0f}",
-            flush=True,
-        )
-    figures = {
-        name: dict(zip(("slope", "between"), slopes(args.sizes, times)), seconds=times)
-        for name, times in seconds.items()
-    }
-    for name, found in figures.items():
-        print(
-            f"{name}: slope {found['slope']:.3f}; between neighbours {' '.join(f'{slope:.2f}' for slope in found['between'])}"
-        )
+        columns = "".join(f"{bench.format_times(taken[name]):>28}" for name in seconds)
+        print(f"{size:>14,}{columns}{peak:>8.0f}", flush=True)
+    figures = {}
+    for name, all_times in seconds.items():
+        slope, between = slopes(args.sizes, all_times)
+        figures[name] = {"slope": slope, "between": between, "seconds": all_times}
+        print(f"{name}: slope {slope:.3f}; between successive sizes {' '.join(f'{x:.2f}' for x in between)}")
     if args.plot:
         plot(args.plot, args.sizes, seconds)
-    bench.write_json(
-        args,
-        "scaling",
-        {"machine": vars(machine), "sizes": args.sizes, "figures": figures, "peak_memory_mb": peaks},
-    )
+    result = {"machine": vars(machine), "sizes": args.sizes, "figures": figures, "peak_memory_mb": peaks}
+    bench.write_figures(args, "scaling", result)
     return 0
 
 

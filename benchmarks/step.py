@@ -1,297 +1,360 @@
-"""One training step of RecGOAT: time of its phases beside their floors, peak memory, and the textbook step beside it.
+"""Time and memory of a training step of RecGOAT: its phases beside their lower bounds, and the textbook step.
 
-    python benchmarks/step.py --shape baby --recdim 64 256 --data data/baby
+    python benchmarks/step.py --shape baby --recdim 64 256 --data $RECGOAT_TEST_DATA/baby
     python benchmarks/step.py --shape baby --recdim 800 --textbook 0
     python benchmarks/step.py --shape 20000x8000x150000x384x512
 
-Settings are those of the published Baby command line but for --recdim. The textbook step (benchmarks/textbook.py) has
-the same parameters and batches; losses are compared at the start, where both have a new plan, without dropout. It runs in
-a process of its own, in turn with ours, so that memory and the way it is allocated do not mix.
+All settings except --recdim, --batch and --precision are those of the published Baby command line. The
+textbook step (benchmarks/textbook.py) has the same parameters and batches. It runs alternately with ours, in
+a process of its own, so that neither side affects the other's memory. The losses of the two are compared
+before training, with fresh transport plans and without dropout.
 """
 
+import argparse
 import dataclasses
 import itertools
 import statistics
 import sys
+import typing
+from collections.abc import Callable, Sequence
+from pathlib import Path
 
-import bench
-import textbook
+sys.path[:0] = [str(Path(__file__).resolve().parents[1])]
+
 import torch
 
-from dataloader import Sampler
-from model import make_model
+from benchmarks import bench, textbook
+from dataloader import Batch, Dataset, Sampler
+from layers.attention import AttentionGraph
+from model import RecGOAT, Transport
 from procedure import float32_products
-from world import keep_freed_memory
+from world import Config, keep_freed_memory
 
-REFRESH = "cost and Sinkhorn"
+PLAN = "plan refresh"
+FLOAT = 4  # bytes
+
+# ---------------------------------------------------------------- phases of a step
 
 
-def phases(model, batch, config):
-    """{phase: (call, bytes, operations)}: forward and backward of each part of a step on its own, of real inputs.
+@dataclasses.dataclass(frozen=True)
+class Phase:
+    """A part of the training step, forward and backward, and the work that it cannot avoid.
 
-    Bytes count what has to be read and written at least once, with a gathered row of a sparse product counted at every
-    edge; operations count multiplications and additions.
+    A byte counts if it has to be read or written at least once; of a sparse product, the row that an edge
+    gathers counts for every edge. A multiply-add is two operations.
     """
-    backbone, d, rows = model.backbone, config.recdim, None if model.takes_all() else batch.each_item
+
+    call: Callable[[], typing.Any]
+    nbytes: float
+    operations: float
+
+
+def make_phases(model: RecGOAT, batch: Batch) -> dict[str, Phase]:
+    """The parts of a training step on a batch, each with real inputs and independent of the others."""
     with torch.no_grad():
-        user, z_id, z = model.represent()
-    leaf = {name: value[batch.each_item].requires_grad_() for name, value in {"id": z_id, **z}.items()}
-    n_nodes, n_items = len(user) + len(z_id), len(z_id)
-    grad_item, grads = torch.randn_like(z_id), [torch.randn_like(part) for part in backbone.of_batch(batch)]
-    nnz = backbone.adjacency.values().numel()
-    needed, unique = len(batch.each_item), len(batch.pos_rows)
-    pairs = len(leaf) * (len(leaf) - 1) // 2
-
-    def light_gcn():
-        torch.autograd.backward(backbone.of_batch(batch), grads)
-
-    def attention(m):
-        def call():
-            out = model.branch(m, rows)
-            out.backward(grad_item[: len(out)])
-
-        return call
-
-    def refresh():
-        for m in model.modalities:
-            model.fusion.transports[m].potential.zero_()
-            model.fusion.transports[m].refresh(z[m], z_id)
-
-    def transport():
-        fused = model.fusion(leaf["id"], {m: leaf[m] for m in model.modalities})
-        fused.backward(torch.ones_like(fused))
-
-    def losses():
-        sum(model.modality_pairs([view.index_select(0, batch.pos_rows) for view in leaf.values()])).backward()
-
-    found = {
-        "LightGCN": (
-            light_gcn,
-            2 * backbone.layers * 4 * d * (nnz + n_nodes),
-            2 * backbone.layers * 2 * nnz * d,
-        )
+        _, z_id, z = model.represent(items=batch.unique_items)
+    views = {name: view.requires_grad_() for name, view in {"id": z_id, **z}.items()}
+    return {
+        "LightGCN": lightgcn_phase(model, batch),
+        **{f"attention, {m}": attention_phase(model, m, batch) for m in model.modalities},
+        "transport and fusion": fusion_phase(model, views),
+        "InfoNCE": contrastive_phase(model, views, batch),
+        PLAN: plan_phase(model),
     }
+
+
+def lightgcn_phase(model: RecGOAT, batch: Batch) -> Phase:
+    """Propagation of the ID embeddings, and the norm of those of the batch."""
+    backbone = model.backbone
+    with torch.no_grad():
+        vectors = backbone.embeddings(batch.unique_users, batch.unique_items)
+    gradients = [torch.randn_like(part) for part in vectors]
+
+    def call() -> None:
+        vectors = backbone.embeddings(batch.unique_users, batch.unique_items)
+        torch.autograd.backward([*vectors, backbone.norm(batch)], [*gradients, None])
+
+    nbytes, operations = propagation_work(model)
+    return Phase(call, 2 * nbytes, 2 * operations)
+
+
+def propagation_work(model: RecGOAT) -> tuple[float, float]:
+    """Bytes and operations of propagating all embeddings once, without gradients."""
+    config, adjacency = model.config, model.backbone.adjacency
+    edges = adjacency.values().numel()
+    return config.layer * FLOAT * config.recdim * (
+        edges + len(adjacency)
+    ), config.layer * 2 * edges * config.recdim
+
+
+def attention_phase(model: RecGOAT, modality: str, batch: Batch) -> Phase:
+    """Attention of one modality to the items of a batch."""
+    branch, graph, x = model.branches[modality], graph_of(model, modality), model.features(modality)
+    items, d = batch.unique_items, model.config.recdim
+    gradient = torch.randn(len(items), d, device=x.device)
+    edges, (n, dim) = len(graph.select_targets(items).target), x.shape
+    return Phase(
+        lambda: branch(graph, x, items).backward(gradient),
+        FLOAT * (2 * n * dim + 3 * edges * d + 6 * n * d),
+        4 * n * dim * d + 6 * edges * d,
+    )
+
+
+def fusion_phase(model: RecGOAT, views: dict[str, torch.Tensor]) -> Phase:
+    """Transport and fusion of the vectors of a batch's items."""
+    z = {m: views[m] for m in model.modalities}
+    (n, d), gradient = views["id"].shape, torch.ones_like(views["id"])
+    return Phase(
+        lambda: model.fusion(views["id"], z).backward(gradient),
+        FLOAT * 6 * n * d * len(z),
+        6 * n * d * d * len(z),
+    )
+
+
+def contrastive_phase(model: RecGOAT, views: dict[str, torch.Tensor], batch: Batch) -> Phase:
+    """InfoNCE of every pair of views of a batch's positive items."""
+
+    def call() -> None:
+        rows = [view.index_select(0, batch.unique_pos) for view in views.values()]
+        torch.stack(model.modality_pairs(rows)).sum().backward()
+
+    n, d, pairs = len(batch.unique_pos), model.config.recdim, len(views) * (len(views) - 1) // 2
+    return Phase(call, FLOAT * 6 * n * d * pairs, 6 * n * n * d * pairs)
+
+
+def plan_phase(model: RecGOAT) -> Phase:
+    """Refresh of the transport plans: vectors of all items, cost and Sinkhorn. The bound omits Sinkhorn."""
+    transports = [typing.cast(Transport, transport) for transport in model.fusion.transports.values()]
+
+    def call() -> None:
+        # A repeated refresh would converge at once from the last potential, which training never does.
+        for transport in transports:
+            transport.potential.zero_()
+        model.begin_step(0)
+
+    d = model.config.recdim
+    nbytes, operations = propagation_work(model)
     for m in model.modalities:
-        edges, dim = (
-            len((model.graphs[m] if rows is None else model.graphs[m].at_rows(rows)).target),
-            getattr(model, f"{m}_features").shape[1],
-        )
-        found[f"attention, {m}"] = (
-            attention(m),
-            4 * (2 * n_items * dim + 3 * edges * d + 6 * n_items * d),
-            4 * n_items * dim * d + 6 * edges * d,
-        )
-    found["transport and fusion"] = (
-        transport,
-        4 * (6 * needed * d) * len(model.modalities),
-        6 * needed * d * d * len(model.modalities),
-    )
-    found["InfoNCE"] = (losses, 4 * 6 * unique * d * pairs, 6 * unique * unique * d * pairs)
-    found[REFRESH] = (
-        refresh,
-        4 * 2 * n_items * d * len(model.modalities),
-        3 * n_items * d * d * len(model.modalities),
-    )
-    return found
+        edges, (n, dim) = len(graph_of(model, m).target), model.features(m).shape
+        nbytes += FLOAT * (n * dim + edges * d + 2 * n * d) + FLOAT * 2 * n * d
+        operations += 2 * n * dim * d + 2 * edges * d + 3 * n * d * d
+    return Phase(call, nbytes, operations)
 
 
-def batches_of(dataset, config, device):
-    """The whole batches of one epoch."""
-    batches = list(
-        Sampler(dataset.interactions.train, dataset.interactions.n_items, config.bpr_batch, 0, device).epoch()
-    )
+def adam_phase(model: RecGOAT, optimizer: torch.optim.Optimizer) -> Phase:
+    """The optimiser alone, on random gradients."""
+    weights = [weight for weight in model.parameters() if weight.requires_grad]
+    for weight in weights:
+        weight.grad = 1e-3 * torch.randn_like(weight)
+    return Phase(optimizer.step, FLOAT * 7 * sum(weight.numel() for weight in weights), 0)
+
+
+def graph_of(model: RecGOAT, modality: str) -> AttentionGraph:
+    """The item graph of a modality."""
+    return typing.cast(AttentionGraph, model.graphs[modality])
+
+
+# ---------------------------------------------------------------- both kinds of step
+
+
+def whole_batches(dataset: Dataset, config: Config, device: torch.device) -> list[Batch]:
+    """The batches of one epoch without the last, which may be smaller."""
+    data = dataset.interactions
+    batches = list(Sampler(data.train, data.n_items, config.bpr_batch, 0, device).epoch())
     return batches[:-1] or batches
 
 
-def stepper(loss, optimizer, batches):
-    """A call that makes the next training step."""
-    turn = itertools.count()
+def make_stepper(
+    loss: Callable[[Batch], torch.Tensor],
+    optimizer: torch.optim.Optimizer,
+    batches: Sequence[Batch],
+    begin_step: Callable[[int], None] = lambda step: None,
+) -> Callable[[], None]:
+    """A function that makes the next training step each time it is called, like the trainer."""
+    steps = itertools.count()
 
-    def call():
-        value = loss(batches[next(turn) % len(batches)])
+    def make_step() -> None:
+        step = next(steps)
+        begin_step(step)
+        value = loss(batches[step % len(batches)])
         optimizer.zero_grad(set_to_none=True)
         value.backward()
         optimizer.step()
 
-    return call
-
-
-def adam(model, optimizer):
-    """A call of the optimiser alone, on random gradients."""
-    for weight in model.parameters():
-        if weight.requires_grad:
-            weight.grad = 1e-3 * torch.randn_like(weight)
-    return optimizer.step
-
-
-# ---------------------------------------------------------------- a step of either kind
+    return make_step
 
 
 class Ours:
-    """The trainer's step: `config.plan_every` of them a call, so that each call has its share of new plans."""
+    """The trainer's step on a dataset of a shape."""
 
-    def __init__(self, shape, config, data, device):
+    def __init__(self, shape: bench.Shape, config: Config, data: str, device: torch.device):
         keep_freed_memory()
-        self.device, self.config, self.dataset = (
-            device,
-            config,
-            bench.make_dataset(shape, config, device, data),
-        )
+        self.device, self.config = device, config
+        self.dataset = bench.make_dataset(shape, config, device, data)
         torch.manual_seed(0)
-        self.model = make_model(config, self.dataset, device).train()
-        self.batches = batches_of(self.dataset, config, device)
-        self.optimizer = torch.optim.Adam(
-            (p for p in self.model.parameters() if p.requires_grad), lr=config.lr, fused=True
+        self.model = RecGOAT(config, self.dataset).to(device).train()
+        self.batches = whole_batches(self.dataset, config, device)
+        weights = [weight for weight in self.model.parameters() if weight.requires_grad]
+        self.optimizer = torch.optim.Adam(weights, lr=config.lr, fused=True)
+        self.step = make_stepper(
+            lambda batch: self.model.loss(batch)["loss"], self.optimizer, self.batches, self.model.begin_step
         )
-        self.step = stepper(lambda batch: self.model.loss(batch)["loss"], self.optimizer, self.batches)
 
-    def seconds(self):
-        """Seconds a step."""
+    def seconds(self) -> float:
+        """Mean seconds of `plan_every` steps, one of which refreshes the transport plans."""
+
+        def steps() -> None:
+            for _ in range(self.config.plan_every):
+                self.step()
+
         with float32_products("high" if self.config.precision == "tf32" else "highest"):
-            return (
-                bench.clock(lambda: [self.step() for _ in range(self.config.plan_every)], self.device)
-                / self.config.plan_every
-            )
+            return bench.time_call(steps, self.device)[0] / self.config.plan_every
 
-    def loss(self):
-        """Loss of the first batch at the start, with a new plan and without dropout."""
+    def loss(self) -> float:
+        """Loss of the first batch with fresh plans and without dropout."""
+        self.model.eval()
+        self.model.begin_step(0)
         with torch.no_grad():
-            _, z_id, z = self.model.eval().represent()
-            for m in self.model.modalities:
-                self.model.fusion.transports[m].refresh(z[m], z_id)
             loss = float(self.model.loss(self.batches[0])["loss"])
         self.model.train()
         return loss
 
 
 class Textbook:
-    """The step of benchmarks/textbook.py with torch's default optimiser."""
+    """The step of benchmarks/textbook.py, in float32 and with torch's default Adam."""
 
-    def __init__(self, shape, config, data, device):
+    def __init__(self, shape: bench.Shape, config: Config, data: str, device: torch.device):
+        self.device = device
         config = dataclasses.replace(config, precision="fp32")
-        self.device, dataset = device, bench.make_dataset(shape, config, device, data)
-        dataset.features.update(
-            {m: matrix.contiguous() for m, matrix in dataset.features.items()}
-        )  # rows, as they are read
+        dataset = bench.make_dataset(shape, config, device, data)
+        # In row-major order, as they are in the file.
+        dataset.features.update({m: matrix.contiguous() for m, matrix in dataset.features.items()})
         torch.manual_seed(0)
-        self.model = make_model(config, dataset, device).train()
-        self.batches = batches_of(dataset, config, device)
-        self.graphs = {
-            "adjacency": textbook.coo_adjacency(dataset.adjacency),
-            **{m: textbook.edge_index(g) for m, g in dataset.graphs.items()},
-        }
-        optimizer = torch.optim.Adam((p for p in self.model.parameters() if p.requires_grad), lr=config.lr)
-        self.step = stepper(
-            lambda batch: textbook.loss(self.model, self.graphs, *batch[:3]), optimizer, self.batches
-        )
+        self.model = RecGOAT(config, dataset).to(device).train()
+        self.batches = whole_batches(dataset, config, device)
+        self.graphs = textbook.graphs_of(self.model)
+        weights = [weight for weight in self.model.parameters() if weight.requires_grad]
+        self.step = make_stepper(self.batch_loss, torch.optim.Adam(weights, lr=config.lr), self.batches)
 
-    def seconds(self):
-        """Seconds a step."""
-        return bench.clock(self.step, self.device)
+    def batch_loss(self, batch: Batch) -> torch.Tensor:
+        """Loss of a batch, which computes its own transport plans."""
+        return textbook.loss(self.model, self.graphs, batch.users, batch.pos, batch.neg)
 
-    def loss(self):
-        """Loss of the first batch at the start, without dropout."""
+    def seconds(self) -> float:
+        """Seconds of a step."""
+        return bench.time_call(self.step, self.device)[0]
+
+    def loss(self) -> float:
+        """Loss of the first batch without dropout."""
+        self.model.eval()
         with torch.no_grad():
-            loss = float(textbook.loss(self.model.eval(), self.graphs, *self.batches[0][:3]))
+            loss = float(self.batch_loss(self.batches[0]))
         self.model.train()
         return loss
 
 
-def compare(args, config):
-    """Both steps in turn, each in a process of its own: its memory is its own, and so is how it allocates it."""
-    with bench.Worker(Ours, args, config) as ours, bench.Worker(Textbook, args, config) as theirs:
-        losses = ours.ask("loss"), theirs.ask("loss")
-        seconds = {"ours": [], "textbook": []}
-        for turn in range(args.repeats + 1):  # the first warms up
-            for name, worker in (("textbook", theirs), ("ours", ours)):
-                taken = worker.ask("seconds")
-                if turn:
-                    seconds[name].append(taken)
-        peaks = {"ours": ours.ask("peak_memory"), "textbook": theirs.ask("peak_memory")}
-    ratio, difference = (
-        bench.median_ratio(seconds["textbook"], seconds["ours"]),
-        abs(losses[0] - losses[1]) / abs(losses[1]),
-    )
-    print(
-        f"textbook step {bench.spread(seconds['textbook'])}, {peaks['textbook']:.0f} MB; ours {bench.spread(seconds['ours'])}, "
-        f"{peaks['ours']:.0f} MB: {ratio:.1f} times faster; losses differ by {difference:.1e}"
-    )
-    return {"seconds": seconds, "ratio": ratio, "loss_difference": difference, "peak_memory_mb": peaks}
+# ---------------------------------------------------------------- measurements
 
 
-# ---------------------------------------------------------------- tables
-
-
-def measure(args, recdim, device, machine):
+def measure(
+    args: argparse.Namespace, recdim: int, device: torch.device, machine: bench.Machine
+) -> bench.Figures:
     """Print the tables of one embedding size. Returns its figures."""
-    config = bench.baby_command(recdim=recdim, bpr_batch=args.batch, precision=args.precision)
-    bench.reset_peak_memory()
-    ours = Ours(args.shape, config, args.data, device)
-    ours.seconds()
-    steps = [ours.seconds() for _ in range(args.repeats)]
-    figures = {
-        "recdim": recdim,
-        "batch": config.bpr_batch,
-        "step": steps,
-        "peak_memory_mb": bench.peak_memory(device),
-    }
-    ours.step()  # the one with new plans; the phases are those of the others
-    parts = phases(ours.model, ours.batches[0], config)
-    ours.model.zero_grad()
-    parts["Adam"] = (
-        adam(ours.model, ours.optimizer),
-        7 * 4 * sum(w.numel() for w in ours.model.parameters() if w.requires_grad),
-        0,
-    )
-    timed = bench.interleave({name: part[0] for name, part in parts.items()}, args.repeats, device)
-    print(
-        f"\nrecdim {recdim}, batch {config.bpr_batch}, {args.precision}: {bench.spread(steps)} a step (mean over {config.plan_every}, "
-        f"with one new plan), peak memory {figures['peak_memory_mb']:.0f} MB"
-    )
-    rows, middle = [], statistics.median(steps)
-    for name, (_, nbytes, operations) in parts.items():
-        share, floor = (
-            statistics.median(timed[name]) / (config.plan_every if name == REFRESH else 1),
-            machine.floor(nbytes, operations),
-        )
-        rows.append(
-            [
-                name + (f" (1 step in {config.plan_every})" if name == REFRESH else ""),
-                bench.spread(timed[name]),
-                f"{floor * 1e3:.3g} ms",
-                f"{statistics.median(timed[name]) / floor:.1f}x",
-                f"{100 * share / middle:.0f} %",
-            ]
-        )
-        figures[name] = {"seconds": timed[name], "floor": floor}
-    print(bench.table(rows, ["phase", "forward and backward", "floor", "over floor", "of the step"]))
-    del ours, parts
+    config = bench.baby_config(recdim=recdim, bpr_batch=args.batch, precision=args.precision)
+    figures = {"recdim": recdim, "batch": config.bpr_batch, **measure_ours(args, config, device, machine)}
     if args.textbook:
         figures["textbook"] = compare(args, config)
     return figures
 
 
-def main():
+def measure_ours(
+    args: argparse.Namespace, config: Config, device: torch.device, machine: bench.Machine
+) -> bench.Figures:
+    """Time our step and its phases, and print them. Returns the figures."""
+    bench.reset_peak_memory()
+    ours = Ours(args.shape, config, args.data, device)
+    ours.seconds()
+    steps = [ours.seconds() for _ in range(args.repeats)]
+    peak = bench.peak_memory(device)
+    phases = make_phases(ours.model, ours.batches[0])
+    ours.model.zero_grad()
+    phases["Adam"] = adam_phase(ours.model, ours.optimizer)
+    seconds = bench.alternate({name: phase.call for name, phase in phases.items()}, args.repeats, device)
+    floors = {name: machine.floor(phase.nbytes, phase.operations) for name, phase in phases.items()}
+    print(
+        f"\nrecdim {config.recdim}, batch {config.bpr_batch}, {config.precision}: "
+        f"{bench.format_times(steps)} per step (mean of {config.plan_every}, one with a plan refresh), "
+        f"peak memory {peak:.0f} MB"
+    )
+    print(phase_table(seconds, floors, statistics.median(steps), config.plan_every))
+    phase_figures = {name: {"seconds": seconds[name], "floor": floors[name]} for name in phases}
+    return {"step": steps, "peak_memory_mb": peak, **phase_figures}
+
+
+def phase_table(
+    seconds: dict[str, list[float]], floors: dict[str, float], step: float, plan_every: int
+) -> str:
+    """Table of the phases: time, lower bound, and share of the median step."""
+    rows = []
+    for name, times in seconds.items():
+        median, every = statistics.median(times), plan_every if name == PLAN else 1
+        rows.append(
+            [
+                f"{name} (1 step in {every})" if name == PLAN else name,
+                bench.format_times(times),
+                f"{floors[name] * 1e3:.3g} ms",
+                f"{median / floors[name]:.1f}x",
+                f"{100 * median / every / step:.0f} %",
+            ]
+        )
+    return bench.format_table(
+        rows, ["phase", "forward and backward", "lower bound", "time / bound", "share of step"]
+    )
+
+
+def compare(args: argparse.Namespace, config: Config) -> bench.Figures:
+    """Time both kinds of step alternately, each in its own process, and print them. Returns the figures."""
+    seconds: dict[str, list[float]] = {"textbook": [], "ours": []}
+    with bench.Worker(Textbook, args, config) as theirs, bench.Worker(Ours, args, config) as ours:
+        workers = {"textbook": theirs, "ours": ours}
+        losses = {name: worker.ask("loss") for name, worker in workers.items()}
+        for turn in range(args.repeats + 1):
+            for name, worker in workers.items():
+                taken = worker.ask("seconds")
+                if turn:  # the first turn is the warm-up
+                    seconds[name].append(taken)
+        peaks = {name: worker.ask("peak_memory") for name, worker in workers.items()}
+    ratio = bench.median_ratio(seconds["textbook"], seconds["ours"])
+    difference = abs(losses["ours"] - losses["textbook"]) / abs(losses["textbook"])
+    print(
+        f"textbook step {bench.format_times(seconds['textbook'])}, {peaks['textbook']:.0f} MB; "
+        f"ours {bench.format_times(seconds['ours'])}, {peaks['ours']:.0f} MB: {ratio:.1f} times faster; "
+        f"relative difference of the losses {difference:.1e}"
+    )
+    return {"seconds": seconds, "ratio": ratio, "loss_difference": difference, "peak_memory_mb": peaks}
+
+
+def main() -> int:
     """Measure and print. Returns the exit code."""
     parser = bench.make_parser(
-        "Time and memory of one training step, phase by phase, against floors and the textbook."
+        "Time and memory of a training step and its phases, beside lower bounds and the textbook step."
     )
     parser.add_argument("--recdim", type=int, nargs="+", default=[64, 256], help="embedding sizes")
-    parser.add_argument("--batch", type=int, default=4096, help="triples a step")
-    parser.add_argument("--precision", default="fp32", help="as main.py's")
+    parser.add_argument("--batch", type=int, default=4096, help="triples in a step")
+    parser.add_argument("--precision", default="fp32", choices=("fp32", "tf32", "bf16"), help="as in main.py")
     parser.add_argument(
         "--textbook",
         type=int,
         default=1,
         choices=(0, 1),
-        help="0 leaves the textbook step out (its cost tensor is [I, d, d])",
+        help="0 omits the textbook step, whose cost tensor is [items, recdim, recdim]",
     )
     args = parser.parse_args()
-    device = bench.start(args)
+    device = bench.set_up(args)
     machine = bench.measure_machine(device)
-    print(f"step, {args.shape.name}: {bench.machine_line(device, machine)}")
+    print(f"step, {args.shape.name}: {bench.describe_machine(device, machine)}")
     figures = [measure(args, recdim, device, machine) for recdim in args.recdim]
-    bench.write_json(args, "step", {"machine": vars(machine), "figures": figures})
+    bench.write_figures(args, "step", {"machine": vars(machine), "figures": figures})
     return 0
 
 

@@ -83,7 +83,7 @@ def test_citation_file_is_valid_and_agrees_with_the_project():
     assert citation["license"] == PROJECT["license"]
     paper = citation["preferred-citation"]
     assert paper["title"].startswith("RecGOAT: Graph Optimal Adaptive Transport")
-    assert paper["authors"] == [{"family-names": "Li"}]
+    assert [author["family-names"] for author in paper["authors"]][:3] == ["Li", "Ju", "Song"]
     assert paper["url"] == "https://arxiv.org/abs/2602.00682"
 
 

@@ -1,0 +1,1 @@
+"""Benchmarks of training, evaluation, graphs and data preparation: see docs/performance.md."""
