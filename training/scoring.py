@@ -10,6 +10,7 @@ from tqdm import tqdm
 
 from dataloader import HeldOut, Rows
 from layers.device import on_cpu
+from layers.sparse import csr_tensor
 from models.base import ItemWeights
 
 GROUP = 64  # score matrices are padded to a multiple of this many columns, which rankings look at together
@@ -46,12 +47,35 @@ def add_history(
     crow, items = history
     first, counts = crow[users], crow[users + 1] - crow[users]
     row, entry = expand(first, counts)
-    rows_of_weights = items[entry]
+    rows = items[entry]
+    if on_cpu(scores) and torch.backends.mkl.is_available():
+        # A product of two sparse matrices that MKL adds to a dense one.
+        pointers = torch.cat([counts.new_zeros(1), counts.cumsum(0)]).int()
+        chosen = csr_tensor(pointers, rows.int(), scores.new_ones(len(rows)), (len(users), len(weights)))
+        padded = csr_tensor(
+            weights.crow_indices(), weights.col_indices(), weights.values(), (len(weights), scores.shape[1])
+        )
+        torch.addmm(scores, chosen, padded, alpha=factor, out=scores)
+        return
     crow, col, values = weights.crow_indices().long(), weights.col_indices(), weights.values()
-    first, counts = crow[rows_of_weights], crow[rows_of_weights + 1] - crow[rows_of_weights]
-    which, entry = expand(first, counts)
+    which, entry = expand(crow[rows], crow[rows + 1] - crow[rows])
     target = row[which] * scores.shape[1] + col[entry]
     scores.view(-1).index_add_(0, target, values[entry], alpha=factor)
+
+
+def history_scores(
+    users: torch.Tensor, items: torch.Tensor, history: Rows, weights: torch.Tensor
+) -> torch.Tensor:
+    """The sum over the user's items j of weights[j, item] for pairs of users and items [m] int64: [m]."""
+    crow, owned = history
+    pair, entry = expand(crow[users], crow[users + 1] - crow[users])
+    n = len(weights)
+    source = torch.repeat_interleave(weights.crow_indices().diff())
+    keys = source * n + weights.col_indices()  # ascending
+    wanted = owned[entry] * n + items[pair]
+    position = torch.searchsorted(keys, wanted).clamp_(max=len(keys) - 1)
+    values = torch.where(keys[position] == wanted, weights.values()[position], 0)
+    return values.new_zeros(len(users)).index_add_(0, pair, values)
 
 
 def expand(first: torch.Tensor, counts: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
