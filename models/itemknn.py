@@ -83,10 +83,10 @@ def item_cosines(train: np.ndarray, n_users: int, n_items: int) -> sp.csr_matrix
 
 
 def keep_largest(matrix: sp.csr_matrix, k: int) -> sp.csr_matrix:
-    """The k largest entries of each row of a sparse matrix; of equal ones, the lower columns."""
+    """The k entries of largest magnitude in each row of a sparse matrix; of equal ones, the lower columns."""
     matrix.sort_indices()
     rows = np.repeat(np.arange(matrix.shape[0]), np.diff(matrix.indptr))
-    order = np.lexsort((matrix.indices, -matrix.data, rows))
+    order = np.lexsort((matrix.indices, -np.abs(matrix.data), rows))
     rank = np.arange(matrix.nnz) - matrix.indptr[rows[order]]
     kept = order[rank < k]
     return sp.csr_matrix((matrix.data[kept], (rows[kept], matrix.indices[kept])), matrix.shape)
