@@ -61,7 +61,10 @@ def load_dataset(config: Config, needs: Needs, device: torch.device) -> Dataset:
     """Read and check a dataset folder and build what `needs` asks for. Raises UserError on bad input."""
     folder, note = dataset_folder(config)
     paths = feature_paths(config, folder)
-    if needs.features and not paths:
+    # Neighbours and the mean text features of users are made of item features, even if the model needs none.
+    user_mean = needs.user_features and config.user_text_feat == "mean"
+    item_features = needs.features or needs.neighbours or user_mean
+    if item_features and not paths:
         raise UserError(missing_features(config, folder))
     # The number of rows of the feature files is the size of the catalogue, also for a model without features.
     arrays = {m: open_features(path) for m, path in paths.items()}
@@ -80,7 +83,7 @@ def load_dataset(config: Config, needs: Needs, device: torch.device) -> Dataset:
             notes.append(f"note: {interactions.source}: {count} repeated interactions merged in {split}")
     adjacency = normalised_adjacency(interactions, config.edge_weight, device) if needs.adjacency else None
     features, neighbours, user_features, user_neighbours = {}, {}, None, None
-    if needs.features:
+    if item_features:
         features = {m: load_features(array, paths[m], interactions.n_items) for m, array in arrays.items()}
     if needs.neighbours:
         for m, matrix in features.items():
@@ -98,9 +101,9 @@ def load_dataset(config: Config, needs: Needs, device: torch.device) -> Dataset:
         interactions_hash(interactions), list(features), *(array for array in inputs if array is not None)
     )
     del inputs
-    tensors = {
-        m: to_device(features.pop(m), needs, device) for m in list(features)
-    }  # frees each array in turn
+    # pop frees each array in turn.
+    names = list(features) if needs.features else []
+    tensors = {m: to_device(features.pop(m), needs, device) for m in names}
     user_tensor = None if user_features is None else to_device(user_features, needs, device)
     return Dataset(
         interactions, adjacency, tensors, neighbours, user_tensor, user_neighbours, fingerprint, notes

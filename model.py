@@ -41,6 +41,11 @@ def product_dtype(config: Config) -> torch.dtype | None:
     return torch.bfloat16 if config.precision == "bf16" else None
 
 
+def uses_plan(config: Config) -> bool:
+    """Whether transport plans are computed, rather than a residual alone or no transport at all."""
+    return config.fusion == "oat" and config.transport in ("full", "plan")
+
+
 # ---------------------------------------------------------------- optimal adaptive transport
 
 
@@ -107,10 +112,13 @@ class Transport(nn.Module):
         return (self.plan * self.cost(z_m, z_id)).sum()
 
     def diagnostics(self) -> dict[str, torch.Tensor]:
-        """Mass, entropy (relative to its maximum, 2 ln d) and marginal error of T0, and the figures of refresh.
+        """Mass, entropy (relative to its maximum 2 ln d) and marginal error of T0; figures of refresh.
 
-        "ratio" and "residual_ratio" are the lengths of Z s T0 and Z residual relative to Z.
+        "ratio" and "residual_ratio" are the lengths of Z s T0 and Z residual relative to Z. Empty if no
+        plan is used.
         """
+        if not uses_plan(self.config):
+            return {}
         plan, d = self.plan, len(self.plan)
         entropy = -torch.special.xlogy(plan, plan).sum() / max(2 * math.log(d), 1e-9)
         row_error = (plan.sum(1) - 1 / d).abs().sum()
@@ -308,7 +316,7 @@ class RecGOAT(Recommender):
     def begin_step(self, step: int) -> None:
         """Refresh the transport plans every `plan_every` steps, from all items without dropout."""
         config = self.config
-        if config.fusion != "oat" or config.transport in ("residual", "none") or step % config.plan_every:
+        if not uses_plan(config) or step % config.plan_every:
             return
         training = self.training
         self.eval()
@@ -400,7 +408,7 @@ class RecGOAT(Recommender):
 
     def images(self) -> dict[str, torch.Tensor]:
         """Each transport plan, relative to its largest entry."""
-        if self.config.fusion != "oat":
+        if not uses_plan(self.config):
             return {}
         plans = {m: self.fusion.transport(m).plan for m in self.modalities}
         return {f"plan/{m}": plan / plan.max().clamp_min(1e-30) for m, plan in plans.items()}

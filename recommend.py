@@ -422,8 +422,8 @@ def check_flags(args: argparse.Namespace) -> None:
             raise UserError("--format parquet needs --output FILE")
         if importlib.util.find_spec("pyarrow") is None:
             raise UserError(
-                "--format parquet needs pyarrow: pip install -c constraints.txt -e '.[features]', or take tsv or "
-                "jsonl"
+                "--format parquet needs pyarrow: pip install -c constraints.txt -e '.[features]', "
+                "or take tsv or jsonl"
             )
     target = args.export_embeddings or args.output
     if target and (Path(target).is_dir() or not Path(target).parent.is_dir()):

@@ -278,5 +278,5 @@ class Branch(nn.Module):
 def nearest_rows(queries: torch.Tensor, features: torch.Tensor, k: int, block: int = 1024) -> torch.Tensor:
     """Rows of features [n, d] of highest cosine similarity to each query [m, d]: [m, min(k, n)] int64."""
     directions = F.normalize(features.float(), dim=1).T
-    parts = F.normalize(queries, dim=1).split(block)
+    parts = F.normalize(queries.float(), dim=1).split(block)
     return torch.cat([(part @ directions).topk(min(k, len(features)), dim=1).indices for part in parts])

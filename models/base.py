@@ -153,4 +153,8 @@ def sparse_like(matrix: sp.spmatrix, tensor: torch.Tensor) -> torch.Tensor:
 
 def own_fields(model: type[Recommender]) -> list[tuple[str, type, dataclasses.Field]]:
     """The settings of a model class as dataclass fields: (name, type, field)."""
-    return [(name, type(field.default), field) for name, field in model.settings.items()]
+    fields = {
+        name: value if isinstance(value, dataclasses.Field) else dataclasses.field(default=value)
+        for name, value in model.settings.items()
+    }
+    return [(name, type(field.default), field) for name, field in fields.items()]

@@ -32,16 +32,16 @@ class FREEDOM(LightGCN):
     needs: typing.ClassVar[Needs] = Needs(adjacency=True, features=True, neighbours=True)
     item_graph: torch.Tensor
     item_graph_transposed: torch.Tensor
+    thinned: torch.Tensor
 
     def __init__(self, config: Config, dataset: Dataset):
         super().__init__(config, dataset)
         self.pairs = dataset.interactions.train
         self.steps_per_epoch = -(-len(self.pairs) // config.bpr_batch)
-        degree_u, degree_i = (
-            torch.bincount(ids).sqrt()[ids] for ids in torch.from_numpy(self.pairs).unbind(1)
-        )
-        self.keep_rate = 1 / (degree_u * degree_i).double()  # [n], relative odds of an edge to be kept
-        self.thinned_epoch, self.thinned = -1, self.adjacency
+        degree_u, degree_i = (np.bincount(ids)[ids] for ids in self.pairs.T)
+        self.keep_rate = 1 / np.sqrt(degree_u * degree_i)  # [n], relative odds of an edge to be kept
+        self.thinned_epoch = -1
+        self.register_buffer("thinned", self.adjacency, persistent=False)
         graph = mean_neighbour_graph(
             dataset.neighbours, graph_shares(dataset.neighbours, config.item_graph_image)
         )
@@ -71,14 +71,15 @@ class FREEDOM(LightGCN):
 
         It depends on the epoch and the seed alone, so that a resumed run draws the same graph.
         """
-        generator = torch.Generator().manual_seed((self.config.seed << 32) + epoch)
+        # torch's generator on a CPU uses the lowest 32 bits of a seed alone, which cannot hold both numbers.
+        rng = np.random.default_rng((self.config.seed, epoch))
         # The edges with the smallest exponential arrival times are a sample without replacement (Efraimidis &
         # Spirakis 2006).
-        times = torch.empty(len(self.keep_rate), dtype=torch.float64)
-        times = times.exponential_(generator=generator) / self.keep_rate
+        times = rng.exponential(size=len(self.keep_rate)) / self.keep_rate
         count = max(int(len(times) * (1 - self.config.edge_dropout)), 1)
-        kept = times.topk(count, largest=False).indices.sort().values
-        return bipartite_adjacency(self.pairs[kept.numpy()], len(self.user), len(self.item), self.user.device)
+        kept = np.sort(np.argpartition(times, count - 1)[:count])
+        graph = bipartite_adjacency(self.pairs[kept], len(self.user), len(self.item), self.user.device)
+        return graph.to(self.user.dtype)
 
     def graph(self) -> torch.Tensor:
         """The thinned graph of the epoch while training, the whole graph while scoring."""

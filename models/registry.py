@@ -14,16 +14,17 @@ import dataclasses
 import functools
 import importlib
 import importlib.util
+import keyword
 import sys
 import traceback
 import typing
 from pathlib import Path
 
 from utils import UserError, content_hash
-from world import Config
 
 if typing.TYPE_CHECKING:
     from models.base import Recommender
+    from world import Config
 
 
 class Entry(typing.NamedTuple):
@@ -91,9 +92,8 @@ def load_class(model: str) -> type[Recommender]:
     try:
         spec.loader.exec_module(module)
     except Exception as error:
-        lines = [
-            frame.lineno for frame in traceback.extract_tb(error.__traceback__) if frame.filename == str(path)
-        ]
+        frames = traceback.extract_tb(error.__traceback__)
+        lines = [frame.lineno for frame in frames if Path(frame.filename).resolve() == path.resolve()]
         place = f", line {lines[-1]}" if lines else ""
         raise UserError(f"{path}{place}: {type(error).__name__}: {error}; correct the file") from error
     found = getattr(module, name, None)
@@ -106,17 +106,19 @@ def load_class(model: str) -> type[Recommender]:
 def config_class(model: str) -> type[Config]:
     """Config, with the settings that the model class adds. Raises UserError if one of them is not usable."""
     from models.base import own_fields
+    from world import GROUPS, Config
 
     own = own_fields(find_model(model))
     if not own:
         return Config
-    taken = {field.name for field in dataclasses.fields(Config)}
+    taken = {"help", *dir(Config)}.union(*(field.metadata["alias"] for field in dataclasses.fields(Config)))
     for name, kind, field in own:
         if (
             name in taken
             or not name.isidentifier()
+            or keyword.iskeyword(name)
             or kind not in (int, float, str)
-            or "group" not in field.metadata
+            or field.metadata.get("group") not in GROUPS
         ):
             raise UserError(
                 f"--model {model}: setting '{name}' must have a new name and be made by world.setting with a "

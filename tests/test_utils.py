@@ -1,4 +1,4 @@
-"""Metrics against loops over ranks, the sparse product against a dense one, file writes, locks, hashes."""
+"""Metrics against loops over ranks, file writes, locks, hashes."""
 
 import math
 import os
@@ -9,9 +9,6 @@ import numpy as np
 import pytest
 import torch
 
-from layers.dropout import keep_mask
-from layers.sparse import csr_product, csr_tensor, mean_of_powers, propagate, propagate_rows
-from layers.topk import first_columns, top_columns
 from training.metrics import ranking_metrics
 from utils import UserError, atomic_write, content_hash, lock_file, write_text
 from world import peak_memory_mb
@@ -76,126 +73,6 @@ def test_perfect_ranking_scores_one_and_more_relevant_than_k_bounds_recall():
         assert metrics[name].item() == 1
 
 
-def random_symmetric(n, dtype):
-    rng = np.random.default_rng(0)
-    upper = np.triu(rng.standard_normal((n, n)) * (rng.random((n, n)) < 0.3))
-    return torch.tensor(upper + np.triu(upper, 1).T, dtype=dtype)
-
-
-def mean_of_dense_powers(dense, x, layers):
-    return sum(torch.linalg.matrix_power(dense, k) @ x for k in range(layers + 1)) / (layers + 1)
-
-
-def test_csr_product_equals_dense_with_empty_rows():
-    dense = torch.tensor([[0, 2.0, 0], [0, 0, 0], [1, 0, 3], [0, 0, 0]], dtype=torch.float64)
-    matrix, x = dense.to_sparse_csr(), torch.randn(3, 5, dtype=torch.float64)
-    torch.testing.assert_close(
-        csr_product(matrix.crow_indices(), matrix.col_indices(), matrix.values(), x), dense @ x
-    )
-
-
-@pytest.mark.parametrize("layers", [0, 1, 3])
-@pytest.mark.parametrize("width", [1, 16, 32, 2**20])
-@pytest.mark.parametrize("sizes", [[12], [7, 5], [1, 0, 11]])
-def test_propagation_is_the_mean_of_the_powers_forward_and_backward(monkeypatch, layers, width, sizes):
-    monkeypatch.setattr(mean_of_powers, "__defaults__", (None, width))
-    dense, x = (
-        random_symmetric(12, torch.float64),
-        torch.randn(12, 35, dtype=torch.float64, requires_grad=True),
-    )
-    weight = torch.randn(12, 35, dtype=torch.float64)
-    parts = propagate(dense.to_sparse_csr(), layers, *x.split(sizes))
-    assert [len(part) for part in parts] == sizes
-    out, want = torch.cat(parts), mean_of_dense_powers(dense, x, layers)
-    torch.testing.assert_close(out, want)
-    torch.testing.assert_close(*(torch.autograd.grad((value * weight).sum(), x)[0] for value in (out, want)))
-
-
-@pytest.mark.parametrize("layers", [0, 2])
-@pytest.mark.parametrize("rows", [([0, 3, 6], [4, 1, 1]), ([5, 5, 5], []), (range(7), range(5))])
-def test_some_rows_of_the_propagation_are_those_of_all(layers, rows):
-    matrix, x = (
-        random_symmetric(12, torch.float64).to_sparse_csr(),
-        torch.randn(12, 35, dtype=torch.float64, requires_grad=True),
-    )
-    rows = [torch.tensor(list(at), dtype=torch.int64) for at in rows]
-    weights = [torch.randn(len(at), 35, dtype=torch.float64) for at in rows * 2]
-
-    def whole():
-        parts = x.split([7, 5])
-        return [part[at] for part, at in zip((*propagate(matrix, layers, *parts), *parts), rows * 2)]
-
-    def some():
-        return list(propagate_rows(matrix, layers, rows, *x.split([7, 5])))
-
-    torch.testing.assert_close(some(), whole())
-    for used in (4, 1):  # outputs that a loss may leave out
-        torch.testing.assert_close(
-            *(
-                torch.autograd.grad(sum((w * part).sum() for w, part in zip(weights[:used], make())), x)[0]
-                for make in (some, whole)
-            )
-        )
-
-
-def test_propagation_passes_gradcheck():
-    matrix = random_symmetric(7, torch.float64).to_sparse_csr()
-    x = torch.randn(7, 3, dtype=torch.float64, requires_grad=True)
-    assert torch.autograd.gradcheck(lambda *parts: propagate(matrix, 2, *parts), x.split([4, 3]))
-
-
-def test_propagation_takes_a_gradient_that_is_not_contiguous():
-    dense, x = random_symmetric(6, torch.float32), torch.randn(6, 4, requires_grad=True)
-    propagate(dense.to_sparse_csr(), 1, x)[0].T.contiguous().T.sum().backward()
-    torch.testing.assert_close(x.grad, mean_of_dense_powers(dense, torch.ones(6, 4), 1))
-
-
-@pytest.mark.parametrize("n, k", [(704, 1), (704, 5), (1024, 5), (300, 20), (64, 64), (640, 4)])
-def test_top_columns_are_those_of_topk_whatever_the_groups(n, k):
-    torch.manual_seed(n)
-    scores = torch.randn(9, n)
-    scores[1, : n - k] = -torch.inf  # just enough candidates
-    assert torch.equal(top_columns(scores, k), scores.topk(k, dim=1).indices)
-    scores = torch.randint(4, (9, n)).float()  # ties: any of the best will do
-    top = top_columns(scores, k)
-    assert torch.equal(scores.gather(1, top), scores.topk(k, dim=1).values)
-    assert all(len(set(row)) == k for row in top.tolist())
-
-
-@pytest.mark.parametrize("n, k", [(704, 5), (300, 20), (64, 64), (1024, 1)])
-@pytest.mark.parametrize("levels", [1, 4, 10**6])
-def test_first_columns_are_those_of_a_stable_sort(n, k, levels):
-    torch.manual_seed(n)
-    scores = torch.randint(levels, (30, n)).float()
-    assert torch.equal(
-        first_columns(scores, k), scores.sort(dim=1, descending=True, stable=True).indices[:, :k]
-    )
-
-
-@pytest.mark.parametrize("p", [0.0, 0.1, 0.5, 0.95])
-@pytest.mark.parametrize("dtype", [torch.float32, torch.float64, torch.bfloat16])
-def test_keep_mask_drops_the_given_share_independently_and_follows_the_seed(p, dtype):
-    x = torch.randn(1001, 203, dtype=dtype)
-    torch.manual_seed(3)
-    kept = keep_mask(x, p)
-    assert kept.dtype == dtype and torch.equal(kept, (kept != 0).to(dtype))
-    n, share = x.numel(), kept.double().mean().item()
-    assert kept.shape == x.shape
-    assert abs(share - (1 - p)) <= 5 * math.sqrt(p * (1 - p) / n) + 2**-17
-    flat = kept.flatten().double() - share
-    for lag in (1, 2, 3, 4, 203):  # four numbers share a draw
-        assert abs((flat[lag:] * flat[:-lag]).mean()) <= 5 * max(share * (1 - share), 1e-12) / math.sqrt(n)
-    torch.manual_seed(3)
-    assert torch.equal(kept, keep_mask(x, p))
-
-
-def test_csr_tensor_holds_what_it_is_given():
-    got = csr_tensor(
-        torch.tensor([0, 2, 2, 3]), torch.tensor([0, 2, 1]), torch.tensor([1.0, 2.0, 3.0]), (3, 3)
-    )
-    assert got.to_dense().tolist() == [[1, 0, 2], [0, 0, 0], [0, 3, 0]]
-
-
 # ---------------------------------------------------------------- atomic writes
 
 
@@ -213,7 +90,7 @@ def test_atomic_write_replaces_the_file_and_leaves_nothing_else(tmp_path):
 def test_atomic_write_keeps_the_old_file_on_an_exception(tmp_path, error):
     path = tmp_path / "a.bin"
     path.write_bytes(b"old")
-    with pytest.raises(error), atomic_write(path) as file:
+    with pytest.raises(error), atomic_write(path) as file:  # noqa: PT012
         file.write(b"half")
         raise error
     assert path.read_bytes() == b"old"
@@ -274,7 +151,7 @@ def test_atomic_write_follows_symbolic_links(tmp_path, target_exists, relative):
 def test_atomic_write_refuses_a_loop_of_symbolic_links(tmp_path):
     (tmp_path / "a").symlink_to("b")
     (tmp_path / "b").symlink_to("a")
-    with pytest.raises(OSError), atomic_write(tmp_path / "a") as file:
+    with pytest.raises(OSError, match="symbolic links"), atomic_write(tmp_path / "a") as file:
         file.write(b"new")
     assert (tmp_path / "a").is_symlink() and (tmp_path / "b").is_symlink()
     assert len(list(tmp_path.iterdir())) == 2
@@ -346,7 +223,7 @@ def test_lock_file_waits_for_the_holder_if_asked_to(tmp_path):
 
 def test_lock_file_names_a_file_that_cannot_be_opened(tmp_path):
     with (
-        pytest.raises(UserError, match="missing/.lock: cannot be written"),
+        pytest.raises(UserError, match=r"missing/\.lock: cannot be written"),
         lock_file(tmp_path / "missing" / ".lock"),
     ):
         raise AssertionError("locked a file that does not exist")

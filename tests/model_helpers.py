@@ -1,0 +1,99 @@
+"""Small models, batches and random tensors that the tests of layers and models share."""
+
+import math
+import sys
+
+import numpy as np
+import torch
+from helpers import dataset_of
+
+import layers.device
+from dataloader import make_batches
+from main import make_model
+from models.registry import config_class
+
+CPU = torch.device("cpu")
+NO_DROPOUT = {"attn_dropout": 0.0, "fuse_drop": 0.0}
+SMALL = {
+    "model": "lgn_mm",
+    "recdim": 8,
+    "attn_heads": 2,
+    "item_knn_k": 4,
+    "user_knn_k": 4,
+    "bpr_batch": 64,
+    "topks": (5,),
+}
+
+
+def randn(*shape, seed=0, dtype=torch.float64, grad=False):
+    """Normal random numbers that depend on the seed alone."""
+    generator = torch.Generator().manual_seed(seed)
+    return torch.randn(shape, generator=generator, dtype=dtype).requires_grad_(grad)
+
+
+def settings(**changes):
+    """Config of a small model, by default RecGOAT."""
+    values = {**SMALL, **changes}
+    return config_class(values["model"])(**values)
+
+
+def build(folder, modalities=("text", "image"), **changes):
+    """The model of these settings on the dataset of the small_dataset fixture, with these modalities."""
+    audio = folder / "audio_feat.npy"
+    if "audio" in modalities and not audio.exists():
+        np.save(audio, np.random.default_rng(2).standard_normal((30, 7)).astype(np.float32))
+    paths = {f"{m}_feat": str(folder / f"{m}_feat.npy") for m in modalities}
+    config = settings(dataset=folder.name, data_root=str(folder.parent), **{**paths, **changes})
+    torch.manual_seed(config.seed)
+    return make_model(config, dataset_of(config), CPU)
+
+
+def batch_of(users, pos, neg):
+    """One Batch of these triples."""
+    return make_batches(*map(torch.tensor, (users, pos, neg)), len(users))[0]
+
+
+def repeating_batch():
+    """A batch in which users and items occur more than once, items as positives and as negatives too."""
+    return batch_of([0, 1, 1, 2, 5, 0], [3, 3, 4, 9, 9, 8], [10, 11, 3, 12, 11, 13])
+
+
+def bpr_by_hand(user, item, batch):
+    """Mean of -log sigmoid(u . p - u . n), triple by triple."""
+    user, item, triples = user.detach(), item.detach(), zip(*(ids.tolist() for ids in batch[:3]))
+    margins = [float(user[u] @ item[p] - user[u] @ item[n]) for u, p, n in triples]
+    return sum(math.log(1 + math.exp(-margin)) for margin in margins) / len(margins)
+
+
+def norm_by_hand(user, item, batch):
+    """Mean over triples of the summed squares of their three vectors."""
+    user, item, triples = user.detach(), item.detach(), zip(*(ids.tolist() for ids in batch[:3]))
+    rows = [float((torch.stack([user[u], item[p], item[n]]) ** 2).sum()) for u, p, n in triples]
+    return sum(rows) / len(rows)
+
+
+def gradients(model):
+    """{name: gradient} of the parameters of a module."""
+    return {name: parameter.grad for name, parameter in model.named_parameters()}
+
+
+def random_neighbours(n, k, seed=3):
+    """[n, k] ids of other nodes, each once in a row; no row contains n - 1."""
+    rng = np.random.default_rng(seed)
+    return np.array([rng.permutation([j for j in range(n - 1) if j != i])[:k] for i in range(n)])
+
+
+def edges_of(neighbours):
+    """{(source, target)} of a neighbour table: both directions and self loops, found by loops."""
+    edges = {(i, i) for i in range(len(neighbours))}
+    for i, row in enumerate(neighbours.tolist()):
+        edges |= {edge for j in row for edge in ((i, j), (j, i))}
+    return edges
+
+
+def choose_gpu_branches(monkeypatch):
+    """Let all code take its GPU branches from now on, for tensors on the CPU too."""
+    original = layers.device.on_cpu
+    for module in list(sys.modules.values()):
+        if vars(module).get("on_cpu") is original:
+            monkeypatch.setattr(module, "on_cpu", lambda tensor: False)
