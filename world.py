@@ -193,7 +193,7 @@ class Config:
     neighbour_scale: str = setting(
         "raw",
         "model",
-        "raw adds the neighbourhood term as it is; spread first divides both parts by their deviation over the items",
+        "raw adds the neighbourhood term as it is; spread divides both parts by their deviation over items",
         choices=("raw", "spread"),
     )
 

@@ -99,7 +99,7 @@ class Recommender(nn.Module):
         raise NotImplementedError
 
     def item_weights(self) -> ItemWeights | None:
-        """A further score term from the user's TRAIN items; None: no such term. By default the neighbourhood term."""
+        """A further score term from the user's TRAIN items, by default the neighbourhood term; None: none."""
         config = self.config
         if not config.neighbour_weight:
             return None

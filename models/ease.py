@@ -21,8 +21,8 @@ MAX_ITEMS = 30_000  # the dense matrices of more items take over 10 GB
 class EASE(Recommender):
     """Item weights B that reconstruct the TRAIN matrix X from itself, in closed form: no training.
 
-    B minimises |X - X B|^2 + l2 |B|^2 with a zero diagonal: with P = (X'X + l2)^-1, B_ij = -P_ij / P_jj. Of each row
-    the entries of largest magnitude are kept.
+    B minimises |X - X B|^2 + l2 |B|^2 with a zero diagonal: with P = (X'X + l2)^-1, B_ij = -P_ij / P_jj. Of
+    each row the entries of largest magnitude are kept.
     """
 
     settings: typing.ClassVar[dict[str, typing.Any]] = {
@@ -36,8 +36,8 @@ class EASE(Recommender):
         data = dataset.interactions
         if data.n_items > MAX_ITEMS:
             raise UserError(
-                f"--model ease: inverts a matrix of {data.n_items} x {data.n_items}, and {MAX_ITEMS} items are the "
-                "limit; take --model itemknn"
+                f"--model ease: inverts a matrix of {data.n_items} x {data.n_items}, and {MAX_ITEMS} items "
+                "are the limit; take --model itemknn"
             )
         self.n_users, own = data.n_users, vars(config)
         weights = reconstruction_weights(data.train, data.n_users, data.n_items, own["ease_l2"])

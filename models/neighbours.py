@@ -1,12 +1,12 @@
-"""The neighbourhood term: item-to-item weights from TRAIN co-purchases and content, added to the scores of any model.
+"""The neighbourhood term: item-to-item weights from TRAIN co-purchases and content, for any model's scores.
 
     score(u, i) += lambda * sum over j in train(u) of W[j, i]
     W = offdiag(D_i^-b X' D_u^-1/2 X) + alpha (A + A')
 
-X is the TRAIN matrix [U, I] of zeros and ones, D_u and D_i are its degrees, A is the weighted mean of the modalities'
-kNN graphs with cosine similarities as values. A factor model beside an item-neighbourhood model is an old idea
-(Koren 2008): the factors have a low rank and W a high one, so that they find different items. The popularity of the
-target i is not normalised, which would halve the accuracy of the term.
+X is the TRAIN matrix [U, I] of zeros and ones, D_u and D_i are its degrees, A is the weighted mean of the
+modalities' kNN graphs with cosine similarities as values. A factor model beside an item-neighbourhood model
+is an old idea (Koren 2008): the factors have a low rank and W a high one, so that they find different items.
+The popularity of the target i is not normalised, which would halve the accuracy of the term.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ from world import Config
 
 
 def neighbour_weights(config: Config, dataset: Dataset) -> sp.csr_matrix:
-    """W of the config and the dataset: [I, I] float32, zero diagonal. Without features only co-purchases count."""
+    """W of the config and the dataset: [I, I] float32, zero diagonal. Without features, co-purchases only."""
     data = dataset.interactions
     weights = co_purchases(data.train, data.n_users, data.n_items, config.neighbour_power)
     if config.neighbour_content and dataset.neighbours:

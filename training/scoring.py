@@ -18,7 +18,7 @@ GROUP = 64  # score matrices are padded to a multiple of this many columns, whic
 
 @dataclasses.dataclass(frozen=True)
 class Scorer:
-    """Scores of users for items: user @ item.T, and the term of a model's item weights (models.base.ItemWeights)."""
+    """Scores of users for items: user @ item.T, and the term of a model's item weights."""
 
     user: torch.Tensor  # [U, d]
     item: torch.Tensor  # [I, d]
