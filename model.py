@@ -12,6 +12,7 @@ layers/, the contract that every model fulfils is models/base.py, and the baseli
 
 from __future__ import annotations
 
+import dataclasses
 import math
 import typing
 from collections.abc import Collection
@@ -215,7 +216,8 @@ class RecGOAT(Recommender):
 
     def __init__(self, config: Config, dataset: Dataset):
         super().__init__(config, dataset)
-        self.backbone = LightGCN(config, dataset)
+        # The neighbourhood term belongs to the whole model.
+        self.backbone = LightGCN(dataclasses.replace(config, neighbour_weight=0.0), dataset)
         self.modalities = [m for m in MODALITIES if m in dataset.features]
         dtype = product_dtype(config) or torch.float32
         for m in self.modalities:

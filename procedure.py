@@ -118,7 +118,7 @@ def final_scorer(model: Recommender, data: Interactions, config: Config) -> Iter
         user, item = model.embeddings()
         weights, history = model.item_weights(), None
         if weights is not None:
-            history = pairs_to_rows(data.train, data.n_users, weights.device)
+            history = pairs_to_rows(data.train, data.n_users, weights.matrix.device)
         yield Scorer(user, item, weights, history)
     model.train(training)
 

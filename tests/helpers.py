@@ -94,4 +94,4 @@ def stop_after(monkeypatch, steps, happening):
 
 def dataset_of(config):
     """The dataset that the model of a config needs."""
-    return load_dataset(config, find_model(config.model).needs, torch.device("cpu"))
+    return load_dataset(config, find_model(config.model).data_needs(config), torch.device("cpu"))
