@@ -176,6 +176,15 @@ def test_the_command_that_a_stopped_run_prints_continues_it(
     assert main.main(shlex.split(command)) == 0
 
 
+def test_resuming_with_another_file_is_noted(small_dataset, tmp_path, model, capsys):
+    folder = train(small_dataset, tmp_path / "runs", model=model)
+    for change, noted in (("", False), ("# edited\n", True), ("", False)):
+        with open(tmp_path / "my_model.py", "a") as file:
+            file.write(change)
+        assert main.main(["--resume", str(folder), "--model", model]) == 0
+        assert ("my_model.py:ScaledLightGCN has changed since" in capsys.readouterr().out) == noted
+
+
 def test_evaluate_only(small_dataset, tmp_path, model, capsys):
     folder = train(small_dataset, tmp_path / "runs", model=model, scale=2.0)
     scored = ["--evaluate_only", "1", "--checkpoint", str(folder / "best.pt")]
