@@ -21,6 +21,7 @@ class Parser(argparse.ArgumentParser):
     """ArgumentParser that raises UserError for a bad command line instead of printing usage and exiting."""
 
     def error(self, message: str) -> NoReturn:
+        """Raise UserError with the message."""
         raise UserError(f"{message} ({self.prog} --help lists the flags)")
 
 

@@ -66,7 +66,7 @@ def set_up(config: Config) -> torch.device:
 
 def load(config: Config, device: torch.device) -> tuple[Dataset, list[str]]:
     """The dataset of a config, and lines about it for the user."""
-    dataset = load_dataset(config, find_model(config.model).needs, device)
+    dataset = load_dataset(config, find_model(config.model).data_needs(config), device)
     data = dataset.interactions
     if max(config.topks) > data.n_items:
         raise UserError(f"--topks {max(config.topks)}: there are only {data.n_items} items; give a smaller K")

@@ -12,6 +12,7 @@ layers/, the contract that every model fulfils is models/base.py, and the baseli
 
 from __future__ import annotations
 
+import dataclasses
 import math
 import typing
 from collections.abc import Collection
@@ -111,9 +112,10 @@ class Transport(nn.Module):
         return (self.plan * self.cost(z_m, z_id)).sum()
 
     def diagnostics(self) -> dict[str, torch.Tensor]:
-        """Mass, entropy (relative to its maximum, 2 ln d) and marginal error of T0; the figures of refresh.
+        """Mass, entropy (relative to its maximum 2 ln d) and marginal error of T0; figures of refresh.
 
-        "ratio" and "residual_ratio": lengths of Z s T0 and Z residual relative to Z. Empty without plans.
+        "ratio" and "residual_ratio" are the lengths of Z s T0 and Z residual relative to Z. Empty if no
+        plan is used.
         """
         if not uses_plan(self.config):
             return {}
@@ -214,7 +216,8 @@ class RecGOAT(Recommender):
 
     def __init__(self, config: Config, dataset: Dataset):
         super().__init__(config, dataset)
-        self.backbone = LightGCN(config, dataset)
+        # The neighbourhood term belongs to the whole model.
+        self.backbone = LightGCN(dataclasses.replace(config, neighbour_weight=0.0), dataset)
         self.modalities = [m for m in MODALITIES if m in dataset.features]
         dtype = product_dtype(config) or torch.float32
         for m in self.modalities:

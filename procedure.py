@@ -20,6 +20,7 @@ from tqdm import tqdm
 from data.formats import Interactions, interactions_hash
 from dataloader import Dataset, HeldOut, Sampler, held_out, pairs_to_rows
 from models.base import Recommender
+from models.registry import is_external
 from training import projector
 from training.checkpoint import read_checkpoint
 from training.folder import provenance
@@ -117,7 +118,7 @@ def final_scorer(model: Recommender, data: Interactions, config: Config) -> Iter
         user, item = model.embeddings()
         weights, history = model.item_weights(), None
         if weights is not None:
-            history = pairs_to_rows(data.train, data.n_users, weights.device)
+            history = pairs_to_rows(data.train, data.n_users, weights.matrix.device)
         yield Scorer(user, item, weights, history)
     model.train(training)
 
@@ -318,9 +319,11 @@ def format_metrics(metrics: Metrics, ks: tuple[int, ...]) -> str:
 def interrupted(run: Run, log: RunLog, stop: Callable[[], bool]) -> Result:
     """Result of a run that was stopped; logs how to continue it."""
     progress, reason = run.progress, stop.reason if isinstance(stop, Stop) else "stopped"
+    # A run never executes a stored file by itself: the user has to name it again.
+    model = f" --model {run.config.model}" if is_external(run.config.model) else ""
     log.say(
         f"{reason}: stopped in epoch {progress.epoch + 1}; continue with: python main.py --resume "
-        f"{run.folder}"
+        f"{run.folder}{model}"
     )
     result: Result = {
         "status": "interrupted",

@@ -35,7 +35,7 @@ from data.feature_files import load_features, open_features
 from data.formats import Interactions, dataset_folder, names_of, read_lines, read_titles
 from dataloader import Dataset, HeldOut, Rows, load_dataset
 from main import make_model
-from models.base import Recommender
+from models.base import ItemWeights, Recommender
 from models.registry import find_model
 from parse import restored_config
 from reporting.lists import WRITERS, Lists, TopList, open_output
@@ -92,7 +92,7 @@ def load_run(
     device = choose_device(config)
     if config.threads:
         torch.set_num_threads(config.threads)
-    dataset = load_dataset(config, find_model(config.model).needs, device)
+    dataset = load_dataset(config, find_model(config.model).data_needs(config), device)
     model, source = make_model(config, dataset, device), dataset.interactions.source
     try:
         model.load_state_dict(state["model"])
@@ -194,7 +194,7 @@ class Vectors:
 
     user: torch.Tensor  # [U, d]
     item: torch.Tensor  # [I + cold, d]
-    weights: torch.Tensor | None  # sparse CSR [I, I], see Recommender.item_weights
+    weights: ItemWeights | None  # see Recommender.item_weights
     user_ids: list[str]
     item_ids: list[str]
     titles: list[str] | None
@@ -422,8 +422,8 @@ def check_flags(args: argparse.Namespace) -> None:
             raise UserError("--format parquet needs --output FILE")
         if importlib.util.find_spec("pyarrow") is None:
             raise UserError(
-                "--format parquet needs pyarrow: pip install -c constraints.txt -e '.[features]', or take tsv or "
-                "jsonl"
+                "--format parquet needs pyarrow: pip install -c constraints.txt -e '.[features]', "
+                "or take tsv or jsonl"
             )
     target = args.export_embeddings or args.output
     if target and (Path(target).is_dir() or not Path(target).parent.is_dir()):

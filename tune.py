@@ -1,364 +1,180 @@
-"""Search for good settings: many short trainings, judged on VALIDATION; the test split is never scored.
+"""Hyperparameter search: many short trainings (trials), compared on VALIDATION; TEST is never scored.
 
     python tune.py --study lgn_demo --trials 40 --dataset demo --model lgn --epochs 80 --patience 4
-    python tune.py --study lgn_demo --trials 40 ...           # the same again, beside it or later: goes on with the study
-    python tune.py --study NAME --trials 30 --space lr=1e-3..3e-2:log item_knn_k=5,10,20 layer=1..4 --dataset ...
-    python tune.py --study lgn_demo --best                    # the best trials and the command line of the best
+    python tune.py --study lgn_demo --trials 40 ...   # the same command again: helps the first, or continues
+    python tune.py --study NAME --trials 30 --space lr=1e-3..3e-2:log layer=1..4 item_knn_k=5,10 --dataset ...
+    python tune.py --study lgn_demo --best            # the best trials, and the command of the best
 
-Flags of main.py that are not searched hold for every trial; docs/tune.md has the rest. A study is one SQLite file. Any
-number of processes may work on it at once; each makes trials until the study has --trials finished ones. A trial that
-was stopped or killed is queued again, with its parameters, and resumed from its last checkpoint.
+Flags of main.py hold for every trial; docs/tune.md explains the rest. A study is one SQLite file, and any
+number of processes may work on it at the same time: each runs trials until the study has --trials finished
+ones. A trial that was stopped or killed is queued again and resumed from its last checkpoint.
 """
+
+from __future__ import annotations
 
 import argparse
 import contextlib
 import dataclasses
 import functools
+import importlib.util
 import re
 import shlex
 import sys
 import time
+import typing
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 
-import numpy as np
+import torch
 from tqdm import tqdm
 
 from cli import Parser, run_command
-from data.feature_files import feature_paths
-from data.formats import dataset_folder, interactions_hash
+from data.formats import interactions_hash
+from dataloader import Dataset
 from main import RESUME_HINT, load, make_model, set_up
-from models.registry import checked, config_class, find_model
 from parse import make_parser as main_parser
-from parse import named_model, parse_args, restored_config
-from procedure import fit, format_metrics
-from training.folder import make_run_folder, provenance
-from training.run import start_run
+from parse import parse_args, restored_config
+from procedure import Metrics, Result, fit, format_metrics
+from training.folder import provenance
+from training.run import Run, start_run
+from training.runlog import RunLog
 from training.stop import Stop
-from utils import Diverged, TrainingError, UserError, lock_file, write_text
+from utils import Diverged, TrainingError, UserError, write_text
 from world import RECIPES, Config, seed_everything
 
-try:
+# optuna is an optional package: without it, --help works and everything else names the remedy.
+HAS_OPTUNA = importlib.util.find_spec("optuna") is not None
+if HAS_OPTUNA:
     import optuna
     from optuna.trial import TrialState
-    from sqlalchemy.exc import SQLAlchemyError
-except ImportError:  # an optional extra; parse() says so
-    optuna = None
 
-# A study keeps what decides what is computed on, and how trials are judged.
-NOT_SEARCHED = ("dataset", "data_format", "use_multimodal", "model", "recipe")
-OF_PROCESS = {"path": "runs", "max_minutes": 0.0}  # not of the best command
-
-
-# ---------------------------------------------------------------- the space
-
-
-def searchable(cls):
-    """{name: field} of the settings of a Config class that can be searched."""
-    return {
-        field.name: field
-        for field in dataclasses.fields(cls)
-        if field.metadata["group"] in ("data", "model", "alignment", "training")
-        and not field.metadata["free"]
-        and field.name not in NOT_SEARCHED
-    }
-
-
-def parse_space(entries, cls):
-    """['lr=1e-4..1e-2:log', 'layer=1..4', 'fuse_norm=none,l2'] -> {setting: distribution}. Raises UserError for a bad entry."""
-    space, fields = {}, searchable(cls)
-    for entry in entries:
-        name, _, values = entry.partition("=")
-        if not values or name in space:
-            raise UserError(
-                f"--space {entry}: must be SETTING=LOW..HIGH, SETTING=LOW..HIGH:log or SETTING=a,b,c, each setting once"
-            )
-        if name not in fields:
-            raise UserError(f"--space {entry}: '{name}' is nothing to search; take of {', '.join(fields)}")
-        space[name] = distribution(fields[name], values, entry)
-    return space
-
-
-def distribution(field, values, entry):
-    """The optuna distribution of 'LOW..HIGH', 'LOW..HIGH:log' or 'a,b,c' for a field of Config."""
-    of_type = type(field.default)
-    kind = {int: optuna.distributions.IntDistribution, float: optuna.distributions.FloatDistribution}.get(
-        of_type
-    )
-    ends = re.fullmatch(r"(.+?)\.\.(.+?)(:log)?", values)
-    try:
-        if ends and kind:
-            low, high, log = of_type(ends[1]), of_type(ends[2]), bool(ends[3])
-            if low < high < float("inf") and (low > 0 or not log):
-                return kind(low, high, log=log)
-        elif len(words := list(dict.fromkeys(values.split(",")))) > 1:
-            return optuna.distributions.CategoricalDistribution([of_type(word) for word in words])
-    except ValueError:
-        pass
-    raise UserError(
-        f"--space {entry}: needs two values or more of type {of_type.__name__}, or LOW..HIGH of numbers with LOW below "
-        "HIGH, for :log above 0"
+    from training.space import check_space, default_space, parse_space
+    from training.study import (
+        Claim,
+        Search,
+        claim_trial,
+        complete_trials,
+        join_study,
+        load_study,
+        requeue,
+        storage_errors,
+        stored_space,
     )
 
-
-def default_space(config, given):
-    """The search space of the config's model, without the settings that are given as flags."""
-    modalities = list(feature_paths(config, dataset_folder(config)[0]))
-    space = parse_space(find_model(config.model).search_space(config, modalities), type(config))
-    return {name: values for name, values in space.items() if name not in given}
-
-
-def check_space(space, base, given):
-    """Raise UserError if a setting is both given and searched, or a value is not allowed."""
-    for name, values in space.items():
-        if name in given:
-            raise UserError(f"--{name} is given as a flag and searched; drop it or its --space")
-        ends = getattr(values, "choices", None) or (values.low, values.high)
-        for value in ends:
-            checked(dataclasses.replace(base, **{name: value}))
+# All settings that loading a dataset reads. Trials that agree in them share one dataset.
+DATASET_SETTINGS = tuple(
+    field.name
+    for field in dataclasses.fields(Config)
+    if field.metadata["group"] == "data" or field.name in ("model", "topks")
+)
+# Settings of the search process that the best trial does not need as a run of its own, with their defaults.
+PROCESS_SETTINGS = {"path": "runs", "max_minutes": 0.0}
+# With fewer complete trials, an estimate of the importance of settings would be noise.
+MIN_TRIALS_FOR_IMPORTANCE = 10
 
 
-# ---------------------------------------------------------------- the study
-
-
-@contextlib.contextmanager
-def plain_errors(path, kind):
-    """Turn what the database may raise into one line."""
-    try:
-        yield
-    except (SQLAlchemyError, optuna.exceptions.StorageInternalError) as error:
-        reason = str(error.__cause__ or error).splitlines()[0][:100]
-        raise kind(
-            f"{path}: the study cannot be read or written ({reason}); mend it or name another with --storage"
-        ) from None
-
-
-def open_study(name, path, settings=None, space=None, data=""):
-    """The study `name` of an SQLite file; made with these settings, space and hash of the data unless there is one, which must have them."""
-    if settings is None and not path.exists():
-        raise UserError(f"{path}: there is no such study; name its file with --storage")
-    path.parent.mkdir(parents=True, exist_ok=True)
-    with plain_errors(path, UserError), lock_file(f"{path}.lock", wait=True):  # tables are made once
-        storage = optuna.storages.RDBStorage(
-            f"sqlite:///{path}", engine_kwargs={"connect_args": {"timeout": 60}}
-        )
-        names = optuna.get_all_study_names(storage)
-        if settings is None and name not in names:
-            raise UserError(f"{path}: has no study '{name}'; it has {', '.join(names) or 'none'}")
-        study = optuna.create_study(
-            storage=storage, study_name=name, direction="maximize", load_if_exists=True
-        )
-        if settings is not None:
-            space = {key: optuna.distributions.distribution_to_json(value) for key, value in space.items()}
-            keep_or_compare(study, settings, space, data)
-    return study
-
-
-def keep_or_compare(study, settings, space, data):
-    """Note in a new study what it searches; raise UserError if an older one has other settings, another space or other data."""
-    stored = study.user_attrs
-    if "settings" not in stored:
-        study.set_user_attr("space", space)
-        study.set_user_attr("data", data)
-        study.set_user_attr("settings", settings)  # last: with it the study is whole
-        return
-    names = [
-        field.name
-        for field in dataclasses.fields(config_class(settings["model"]))
-        if not field.metadata["free"] or field.name == "epochs"
-    ]
-    changes = [
-        f"--{name} {stored['settings'].get(name)} -> {settings[name]}"
-        for name in names
-        if name not in space and stored["settings"].get(name) != settings[name]
-    ]
-    changes += [
-        f"--space {name}"
-        for name in {**space, **stored["space"]}
-        if space.get(name) != stored["space"].get(name)
-    ]
-    changes += ["the interactions"] if stored["data"] != data else []
-    if changes:
-        raise UserError(
-            f"study '{study.study_name}' was begun otherwise ({', '.join(changes)[:200]}); go on as it began, or name another "
-            "--study"
-        )
-
-
-@dataclasses.dataclass(frozen=True)
-class Search:
-    """What a process does: trials of a study until it has `count` finished ones."""
-
-    study: object
-    lock: str  # path of a lock, see access()
-    base: Config  # the settings of every trial but those that are searched
-    space: dict  # {setting: distribution}, in the order in which the sampler draws them
-    count: int
-
-    def access(self):
-        """Hold the study for the block, which no other process touches then: SQLite alone may refuse one of two writers."""
-        return lock_file(self.lock, wait=True)
-
-    def trials(self, *states):
-        """The study's trials in these states."""
-        return self.study.get_trials(deepcopy=False, states=states)
-
-    def finished(self):
-        """How many trials count: those that came to their end, and those that were given up early."""
-        return len(self.trials(TrialState.COMPLETE, TrialState.PRUNED))
-
-
-def at_work(folder):
-    """Whether a process holds the lock of a run folder; "" for none."""
-    if not folder or not Path(folder).is_dir():
-        return False
-    try:
-        with lock_file(Path(folder) / ".lock"):
-            return False
-    except UserError:
-        return True
-
-
-def requeue(study, number):
-    """Mark a trial as failed, and queue its parameters, its run folder and what it reported once more."""
-    trial = study.trials[number]
-    study.tell(number, state=TrialState.FAIL)
-    if "folder" in trial.user_attrs:  # else it was killed while it was being drawn, and will be drawn again
-        study.add_trial(
-            optuna.create_trial(
-                state=TrialState.WAITING,
-                params=trial.params,
-                distributions=trial.distributions,
-                user_attrs=trial.user_attrs,
-                intermediate_values=trial.intermediate_values,
-            )
-        )
-
-
-def claim(search, stack):
-    """A trial to run: (trial, config, run folder), the folder locked until `stack` closes. None if none is left.
-
-    What is drawn depends on the seed, the number of the trial and those finished before; so one process makes the same
-    study in one go and in several.
-    """
-    with search.access():
-        for trial in search.trials(TrialState.RUNNING):
-            if not at_work(trial.user_attrs.get("folder")):
-                requeue(search.study, trial.number)
-        number = len(search.trials(TrialState.COMPLETE, TrialState.PRUNED, TrialState.RUNNING))
-        if number >= search.count:
-            return None
-        seed = int(np.random.SeedSequence([search.base.seed, number]).generate_state(1)[0])
-        search.study.sampler = optuna.samplers.TPESampler(seed=seed)
-        trial = search.study.ask(search.space)
-        trial.set_user_attr("number", trial.user_attrs.get("number", number))
-        config, folder = trial_config(search, trial)
-        stack.enter_context(lock_file(folder / ".lock", wait=True))  # who queued it again is about to let go
-        trial.set_user_attr("folder", str(folder))
-    return trial, config, folder
-
-
-def trial_config(search, trial):
-    """(Config, run folder) of a trial: its folder of before if it has come to a checkpoint there, else a new one."""
-    name = f"{search.base.name or search.study.study_name}_{trial.user_attrs['number']}"
-    config, before = (
-        dataclasses.replace(search.base, **trial.params, name=name),
-        trial.user_attrs.get("folder"),
-    )
-    if before and (Path(before) / "last.pt").exists():
-        return dataclasses.replace(config, resume=before), Path(before)
-    return config, make_run_folder(config)
-
-
-# ---------------------------------------------------------------- a trial
+# ---------------------------------------------------------------- one trial
 
 
 @functools.lru_cache(maxsize=1)
-def load_once(config, device):
-    """The Dataset of these settings; the last one is kept."""
+def load_once(config: Config, device: torch.device) -> Dataset:
+    """The dataset of a config; the last one is kept in memory."""
     return load(config, device)[0]
 
 
-def dataset_of(config, device):
-    """load_once by the settings that a dataset depends on."""
-    names = [field.name for field in dataclasses.fields(Config) if field.metadata["group"] == "data"]
-    return load_once(Config(**{name: getattr(config, name) for name in (*names, "model", "topks")}), device)
+def shared_dataset(config: Config, device: torch.device) -> Dataset:
+    """The dataset of a trial, loaded anew only if it differs from that of the trial before."""
+    return load_once(Config(**{name: getattr(config, name) for name in DATASET_SETTINGS}), device)
 
 
-def tuned(run, log):
-    """What result.json says of a trial in place of procedure.finish: validation alone."""
-    config, at = run.config, run.progress
-    status = "tuned" if at.out_of_patience(config) or at.epoch >= run.epochs else "pruned"
-    log.finish(config, at.best["epoch"], valid_best=at.best["metrics"])
-    log.say(
-        f"{status} after epoch {at.epoch}; best epoch {at.best['epoch']}: {format_metrics(at.best['metrics'], config.topks)}"
-    )
+def train_trial(search: Search, claim: Claim, device: torch.device, stop: Callable[[], bool]) -> Result:
+    """Train a trial, or continue it from its checkpoint. Returns the content of its result.json."""
+    trial, config, folder = claim
+    with search.exclusive():
+        # A trial that is resumed may repeat epochs that were reported before it was killed.
+        reported = search.study.trials[trial.number].intermediate_values
+
+    def watch(epoch: int, metrics: Metrics) -> bool:
+        """Report an evaluation to the study. Returns whether the trial is to be pruned."""
+        with search.exclusive():
+            if epoch not in reported:
+                trial.report(metrics[config.selection_metric], epoch)
+            return trial.should_prune()
+
+    dataset = shared_dataset(config, device)
+    seed_everything(config.seed)
+    run = start_run(make_model(config, dataset, device), dataset, config, folder, device)
+    if config.resume:
+        run.resume()
+    return fit(run, stop, watch, end=finish_trial, echo=False)
+
+
+def finish_trial(run: Run, log: RunLog) -> Result:
+    """Log the end of a trial. Returns its result, which has validation metrics only."""
+    config, progress, best = run.config, run.progress, run.progress.best
+    assert best is not None  # training ends after an evaluation
+    complete = progress.out_of_patience(config) or progress.epoch >= run.epochs
+    status = "tuned" if complete else "pruned"
+    log.finish(config, best["epoch"], valid_best=best["metrics"])
+    metrics = format_metrics(best["metrics"], config.topks)
+    log.say(f"{status} after epoch {progress.epoch}; best epoch {best['epoch']}: {metrics}")
     return {
         "status": status,
-        "best_epoch": at.best["epoch"],
-        "epochs": at.epoch,
-        "valid": at.best["metrics"],
-        "seconds": at.seconds,
-        "seconds_to_best": at.best["seconds"],
+        "best_epoch": best["epoch"],
+        "epochs": progress.epoch,
+        "valid": best["metrics"],
+        "seconds": progress.seconds,
+        "seconds_to_best": best["seconds"],
         "device": str(run.device),
         "versions": provenance(),
     }
 
 
-def run_trial(search, trial, config, folder, device, stop):
-    """Train a trial, or go on with it. Returns the content of its result.json."""
-    with search.access():
-        reported = search.study.trials[trial.number].intermediate_values  # by a process that was killed
+def run_trial(search: Search, claim: Claim, device: torch.device, stop: Callable[[], bool]) -> str:
+    """Train a trial and record the outcome in the study. Returns a line about it.
 
-    def watch(epoch, metrics):
-        with search.access():
-            if epoch not in reported:
-                trial.report(metrics[config.selection_metric], epoch)
-            return trial.should_prune()
-
-    dataset = dataset_of(config, device)
-    seed_everything(config.seed)
-    run = start_run(make_model(config, dataset, device), dataset, config, folder, device)
-    if config.resume:
-        run.resume()
-    return fit(run, stop, watch, tuned, echo=False)
-
-
-def attempt(search, trial, config, folder, device, stop):
-    """Run a trial and tell the study what came of it. Returns a line about it."""
-    study, metric = search.study, config.selection_metric
+    A trial that diverges counts as pruned. Any other exception marks it as failed and propagates.
+    """
+    trial = claim.trial
     try:
-        result = run_trial(search, trial, config, folder, device, stop)
+        result = train_trial(search, claim, device, stop)
     except Diverged as error:
-        with search.access():
-            study.tell(trial, state=TrialState.PRUNED)
+        with search.exclusive():
+            search.study.tell(trial, state=TrialState.PRUNED)
             return trial_line(trial, str(error).split(";")[0])
     except BaseException:
-        with search.access():
-            study.tell(trial, state=TrialState.FAIL)
+        with search.exclusive():
+            search.study.tell(trial, state=TrialState.FAIL)
         raise
-    with search.access():
-        if result["status"] == "interrupted":
-            requeue(study, trial.number)
-            return trial_line(trial, f"stopped after epoch {result['epoch']} and queued again")
-        value = result["valid"][metric]
-        trial.set_user_attr("epoch", result["best_epoch"])
-        if result["status"] == "pruned":
-            study.tell(trial, state=TrialState.PRUNED)
-        else:
-            study.tell(trial, value)
-        return trial_line(
-            trial,
-            f"{metric} {value:.4f} at epoch {result['best_epoch']}, {result['status']} after {result['epochs']}, "
-            f"{result['seconds']:.0f} s",
-        )
+    with search.exclusive():
+        return record_result(search, claim, result)
 
 
-def trial_line(trial, outcome):
-    """'trial   3  ndcg@10 0.0412 at epoch 45, ...  lr 0.0012 ...'"""
-    return f"trial {trial.user_attrs['number']:3d}  {outcome}  {show_params(trial.params)}"
+def record_result(search: Search, claim: Claim, result: Result) -> str:
+    """Record the result of a trial that ended without an exception. Returns a line about it."""
+    study, trial, metric = search.study, claim.trial, claim.config.selection_metric
+    if result["status"] == "interrupted":
+        requeue(study, trial.number)
+        return trial_line(trial, f"stopped after epoch {result['epoch']} and queued again")
+    value = result["valid"][metric]
+    trial.set_user_attr("epoch", result["best_epoch"])
+    if result["status"] == "pruned":
+        study.tell(trial, state=TrialState.PRUNED)
+    else:
+        study.tell(trial, value)
+    return trial_line(
+        trial,
+        f"{metric} {value:.4f} at epoch {result['best_epoch']}, {result['status']} after {result['epochs']}, "
+        f"{result['seconds']:.0f} s",
+    )
 
 
-def show_params(params):
+def trial_line(trial: optuna.Trial, outcome: str) -> str:
+    """'trial   3  ndcg@10 0.0412 at epoch 45, ...  lr 0.0012  layer 3'"""
+    return f"trial {trial.user_attrs['number']:3d}  {outcome}  {format_params(trial.params)}"
+
+
+def format_params(params: Mapping[str, typing.Any]) -> str:
     """'lr 0.0012  layer 3'"""
     return "  ".join(
         f"{name} {value:.3g}" if isinstance(value, float) else f"{name} {value}"
@@ -366,80 +182,77 @@ def show_params(params):
     )
 
 
-def work(search, device, stop):
-    """Make trials until the study has as many as are wanted, or stop() is true."""
-    with contextlib.closing(tqdm(total=search.count, unit="trial", dynamic_ncols=True)) as bar:
-        while show_progress(bar, search) < search.count and not stop():
-            with contextlib.ExitStack() as stack:
-                claimed = claim(search, stack)
-                if claimed:
-                    tqdm.write(attempt(search, *claimed, device, stop))
-                    sys.stdout.flush()
-            if not claimed:
-                time.sleep(1)  # other processes are at the last ones; if one dies, its trial is done here
+# ---------------------------------------------------------------- the search
 
 
-def show_progress(bar, search):
-    """Set the bar to the study's finished trials, whoever made them, and return their number."""
-    with search.access():
-        count, values = search.finished(), [trial.value for trial in search.trials(TrialState.COMPLETE)]
-    bar.n = min(count, search.count)
-    bar.set_postfix({"best " + search.base.selection_metric: f"{max(values):.4f}"} if values else {})
+def run_trials(search: Search, device: torch.device, stop: Callable[[], bool]) -> None:
+    """Run trials until the study has as many finished ones as wanted, or stop() is true."""
+    bar = tqdm(total=search.target, unit="trial", disable=None, dynamic_ncols=True)
+    with contextlib.closing(bar):
+        while update_bar(bar, search) < search.target and not stop():
+            with claim_trial(search) as claim:
+                if claim:
+                    tqdm.write(run_trial(search, claim, device, stop))
+                    sys.stdout.flush()  # a redirected log is read during the search
+            if not claim:
+                # Other processes run the last trials. If one of them dies, this process takes over its trial.
+                time.sleep(1)
+
+
+def update_bar(bar: tqdm, search: Search) -> int:
+    """Show the study's finished trials, of all processes, on the bar. Returns their number."""
+    with search.exclusive():
+        count, trials = search.finished(), complete_trials(search.study)
+    bar.n = min(count, search.target)
+    bar.set_postfix({f"best {search.base.selection_metric}": f"{trials[0].value:.4f}"} if trials else {})
     return count
 
 
-# ---------------------------------------------------------------- the end of a study
+# ---------------------------------------------------------------- the best trial
 
 
-def best_trials(study):
-    """Trials that came to their end, best first."""
-    return sorted(
-        study.get_trials(deepcopy=False, states=[TrialState.COMPLETE]), key=lambda trial: -trial.value
-    )
-
-
-def config_of(study, trial, model):
+def config_of_trial(study: optuna.Study, trial: optuna.trial.FrozenTrial, model: str) -> Config:
     """Config of a trial as a run of its own. model: --model, which a study of a user's own class needs."""
-    return restored_config(
-        study.user_attrs["settings"], study.study_name, model, **trial.params, **OF_PROCESS
-    )
+    source = f"study '{study.study_name}'"
+    return restored_config(study.user_attrs["settings"], source, model, **trial.params, **PROCESS_SETTINGS)
 
 
-def command_line(config):
-    """The main.py command that gives this Config: every setting that differs from the defaults of its recipe."""
-    usual = {**{field.name: field.default for field in dataclasses.fields(config)}, **RECIPES[config.recipe]}
+def command_line(config: Config) -> str:
+    """The main.py command of a config: every setting that differs from the defaults of its recipe."""
+    defaults = {field.name: field.default for field in dataclasses.fields(config)} | RECIPES[config.recipe]
     words = ["python", "main.py", "--dataset", config.dataset, "--model", config.model]
     for name, value in vars(config).items():
-        if value != usual[name] and name not in ("dataset", "model"):
+        if value != defaults[name] and name not in ("dataset", "model"):
             words += [f"--{name}", ",".join(map(str, value)) if isinstance(value, tuple) else str(value)]
     return shlex.join(words)
 
 
-def summary(study, trials, metric, top=10):
-    """The best trials as a table, and what the search says of the settings."""
+def summary(
+    study: optuna.Study, trials: Sequence[optuna.trial.FrozenTrial], metric: str, count: int = 10
+) -> str:
+    """The first `count` of the complete trials as a table, and the importance of each setting."""
     lines = [f"{'trial':>5} {'valid ' + metric:>16} {'epoch':>6}  settings"]
-    lines += [
-        f"{trial.user_attrs['number']:>5} {trial.value:>16.4f} {trial.user_attrs['epoch']:>6}  {show_params(trial.params)}"
-        for trial in trials[:top]
-    ]
-    if len(trials) >= 10:  # of fewer it would be noise
-        lines.append("importance  " + show_params(optuna.importance.get_param_importances(study)))
+    for trial in trials[:count]:
+        number, epoch = trial.user_attrs["number"], trial.user_attrs["epoch"]
+        lines.append(f"{number:>5} {trial.value:>16.4f} {epoch:>6}  {format_params(trial.params)}")
+    if len(trials) >= MIN_TRIALS_FOR_IMPORTANCE:
+        lines.append("importance  " + format_params(optuna.importance.get_param_importances(study)))
     return "\n".join(lines)
 
 
-def conclude(study, folder, model):
-    """Print the best trials and the best command line, and write it to <folder>/<study>.best.sh."""
-    trials = best_trials(study)
+def conclude(study: optuna.Study, folder: Path, model: str) -> None:
+    """Print the best trials and the command of the best, and write it to <folder>/<study>.best.sh."""
+    trials = complete_trials(study)
     if not trials:
-        print(f"study '{study.study_name}' has no trial yet that came to its end")
+        print(f"study '{study.study_name}' has no complete trial yet")
         return
-    best, config = trials[0], config_of(study, trials[0], model)
-    command = command_line(config)
-    path = Path(folder) / f"{study.study_name}.best.sh"
+    best, config = trials[0], config_of_trial(study, trials[0], model)
+    command, path = command_line(config), folder / f"{study.study_name}.best.sh"
     write_text(
         path,
-        f"#!/usr/bin/env bash\n# Trial {best.user_attrs['number']}, on validation the best ({best.value:.4f}) of {len(trials)} that came to "
-        f'their end in study {study.study_name}.\n# Flags are added.\n{command} "$@"\n',
+        f"#!/usr/bin/env bash\n# Trial {best.user_attrs['number']} of study {study.study_name}: validation "
+        f"{config.selection_metric} {best.value:.4f}, the best of {len(trials)} complete trials.\n"
+        f'# Flags given to this script are appended.\n{command} "$@"\n',
     )
     print(summary(study, trials, config.selection_metric), f"{path}:", command, sep="\n")
 
@@ -447,8 +260,8 @@ def conclude(study, folder, model):
 # ---------------------------------------------------------------- command line
 
 
-def make_parser():
-    """The flags of the search; all others are main.py's."""
+def make_parser() -> Parser:
+    """The flags of the search; all others are those of main.py."""
     parser = Parser(
         prog="python tune.py",
         allow_abbrev=False,
@@ -457,18 +270,25 @@ def make_parser():
         usage="python tune.py --study NAME (--trials N | --best) [flags] [flags of main.py]",
     )
     parser.add_argument("--study", required=True, metavar="NAME", help="name of the study")
-    what = parser.add_mutually_exclusive_group(required=True)
-    what.add_argument(
+    action = parser.add_mutually_exclusive_group(required=True)
+    action.add_argument(
         "--trials",
         type=int,
         metavar="N",
-        help="finished trials that the study shall have, over all processes",
+        help="run trials until the study has N finished ones, over all processes",
     )
-    what.add_argument(
+    action.add_argument(
         "--best",
         action="store_true",
-        help="print the best trials and the best command line, and train nothing",
+        help="print the best trials and the command of the best, without training; a study of a class of "
+        "your own needs --model FILE.py:CLASS too",
     )
+    add_search_flags(parser)
+    return parser
+
+
+def add_search_flags(parser: Parser) -> None:
+    """Add the flags that have a default."""
     parser.add_argument(
         "--storage", metavar="FILE", help="SQLite file of the study (default runs/tune/NAME.db)"
     )
@@ -478,92 +298,109 @@ def make_parser():
         action="extend",
         default=[],
         metavar="SETTING=VALUES",
-        help="what to search: SETTING=LOW..HIGH, SETTING=LOW..HIGH:log or SETTING=a,b,c (default: by model, without "
-        "settings that are given as flags)",
+        help="what to search: SETTING=LOW..HIGH, SETTING=LOW..HIGH:log or SETTING=a,b,c (default: what the "
+        "model recommends, without settings given as flags)",
     )
     parser.add_argument(
         "--pruner",
         choices=("median", "none"),
         default="median",
-        help="median: give a trial up that is worse than the median of the others at the same epoch, after five trials "
-        "and --warm_up evaluations (default); none: let patience alone stop it",
+        help="median: end a trial whose best value is below the median of the others at the same epoch, "
+        "after five complete trials and --warm_up evaluations (default); none: only --patience ends it early",
     )
     parser.add_argument(
         "--warm_up",
         type=int,
         default=3,
         metavar="N",
-        help="evaluations before a trial may be given up (default 3)",
+        help="evaluations before a trial may be pruned (default 3)",
     )
-    return parser
 
 
-def parse(argv):
-    """Command line -> (search flags, Config of the trials, names of the given settings, notes). Raises UserError."""
+class Request(typing.NamedTuple):
+    """A parsed command line."""
+
+    args: argparse.Namespace  # the flags of the search
+    base: Config  # the settings of every trial that are not searched
+    given: set[str]  # names of the settings given as flags
+    notes: list[str]  # lines for the user
+
+
+def parse(argv: Sequence[str] | None) -> Request:
+    """Parse a command line. Raises UserError for flags that are unknown or do not fit a search."""
     args, rest = make_parser().parse_known_args(argv)
-    if optuna is None:
+    if not HAS_OPTUNA:
         raise UserError("tune.py needs optuna: pip install -c constraints.txt -e '.[tune]'")
-    if not re.fullmatch(r"[\w.-]+", args.study, re.ASCII) or args.study.startswith("."):
-        raise UserError(
-            f"--study {args.study[:60]}: must be letters, digits, '_', '-' and '.', not at the start; it names files"
-        )
-    if args.trials is not None and args.trials < 1:
-        raise UserError(f"--trials {args.trials}: must be at least 1")
-    named = named_model(rest)["model"]
-    if args.best and (args.space or [word for word in rest if word not in ("--model", named)]):
-        raise UserError(
-            f"--best takes its settings from the study; drop {' '.join(rest or ['--space'])[:80]}"
-        )
+    check_search_flags(args, rest)
     config, notes = parse_args(rest)
-    given = vars(main_parser(type(config)).parse_args(rest)).keys()
+    given = set(vars(main_parser(type(config)).parse_args(rest)))
     if config.select_on != "valid":
         raise UserError(
-            "--select_on test: a search on the test split leaks; drop it, or add --select_on valid to --recipe released"
+            "--select_on test: a search on the test split leaks; drop it, or add --select_on valid to "
+            "--recipe released"
         )
     for name in ("resume", "checkpoint", "projector"):
         if getattr(config, name):
             raise UserError(
-                f"--{name} is not for a search; a study goes on by its own command line, and its best one can have the rest"
+                f"--{name} is not a flag of a search: repeat the command of a study to continue it, and add "
+                "other flags to the command of its best trial"
             )
     if "path" not in given:
         config = dataclasses.replace(config, path=f"runs/tune/{args.study}")
-    return args, config, set(given), notes
+    return Request(args, config, given, notes)
 
 
-def command(args, base, given, notes):
-    """What a parsed command line asks for. Returns the exit code."""
+def check_search_flags(args: argparse.Namespace, rest: Sequence[str]) -> None:
+    """Raise UserError for flags of the search that cannot be used. rest: the words of main.py's flags."""
+    if not re.fullmatch(r"[\w-][\w.-]*", args.study, re.ASCII):
+        raise UserError(
+            f"--study {args.study[:60]}: names files, so use letters, digits, '_', '-' and '.' (not as the "
+            "first character)"
+        )
+    if args.trials is not None and args.trials < 1:
+        raise UserError(f"--trials {args.trials}: must be at least 1")
+    model_flag = Parser(add_help=False, allow_abbrev=False, prog="python tune.py")
+    model_flag.add_argument("--model")
+    others = model_flag.parse_known_args(list(rest))[1]
+    if args.best and (args.space or others):
+        raise UserError(
+            f"--best takes its settings from the study; drop {' '.join(others or ['--space'])[:80]}"
+        )
+
+
+def command(request: Request) -> int:
+    """Run the search, or print its best trials. Returns the exit code."""
+    args, base = request.args, request.base
     path = Path(args.storage or f"runs/tune/{args.study}.db")
     optuna.logging.set_verbosity(optuna.logging.ERROR)
     if args.best:
-        with plain_errors(path, UserError):
-            conclude(open_study(args.study, path), path.parent, base.model)
+        with storage_errors(path, UserError):
+            conclude(load_study(args.study, path), path.parent, base.model)
         return 0
-    space = parse_space(args.space, type(base)) or default_space(base, given)
-    check_space(space, base, given)
-    print(*notes, sep="\n", end="\n" if notes else "")
+    space = parse_space(args.space, type(base)) or default_space(base, request.given)
+    check_space(space, base, request.given)
+    for note in request.notes:
+        print(note)
     device = set_up(base)
-    dataset = dataset_of(base, device)  # bad data end here, before there is a study
-    study = open_study(args.study, path, base.as_dict(), space, interactions_hash(dataset.interactions))
-    study.pruner = (
-        optuna.pruners.MedianPruner(n_warmup_steps=args.warm_up * base.eval_every)
-        if args.pruner == "median"
-        else optuna.pruners.NopPruner()
-    )
-    space = {
-        name: optuna.distributions.json_to_distribution(text)
-        for name, text in study.user_attrs["space"].items()
-    }
-    search = Search(study, f"{path}.lock", base, space, args.trials)
-    with plain_errors(path, TrainingError), Stop(base.max_minutes) as stop:
-        work(search, device, stop)
-        with search.access():
+    # Loaded before the study is created, so that unusable data leave nothing behind.
+    data = interactions_hash(shared_dataset(base, device).interactions)
+    study = join_study(args.study, path, base.as_dict(), space, data)
+    if args.pruner == "median":
+        study.pruner = optuna.pruners.MedianPruner(n_warmup_steps=args.warm_up * base.eval_every)
+    else:
+        study.pruner = optuna.pruners.NopPruner()
+    # The space as stored: the order of the settings decides what the sampler draws.
+    search = Search(study, path, base, stored_space(study), args.trials)
+    with storage_errors(path, TrainingError), Stop(base.max_minutes) as stop:
+        run_trials(search, device, stop)
+        with search.exclusive():
             conclude(study, path.parent, base.model)
-            return 0 if search.finished() >= search.count else stop.exit_code
+            return 0 if search.finished() >= search.target else stop.exit_code
 
 
-def main(argv=None):
+def main(argv: Sequence[str] | None = None) -> int:
     """Run a command line. Returns the exit code, as main.py does."""
-    return run_command(lambda: command(*parse(argv)), io_hint=RESUME_HINT)
+    return run_command(lambda: command(parse(argv)), io_hint=RESUME_HINT)
 
 
 if __name__ == "__main__":

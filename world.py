@@ -159,7 +159,7 @@ class Config:
     item_graph_image: float = setting(
         0.1,
         "model",
-        "freedom: share of the image graph in the item graph; the other modalities share the rest",
+        "share of the image graph in the item graphs of freedom and of the neighbourhood term",
         low=0.0,
         high=1.0,
     )
@@ -172,6 +172,29 @@ class Config:
     )
     feature_bpr_weight: float = setting(
         1e-3, "model", "freedom: weight of BPR on the projected features", low=0.0
+    )
+
+    neighbour_weight: float = setting(
+        0.0,
+        "model",
+        "weight lambda of the item-neighbourhood term in the scores of any model; 0: none",
+        low=0.0,
+    )
+    neighbour_content: float = setting(
+        0.2, "model", "weight alpha of the content graphs in the neighbourhood term", low=0.0
+    )
+    neighbour_power: float = setting(
+        0.5,
+        "model",
+        "exponent b of the popularity of the user's items in the neighbourhood term",
+        low=0.0,
+        high=2.0,
+    )
+    neighbour_scale: str = setting(
+        "raw",
+        "model",
+        "raw adds the neighbourhood term as it is; spread divides both parts by their deviation over items",
+        choices=("raw", "spread"),
     )
 
     # ---- alignment

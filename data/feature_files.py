@@ -42,7 +42,7 @@ def open_features(path: str | Path, rows_are: str = "items") -> np.ndarray:
             f"{path}: cannot be read ({error.strerror or error}); give a .npy file of {rows_are} x dimensions"
         ) from None
     # A damaged header raises ValueError, EOFError, SyntaxError, BadZipFile, TokenError, ...
-    except Exception as error:  # noqa: BLE001
+    except Exception as error:
         reason = str(error).splitlines()[0][:80] if str(error) else type(error).__name__
         raise UserError(f"{path}: is not a plain .npy array ({reason}); save it with numpy.save") from None
     if not isinstance(array, np.ndarray):

@@ -24,10 +24,14 @@ class DatasetName(Protocol):
     """The settings that locate a dataset folder; world.Config has them, among others."""
 
     @property
-    def dataset(self) -> str: ...
+    def dataset(self) -> str:
+        """Name of the folder."""
+        ...
 
     @property
-    def data_root(self) -> str: ...
+    def data_root(self) -> str:
+        """Folder that contains it."""
+        ...
 
 
 @dataclasses.dataclass(frozen=True)

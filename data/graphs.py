@@ -13,9 +13,9 @@ from typing import IO
 
 import numpy as np
 import torch
-from tqdm import tqdm
 
 from data.formats import Interactions
+from data.progress import progress_bar
 from layers.sparse import bipartite_adjacency
 from layers.topk import top_columns
 from utils import UserError, atomic_write, content_hash
@@ -60,13 +60,12 @@ def nearest_neighbours(features: np.ndarray, k: int, device: torch.device, block
     best = torch.full((len(x), k), -torch.inf, device=device)
     index = torch.arange(len(x), device=device)[:, None].repeat(1, k)
     starts = range(0, len(x), block)
-    with tqdm(
+    with progress_bar(
         total=len(starts) * (len(starts) + 1) // 2,
         desc="kNN graph",
         unit="block",
         leave=False,
         delay=2,
-        disable=None,
     ) as bar:
         # The similarity matrix of 100 000 rows would take 40 GB, so only a block of it exists at a time.
         # It is symmetric: a block above the diagonal, transposed, is also the one below the diagonal.
@@ -150,7 +149,7 @@ def read_cached(path: str | Path) -> np.ndarray | None:
     try:
         neighbours, checksum = read_npz_array(path, "nbr"), str(read_npz_array(path, "sha256"))
     # Whatever a damaged archive raises, the remedy is the same: build the graph again.
-    except Exception:  # noqa: BLE001
+    except Exception:
         return None
     return neighbours if checksum == content_hash(neighbours) else None
 
@@ -169,7 +168,7 @@ def read_npz_array(path: str | Path, name: str) -> np.ndarray:
     """Read one array of a .npz archive that need not be trusted.
 
     Refuses pickles, headers that do not match the size of the data, and archives that unpack to far more than
-    their own size. Raises ValueError, OSError, or whatever else zipfile and NumPy raise for a damaged archive.
+    their own size. Raises ValueError, OSError, or what zipfile and NumPy raise for a damaged archive.
     """
     with warnings.catch_warnings(action="ignore"), zipfile.ZipFile(path) as archive:
         entry = archive.getinfo(f"{name}.npy")
@@ -210,7 +209,7 @@ def read_neighbours(path: str | Path, n: int, k: int) -> tuple[np.ndarray, list[
             f"{path}: cannot be read ({error.strerror or error}); give a .npz archive with nbr [{n}, k]"
         ) from None
     # A damaged archive raises BadZipFile, KeyError, ValueError, zlib.error, ...
-    except Exception:  # noqa: BLE001
+    except Exception:
         raise UserError(f"{path}: is not a .npz archive with an array nbr [{n}, k]") from None
     if neighbours.ndim != 2 or len(neighbours) != n or neighbours.dtype.kind not in "iu":
         raise UserError(

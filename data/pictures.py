@@ -1,8 +1,10 @@
-"""Pictures of items: found in a folder or fetched from a list of URLs into a cache, and opened with care.
+"""Pictures of items: found in a folder, or fetched from a list of URLs into a cache, and decoded safely.
 
-paths = find_pictures("pictures/", ids)                    # {internal id: path}
-urls = read_urls("urls.tsv", len(ids), ids, "original")    # {internal id: url}
-paths, failed = download(urls, "cache/", ...)              # what is in the cache is not fetched again
+    paths, n_unknown = find_pictures("pictures/", len(ids), ids)             # {internal id: path}
+    urls = read_urls("urls.tsv", len(ids), ids, "original", "item", "url")   # {internal id: URL}
+    paths, failed = download(urls, Path("cache"), ...)                       # does not fetch cached pictures
+
+Pictures come from strangers: only a few formats are decoded, and file and pixel sizes are checked before.
 """
 
 import functools
@@ -11,79 +13,95 @@ import io
 import json
 import threading
 import warnings
-from concurrent.futures import ThreadPoolExecutor, as_completed
+from collections.abc import Iterable, Iterator, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor, as_completed
 from pathlib import Path
+from typing import Any, BinaryIO
 from urllib.parse import unquote
 
-from tqdm import tqdm
-
 from data.encoders import require
+from data.progress import progress_bar
 from data.texts import json_lines, row_finder
-from data.web import Refused, Transient, check_url, fetch, persistently
+from data.web import Refused, Transient, check_url, fetch, with_retries
 from utils import UserError, atomic_write, write_text
 
-FORMATS = ("JPEG", "PNG", "WEBP", "GIF", "BMP")  # what is ever decoded
+# The only formats that are decoded.
+FORMATS = ("JPEG", "PNG", "WEBP", "GIF", "BMP")
 SUFFIXES = {".jpg", ".jpeg", ".png", ".webp", ".gif", ".bmp"}
-MAX_BYTES = 32 * 2**20  # of a picture's file
-MAX_PIXELS = 64 * 10**6  # of a picture: 190 MB once it is decoded
+# Limits of one picture: bytes of its file, and pixels (190 MB once decoded).
+MAX_BYTES = 32 * 2**20
+MAX_PIXELS = 64 * 10**6
 
 
-class Broken(Exception):
-    """A file that is no whole picture, or too large a one."""
+class BrokenPicture(Exception):
+    """A file that is not a complete picture, or too large."""
 
 
-def open_picture(source):
-    """A picture (path or binary file) as RGB. Raises Broken for what is none, is cut short, or has more than MAX_PIXELS."""
+def open_picture(source: Path | BinaryIO) -> Any:
+    """A picture as an RGB PIL image.
+
+    Raises BrokenPicture for anything that is not a picture, is truncated, or has more than MAX_PIXELS pixels.
+    """
     library = require("PIL.Image")
     try:
         if isinstance(source, Path) and source.stat().st_size > MAX_BYTES:
-            raise Broken(f"larger than {MAX_BYTES} bytes")
+            raise BrokenPicture(f"larger than {MAX_BYTES} bytes")
         with warnings.catch_warnings(action="ignore"), library.open(source, formats=FORMATS) as picture:
-            if (
-                picture.width * picture.height > MAX_PIXELS
-            ):  # known from the header, before anything is unpacked
-                raise Broken(f"{picture.width} x {picture.height} pixels, more than {MAX_PIXELS}")
+            # The header gives the size before anything is decompressed.
+            if picture.width * picture.height > MAX_PIXELS:
+                raise BrokenPicture(f"{picture.width} x {picture.height} pixels, more than {MAX_PIXELS}")
             return picture.convert("RGB")
-    except Broken:
+    except BrokenPicture:
         raise
-    except (
-        Exception
-    ) as error:  # damaged pictures make Pillow raise OSError, SyntaxError, ValueError, struct.error, ...
-        raise Broken(str(error)[:100] or type(error).__name__) from None
+    # Damaged pictures make Pillow raise OSError, SyntaxError, ValueError, struct.error and more.
+    except Exception as error:
+        raise BrokenPicture(str(error)[:100] or type(error).__name__) from None
 
 
-def find_pictures(folder, n, ids=None):
-    """Pictures of a folder (and of those in it) by file name: {internal id: path}, and how many files belong to no item.
+def find_pictures(
+    folder: str | Path, n: int, ids: Sequence[str] | None = None
+) -> tuple[dict[int, Path], int]:
+    """({internal id: path} of the pictures below a folder, number of pictures of unknown items).
 
-    A file's name without suffix is the original id where `ids` (list of original ids) is given, as it stands or
-    percent-encoded; else the internal id. Raises UserError if two files belong to one item, or none to any.
+    The file name without suffix is the internal id or, if `ids` (list of original ids) is given, the original
+    id, as it is or percent-encoded. Raises UserError for two pictures of one item, or if none belongs to an
+    item.
     """
     rows = {name: row for row, name in enumerate(ids if ids is not None else map(str, range(n)))}
-    paths, unknown = {}, 0
+    paths: dict[int, Path] = {}
+    n_unknown = 0
     for path in sorted(Path(folder).rglob("*")):
         if path.suffix.lower() not in SUFFIXES or not path.is_file():
             continue
         row = rows.get(path.stem, rows.get(unquote(path.stem)))
         if row is None:
-            unknown += 1
+            n_unknown += 1
         elif row in paths:
-            raise UserError(f"{path}: is the second picture of one item, beside {paths[row]}; keep one")
+            raise UserError(f"{path}: is a second picture of the item of {paths[row]}; keep one")
         else:
             paths[row] = path
     if not paths:
+        kind = "internal" if ids is None else "original"
         raise UserError(
-            f"{folder}: holds no picture of the dataset's {n} items ({unknown} other pictures); name the files by the "
-            f"{'original' if ids is not None else 'internal'} ids, or see --ids"
+            f"{folder}: holds no picture of the {n} items of the dataset ({n_unknown} of other items); name "
+            f"the files by {kind} item ids, or change --ids"
         )
-    return paths, unknown
+    return paths, n_unknown
 
 
-def read_urls(path, n, ids, matching, id_field, url_field):
-    """A list of picture addresses, JSON lines (.jsonl, .json) or "id, tab, url" lines -> {internal id: url}.
+# ---------------------------------------------------------------- lists of URLs
 
-    Records without url are skipped. Raises UserError for an address that is not http or https, or an id that stands twice.
+
+def read_urls(
+    path: str | Path, n: int, ids: Sequence[str] | None, matching: str, id_field: str, url_field: str
+) -> dict[int, str]:
+    """{internal id: URL} of a list of picture URLs: JSON lines (.jsonl, .json), or lines of id, tab, URL.
+
+    Records without URL are skipped. Raises UserError for a URL that is not http or https, or an id that
+    appears twice.
     """
-    find, urls = row_finder(ids, n, matching, id_field), {}
+    find = row_finder(ids, n, matching, id_field)
+    urls: dict[int, str] = {}
     for number, record in url_records(path, id_field, url_field):
         where = f"{path}, line {number}"
         row, url = find(record, where), record.get(url_field)
@@ -91,17 +109,17 @@ def read_urls(path, n, ids, matching, id_field, url_field):
             continue
         check_url(url, where)
         if row in urls:
-            raise UserError(f"{where}: '{id_field}' {str(record[id_field])[:40]} stands twice; keep one")
+            raise UserError(f"{where}: '{id_field}' {str(record[id_field])[:40]} appears twice; keep one")
         urls[row] = url
     if not urls:
         raise UserError(
-            f"{path}: names no picture of the dataset's {n} items; --id_field, --url_field and --ids say where ids and "
-            "addresses stand"
+            f"{path}: holds no URL for any of the {n} items of the dataset; check --id_field, --url_field "
+            "and --ids"
         )
     return urls
 
 
-def url_records(path, id_field, url_field):
+def url_records(path: str | Path, id_field: str, url_field: str) -> Iterator[tuple[int, dict[str, Any]]]:
     """Yield (line number, {id_field: ..., url_field: ...}) of either format."""
     if Path(path).suffix in (".jsonl", ".json"):
         yield from json_lines(path)
@@ -109,47 +127,54 @@ def url_records(path, id_field, url_field):
     try:
         lines = Path(path).read_text("utf-8").split("\n")
     except (OSError, UnicodeDecodeError) as error:
+        reason = getattr(error, "strerror", None) or "not UTF-8"
         raise UserError(
-            f"{path}: cannot be read ({getattr(error, 'strerror', None) or 'not UTF-8'}); give JSON lines or id, tab, "
-            "url"
+            f"{path}: cannot be read ({reason}); give JSON lines, or lines of id, tab, URL"
         ) from None
     for number, line in enumerate(lines, 1):
         if line.strip():
             name, tab, url = line.rstrip("\r").partition("\t")
             if not tab:
-                raise UserError(f"{path}, line {number}: has no tab; a line is an id, a tab, and an address")
+                raise UserError(f"{path}, line {number}: has no tab; write id, tab, URL")
             yield number, {id_field: name, url_field: url}
 
 
-def cache_path(cache, url):
-    """Where the picture at `url` lies in the cache; no part of the address becomes part of the name."""
+# ---------------------------------------------------------------- the cache
+
+
+def cache_path(cache: Path, url: str) -> Path:
+    """Path of the picture of `url` in the cache; a hash, because a URL must not choose a file name."""
     return Path(cache) / hashlib.sha256(url.encode()).hexdigest()[:32]
 
 
-def download(urls, cache, *, workers, attempts, timeout, backoff):
-    """Fetch what the cache does not have: {internal id: url} -> ({internal id: path}, {internal id: reason}).
+def download(
+    urls: dict[int, str], cache: Path, *, workers: int, attempts: int, timeout: float, backoff: float
+) -> tuple[dict[int, Path], dict[int, str]]:
+    """Fetch the pictures that the cache lacks; urls: {internal id: URL}.
 
-    Every picture lies in the cache as soon as it is there, so a second call goes on where the first one stopped. Answers that
-    asking again will not change (404, no picture, ...) are kept in cache/refused.json and not asked for again.
+    Returns ({internal id: path}, {internal id: reason of failure}).
+
+    Each picture is in the cache as soon as it has arrived, so a second call continues where the first one
+    stopped. Permanent failures (404, not a picture, ...) are kept in cache/refused.json and not requested
+    again.
     """
     cache = Path(cache)
     cache.mkdir(parents=True, exist_ok=True)
     refused = read_refused(cache / "refused.json")
-    todo = sorted(
-        {url for url in urls.values() if url not in refused and not cache_path(cache, url).exists()}
-    )
-    failed, stop = {}, threading.Event()
-    pool = ThreadPoolExecutor(workers)
+    todo = {url for url in urls.values() if url not in refused and not cache_path(cache, url).exists()}
+    failed: dict[str, str] = {}
+    stop, pool = threading.Event(), ThreadPoolExecutor(workers)
+
+    def submit(url: str) -> Future[None]:
+        call = functools.partial(store, url, cache, timeout)
+        return pool.submit(with_retries, call, attempts, backoff, stop)
+
     try:
-        jobs = {
-            pool.submit(
-                persistently, functools.partial(store, url, cache, timeout), attempts, backoff, stop
-            ): url
-            for url in todo
-        }
-        for job in tqdm(
-            as_completed(jobs), total=len(jobs), desc="pictures", unit="picture", disable=not jobs
-        ):
+        jobs = {submit(url): url for url in sorted(todo)}
+        finished: Iterable[Future[None]] = as_completed(jobs)
+        if jobs:
+            finished = progress_bar(finished, total=len(jobs), desc="pictures", unit="picture")
+        for job in finished:
             error, url = job.exception(), jobs[job]
             if isinstance(error, Refused):
                 refused[url] = str(error)
@@ -161,32 +186,28 @@ def download(urls, cache, *, workers, attempts, timeout, backoff):
         stop.set()
         pool.shutdown(cancel_futures=True)
         write_text(cache / "refused.json", json.dumps(refused, indent=1, sort_keys=True) + "\n")
-    failed = {**refused, **failed}
-    return (
-        {row: cache_path(cache, url) for row, url in urls.items() if url not in failed},
-        {row: failed[url] for row, url in urls.items() if url in failed},
-    )
+    reasons = {**refused, **failed}
+    paths = {row: cache_path(cache, url) for row, url in urls.items() if url not in reasons}
+    return paths, {row: reasons[url] for row, url in urls.items() if url in reasons}
 
 
-def store(url, cache, timeout):
-    """Fetch one picture into the cache. Raises Refused if it is none."""
-    body = fetch("GET", url, most_bytes=MAX_BYTES, timeout=timeout)
+def store(url: str, cache: Path, timeout: float) -> None:
+    """Fetch one picture into the cache. Raises Refused if it is not a picture."""
+    body = fetch("GET", url, max_bytes=MAX_BYTES, timeout=timeout)
     try:
         open_picture(io.BytesIO(body))
-    except Broken as error:
-        raise Refused(f"no picture: {error}") from None
+    except BrokenPicture as error:
+        raise Refused(f"not a picture: {error}") from None
     with atomic_write(cache_path(cache, url)) as file:
         file.write(body)
 
 
-def read_refused(path):
-    """{url: reason} of an earlier pass; empty if there is no such file or it is damaged."""
+def read_refused(path: Path) -> dict[str, str]:
+    """{URL: reason} of earlier runs; {} if there is no such file or it is damaged."""
     try:
-        found = json.loads(path.read_text("utf-8"))
+        refused = json.loads(path.read_text("utf-8"))
     except (OSError, ValueError, RecursionError):
         return {}
-    return (
-        {url: reason for url, reason in found.items() if isinstance(reason, str)}
-        if isinstance(found, dict)
-        else {}
-    )
+    if not isinstance(refused, dict):
+        return {}
+    return {url: reason for url, reason in refused.items() if isinstance(reason, str)}

@@ -1,19 +1,20 @@
-"""Streaming readers of raw files: tables of interactions, item metadata, image features, lists of ids.
+"""Streaming readers of raw files: tables of interactions, JSON lines, Amazon image features, lists of ids.
 
-    for lines, frame in tables("ratings_Baby.csv", {}, None, inputs := {}):
-        frame                       # columns user, item, rating, time; all strings
-    inputs["ratings_Baby.csv"]      # {"bytes": ..., "sha256": ...}, once it was read to its end
+    inputs = {}
+    for lines, frame in tables("ratings_Baby.csv", {}, None, inputs):
+        frame                       # columns user, item (strings), rating, time (float64)
+    inputs["ratings_Baby.csv"]      # {"bytes": ..., "sha256": ...}, once the file has been read to its end
 
-Formats go by the name: .csv, .tsv, .parquet, .jsonl or .json (one record a line), all but Parquet also with .gz.
-Amazon's 2014 files are .json whose lines may be Python literals; they are parsed as data and never evaluated.
-No reader holds a whole file in memory. What cannot be used ends in a UserError that names file, line and remedy.
+The file name decides the format: .csv, .tsv, .parquet, .jsonl or .json (one record per line), all but Parquet
+also with .gz. Lines of Amazon's 2014 .json files may be Python literals; they are parsed as data and never
+evaluated. No reader holds a whole file in memory. Invalid content raises a UserError with file, line and
+remedy.
 """
 
 import ast
 import contextlib
 import gzip
 import hashlib
-import html
 import io
 import itertools
 import json
@@ -21,33 +22,25 @@ import os
 import re
 import warnings
 import zlib
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
+from typing import Any, BinaryIO
 
 import numpy as np
 import pandas as pd
-from tqdm import tqdm
 
+from data.progress import progress_bar
 from utils import UserError
 
+# Role -> column names it may have, in order of preference.
 COLUMNS = {
-    "user": (
-        "user",
-        "user_id",
-        "userID",
-        "userId",
-        "reviewerID",
-    ),  # role -> names it goes by, first found first
+    "user": ("user", "user_id", "userID", "userId", "reviewerID"),
     "item": ("asin", "item", "item_id", "itemID", "itemId"),
     "rating": ("rating", "overall"),
     "time": ("timestamp", "time", "unixReviewTime"),
 }
-TEXTS = {
-    "title": ("title", "name"),
-    "brand": ("brand",),
-    "categories": ("categories", "category"),
-    "description": ("description",),
-}
-AMAZON_RATINGS = ("user", "item", "rating", "timestamp")  # ratings_*.csv has no header
+# Amazon's ratings_*.csv have no header.
+AMAZON_RATINGS = ("user", "item", "rating", "timestamp")
 KINDS = {
     ".csv": "csv",
     ".tsv": "tsv",
@@ -57,81 +50,100 @@ KINDS = {
     ".ndjson": "json",
     ".json": "json",
 }
-CHUNK = 200_000  # rows of a table in memory
-MAX_LINE = 1 << 20  # bytes of a JSON line
-MAX_ID = 1000  # characters of an id
-UNFIT = r"[\x00-\x1f\x7f\x85\u2028\u2029]"  # would break the lines of user_ids.tsv and item_ids.tsv
+# Rows of a table in memory.
+CHUNK = 200_000
+# Bytes of a JSON line.
+MAX_LINE = 1 << 20
+# Characters of an id.
+MAX_ID = 1000
+# Characters that would break the lines of user_ids.tsv and item_ids.tsv.
+CONTROL_CHARACTERS = r"[\x00-\x1f\x7f\x85\u2028\u2029]"
+# A record of image_features_*.b.
 IMAGE = np.dtype([("id", "S10"), ("vector", "<f4", 4096)])
+
+# {path: {"bytes": ..., "sha256": ...}} of the files read so far.
+Inputs = dict[str, dict[str, Any]]
+# Column names -> {name in the frame: column to read}.
+Pick = Callable[[Sequence[str]], dict[str, str]]
+# (line numbers, frame of strings).
+Chunk = tuple[np.ndarray, pd.DataFrame]
 
 
 # ---------------------------------------------------------------- bytes
 
 
-class Tracked(io.RawIOBase):
-    """A file on disk that moves a progress bar and a SHA-256 along while it is read."""
+class HashingReader(io.RawIOBase):
+    """A file on disk that updates a progress bar and a SHA-256 while it is read."""
 
-    def __init__(self, file):
+    def __init__(self, file: Any) -> None:
         self.file, self.digest, self.bytes = file, hashlib.sha256(), 0
-        self.bar = tqdm(
-            total=os.fstat(file.fileno()).st_size,
-            desc=Path(file.name).name,
-            unit="B",
-            unit_scale=True,
-            leave=False,
-            delay=1,
-        )
+        size, name = os.fstat(file.fileno()).st_size, Path(file.name).name
+        self.bar = progress_bar(total=size, desc=name, unit="B", unit_scale=True, leave=False, delay=1)
 
-    def readable(self):
+    def readable(self) -> bool:
+        """Always: io.BufferedReader asks."""
         return True
 
-    def readinto(self, buffer):
+    def readinto(self, buffer: Any) -> int:
+        """Read into a buffer; returns the number of bytes."""
         count = self.file.readinto(buffer)
         self.digest.update(memoryview(buffer)[:count])
         self.bytes += count
         self.bar.update(count)
         return count
 
-    def close(self):
+    def close(self) -> None:
+        """Close the progress bar; the file belongs to the caller."""
         self.bar.close()
         super().close()
 
 
 @contextlib.contextmanager
-def reading(path, inputs):
-    """A binary file to be read once, uncompressed if its name ends in .gz.
+def reading(path: str | Path, inputs: Inputs) -> Iterator[BinaryIO]:
+    """A binary file to be read once, decompressed if its name ends in .gz.
 
-    inputs: dict that gains {path: {"bytes": n, "sha256": hex}} of the file as it lies on the disk.
+    inputs: gets the size and SHA-256 of the file as it is on disk.
     Raises UserError if it is missing, unreadable or damaged.
     """
     try:
-        with open(path, "rb", buffering=0) as file, Tracked(file) as raw:
-            file = buffered = io.BufferedReader(raw, 1 << 20)
+        with open(path, "rb", buffering=0) as file, HashingReader(file) as raw:
+            buffered: Any = io.BufferedReader(raw, 1 << 20)
+            content = buffered
             if str(path).endswith(".gz"):
-                file = io.BufferedReader(gzip.GzipFile(fileobj=buffered), 1 << 20)
-            yield file
+                decompressed: Any = gzip.GzipFile(fileobj=buffered)
+                content = io.BufferedReader(decompressed, 1 << 20)
+            yield content
+            # The checksum is of the whole file, also if the caller stopped early.
             while buffered.read(1 << 20):
-                pass  # the checksum is of the whole file
+                pass
             inputs[str(path)] = {"bytes": raw.bytes, "sha256": raw.digest.hexdigest()}
     except (EOFError, zlib.error, gzip.BadGzipFile) as error:
-        raise UserError(f"{path}: is no whole gzip file ({error}); fetch it again") from None
+        raise UserError(f"{path}: is not a complete gzip file ({error}); fetch it again") from None
     except OSError as error:
         raise UserError(f"{path}: cannot be read ({error.strerror or error})") from None
 
 
-def kind_of(path):
+def hash_input(path: str | Path, inputs: Inputs) -> None:
+    """Record size and SHA-256 of a file that is not read from start to end."""
+    with reading(path, inputs):
+        pass
+
+
+def kind_of(path: str | Path) -> str:
     """csv, tsv, parquet or json, by the name of a file. Raises UserError for other names."""
     suffix = Path(str(path).removesuffix(".gz")).suffix
     if suffix not in KINDS or (suffix == ".parquet" and str(path).endswith(".gz")):
         raise UserError(
-            f"{path}: is not called .csv, .tsv, .jsonl, .json (these also with .gz) or .parquet; rename it by what it holds"
+            f"{path}: is not named .csv, .tsv, .jsonl, .json (these also with .gz) or .parquet; rename it by "
+            "its format"
         )
     return KINDS[suffix]
 
 
-# ---------------------------------------------------------------- records
+# ---------------------------------------------------------------- JSON lines
 
 
-def lines(path, inputs):
+def text_lines(path: str | Path, inputs: Inputs) -> Iterator[tuple[int, bytes]]:
     """Yield (number from 1, bytes) of every line that is not blank."""
     with reading(path, inputs) as file:
         for number in itertools.count(1):
@@ -140,24 +152,25 @@ def lines(path, inputs):
                 return
             if len(line) > MAX_LINE:
                 raise UserError(
-                    f"{path}, line {number}: is longer than {MAX_LINE} bytes; write one record a line"
+                    f"{path}, line {number}: is longer than {MAX_LINE} bytes; write one record per line"
                 )
             if not line.isspace():
                 yield number, line
 
 
-def parse_record(line, path, number):
-    """A line that holds a JSON object or a Python dict literal -> dict. Raises UserError for anything else."""
+def parse_record(line: bytes, path: str | Path, number: int) -> dict[str, Any]:
+    """The JSON object or Python dict literal in a line. Raises UserError for anything else."""
     try:
         text = line.decode("utf-8-sig").strip()
         try:
             record = json.loads(text)
         except ValueError:
-            record = ast.literal_eval(text)  # constants and containers only: runs nothing
+            # Accepts constants and containers only and executes nothing.
+            record = ast.literal_eval(text)
     except (ValueError, SyntaxError, TypeError, RecursionError, MemoryError) as error:
         raise UserError(
             f"{path}, line {number}: is neither a JSON object nor a Python dict ({type(error).__name__}); "
-            "write one record a line"
+            "write one record per line"
         ) from None
     if not isinstance(record, dict):
         raise UserError(
@@ -166,89 +179,87 @@ def parse_record(line, path, number):
     return record
 
 
-def records(path, inputs, wanted=lambda line: True):
-    """Yield (line, dict) of a file of JSON lines. wanted: says of a line's bytes whether it is worth parsing."""
-    with warnings.catch_warnings(action="ignore"):  # of odd escapes in Python literals
-        for number, line in lines(path, inputs):
-            if wanted(line):
+def json_records(
+    path: str | Path, inputs: Inputs, relevant: Callable[[bytes], bool] = lambda line: True
+) -> Iterator[tuple[int, dict[str, Any]]]:
+    """Yield (line, record) of a file of JSON lines. relevant: whether a line is worth parsing."""
+    # Python literals with unusual escapes cause SyntaxWarnings.
+    with warnings.catch_warnings(action="ignore"):
+        for number, line in text_lines(path, inputs):
+            if relevant(line):
                 yield number, parse_record(line, path, number)
 
 
-def plain(value):
-    """A JSON value that fits one cell -> string; what does not (null, true, lists, objects) -> ''."""
+def scalar_text(value: Any) -> str:
+    """A string or number as text; '' for null, true, false, lists and objects."""
     return str(value) if isinstance(value, (str, int, float)) and not isinstance(value, bool) else ""
 
 
-# ---------------------------------------------------------------- tables
+# ---------------------------------------------------------------- tables in any format
 
 
-def pick_columns(names, wanted, path):
-    """{role: column} for user, item and, where there are such, rating and time.
+def pick_columns(
+    columns: Sequence[str], wanted: Mapping[str, str | None], path: str | Path
+) -> dict[str, str]:
+    """{role: column} for user, item and, if present, rating and time.
 
-    names: the columns of the file. wanted: {role: column asked for, '' for none, None for one of its usual names}.
-    Raises UserError if a column that is asked for, or one for users or items, is not there.
+    wanted: {role: column asked for, '' for none, None for a usual name}.
+    Raises UserError if a requested column, or one for users or items, is missing.
     """
-    found = {}
-    for role, usual in COLUMNS.items():
-        asked = wanted.get(role)
-        options = usual if asked is None else (asked,)
-        found[role] = next((name for name in options if name in names), None)
-        if found[role] is None and (asked or role in ("user", "item")):
-            there = ", ".join(map(str, names))[:200]
+    picked = {}
+    for role, usual_names in COLUMNS.items():
+        requested = wanted.get(role)
+        names = usual_names if requested is None else (requested,)
+        column = next((name for name in names if name in columns), None)
+        if column is not None:
+            picked[role] = column
+        elif requested or role in ("user", "item"):
+            present = ", ".join(map(str, columns))[:200]
             raise UserError(
-                f"{path}: has no column {' or '.join(options)} for the {role}; its columns are {there}: name one with "
-                f"--{role}_column, or all with --columns if it has no header"
+                f"{path}: has no column {' or '.join(names)} for the {role}; its columns are {present}: name "
+                f"one with --{role}_column, or all with --columns if it has no header"
             )
-    return {role: name for role, name in found.items() if name is not None}
+    return picked
 
 
-def csv_frames(path, kind, pick, columns, inputs):
-    """Yield (line numbers, frame of strings) of a CSV or TSV file; a quoted line break counts as no line.
+def csv_frames(
+    path: str | Path, kind: str, pick: Pick, columns: Sequence[str] | None, inputs: Inputs
+) -> Iterator[Chunk]:
+    """Yield chunks of a CSV or TSV file. columns: those of a file without a header, else None.
 
-    pick: column names -> {name in the frame: column}. columns: the columns where the file has no header, else None.
+    A line break inside quotes is not counted as a line.
     """
-    options = dict(sep="\t", quoting=3) if kind == "tsv" else dict(sep=",")
-    header = dict(header=None, names=list(columns)) if columns else dict(header=0)
+    options: dict[str, Any] = {"sep": ","}
+    if kind == "tsv":
+        options = {"sep": "\t", "quoting": 3}
+    options |= {"header": None, "names": list(columns)} if columns else {"header": 0}
+    options |= {"dtype": str, "na_filter": False, "encoding": "utf-8", "skip_blank_lines": False}
     start = 1 if columns else 2
     try:
         with reading(path, inputs) as file, warnings.catch_warnings(action="ignore"):
-            for frame in pd.read_csv(
-                file,
-                dtype=str,
-                na_filter=False,
-                chunksize=CHUNK,
-                encoding="utf-8",
-                skip_blank_lines=False,
-                **options,
-                **header,
-            ):
-                if not isinstance(
-                    frame.index, pd.RangeIndex
-                ):  # pandas takes surplus first cells for row labels
-                    raise UserError(
-                        f"{path}, line {start}: has more cells than there are columns; see --columns"
-                    )
+            for frame in pd.read_csv(file, chunksize=CHUNK, **options):
+                # pandas takes surplus first cells for row labels.
+                if not isinstance(frame.index, pd.RangeIndex):
+                    raise UserError(f"{path}, line {start}: has more cells than columns; see --columns")
                 filled = (frame != "").any(axis=1).to_numpy()
-                yield (
-                    np.arange(start, start + len(frame))[filled],
-                    select(frame[filled], pick(list(frame.columns))),
-                )
+                lines = np.arange(start, start + len(frame))[filled]
+                yield lines, rename(frame[filled], pick(list(frame.columns)))
                 start += len(frame)
     except (pd.errors.ParserError, pd.errors.EmptyDataError, UnicodeDecodeError) as error:
         line = re.search(r"line (\d+)", str(error))
+        where = f"{path}, line {line[1]}" if line else f"{path}"
         raise UserError(
-            f"{path}{f', line {line[1]}' if line else ''}: is no {kind.upper()} table in UTF-8 "
-            f"({str(error).strip()[:80]})"
+            f"{where}: is not a {kind.upper()} table in UTF-8 ({str(error).strip()[:80]}); export it again"
         ) from None
 
 
-def select(frame, picked):
-    """The picked columns of a frame under their new names, rows numbered anew."""
+def rename(frame: pd.DataFrame, picked: Mapping[str, str]) -> pd.DataFrame:
+    """The picked columns of a frame under their new names, with new row labels."""
     return pd.DataFrame({new: frame[old].to_numpy() for new, old in picked.items()}, dtype=object)
 
 
-def parquet_frames(path, pick, inputs):
-    """Yield (row numbers from 1, frame of strings) of a Parquet file. pick: as in csv_frames."""
+def parquet_frames(path: str | Path, pick: Pick, inputs: Inputs) -> Iterator[Chunk]:
+    """Yield chunks of a Parquet file, with row numbers from 1."""
     try:
         import pyarrow as pa
         import pyarrow.parquet as pq
@@ -256,32 +267,32 @@ def parquet_frames(path, pick, inputs):
         raise UserError(
             f"{path}: reading Parquet needs pyarrow: pip install -c constraints.txt -e '.[features]'"
         ) from None
-    with reading(path, inputs):
-        pass  # for the checksum: Parquet is not read from start to end
+    hash_input(path, inputs)
     try:
         file, start = pq.ParquetFile(path), 1
         picked = pick([field.name for field in file.schema_arrow if not pa.types.is_nested(field.type)])
         for batch in file.iter_batches(CHUNK, columns=list(picked.values())):
-            cells = {
-                new: batch[old].cast(pa.string()).fill_null("").to_pylist() for new, old in picked.items()
-            }
+            cells = {}
+            for new, old in picked.items():
+                cells[new] = batch[old].cast(pa.string()).fill_null("").to_pylist()
             yield np.arange(start, start + len(batch)), pd.DataFrame(cells, dtype=object)
             start += len(batch)
     except pa.ArrowException as error:
-        raise UserError(f"{path}: is no Parquet file that can be used ({str(error)[:80]})") from None
+        raise UserError(f"{path}: is not a usable Parquet file ({str(error)[:80]}); export it anew") from None
 
 
-def json_frames(path, pick, inputs):
-    """Yield (line numbers, frame of strings) of a file of JSON lines. pick: as in csv_frames, of the first record."""
-    rows, picked = records(path, inputs), None
-    while batch := list(itertools.islice(rows, CHUNK // 10)):
+def json_frames(path: str | Path, pick: Pick, inputs: Inputs) -> Iterator[Chunk]:
+    """Yield chunks of a file of JSON lines; the first record decides the columns."""
+    records = json_records(path, inputs)
+    picked: dict[str, str] = {}
+    while batch := list(itertools.islice(records, CHUNK // 10)):
         picked = picked or pick(list(batch[0][1]))
-        cells = {new: [plain(record.get(old)) for _, record in batch] for new, old in picked.items()}
+        cells = {new: [scalar_text(record.get(old)) for _, record in batch] for new, old in picked.items()}
         yield np.array([number for number, _ in batch]), pd.DataFrame(cells, dtype=object)
 
 
-def frames(path, pick, columns, inputs):
-    """The reader for the kind of a file, see csv_frames."""
+def frames(path: str | Path, pick: Pick, columns: Sequence[str] | None, inputs: Inputs) -> Iterator[Chunk]:
+    """Chunks of a file of any kind. columns: those of a CSV or TSV file without a header, else None."""
     kind = kind_of(path)
     if columns and kind not in ("csv", "tsv"):
         raise UserError(
@@ -289,195 +300,127 @@ def frames(path, pick, columns, inputs):
         )
     if kind == "parquet":
         return parquet_frames(path, pick, inputs)
-    return (
-        json_frames(path, pick, inputs) if kind == "json" else csv_frames(path, kind, pick, columns, inputs)
-    )
+    if kind == "json":
+        return json_frames(path, pick, inputs)
+    return csv_frames(path, kind, pick, columns, inputs)
 
 
-def tables(path, wanted, columns, inputs):
-    """Yield (line numbers, frame) of a table of interactions: user and item as strings, rating and time as float64.
+# ---------------------------------------------------------------- tables of interactions
 
-    wanted: see pick_columns. columns: the columns of a file without a header, else None; ratings_*.csv is known.
-    Raises UserError for an empty or unfit id, and for a rating or time that is no number.
+
+def tables(
+    path: str | Path, wanted: Mapping[str, str | None], columns: Sequence[str] | None, inputs: Inputs
+) -> Iterator[Chunk]:
+    """Yield (line numbers, frame) of a table of interactions: user, item as strings, rating, time as float64.
+
+    wanted: see pick_columns. columns: those of a file without a header, else None; ratings_*.csv is
+    recognised. Raises UserError for an empty or unusable id, and for a rating or time that is not a number.
     """
-    if (
-        columns is None
-        and not any(wanted.values())
-        and re.fullmatch(r"ratings_.*\.csv(\.gz)?", Path(path).name)
-    ):
+    is_amazon = re.fullmatch(r"ratings_.*\.csv(\.gz)?", Path(path).name)
+    if columns is None and not any(wanted.values()) and is_amazon:
         columns = AMAZON_RATINGS
-    for number, frame in frames(path, lambda names: pick_columns(names, wanted, path), columns, inputs):
+    for lines, frame in frames(path, lambda names: pick_columns(names, wanted, path), columns, inputs):
         for role in ("user", "item"):
-            check_ids(frame[role], role, path, number)
+            check_ids(frame[role], role, path, lines)
         if "rating" in frame:
-            frame["rating"] = to_numbers(frame["rating"], "rating", path, number)
-            refuse(
-                frame["rating"] <= 0,
-                frame["rating"],
-                "is not positive, as the trainer needs it",
-                "rating",
-                path,
-                number,
-            )
+            frame["rating"] = to_numbers(frame["rating"], "rating", path, lines)
+            problem = "is not positive, as the trainer requires"
+            refuse(frame["rating"] <= 0, frame["rating"], problem, "rating", path, lines)
         if "time" in frame:
-            frame["time"] = to_times(frame["time"], path, number)
-        yield number, frame
+            frame["time"] = to_times(frame["time"], path, lines)
+        yield lines, frame
 
 
-def refuse(bad, cells, problem, role, path, number):
-    """Raise UserError for the first bad cell. bad: [n] bool, cells: [n], number: [n] lines."""
+def refuse(bad: Any, cells: pd.Series, problem: str, role: str, path: str | Path, lines: np.ndarray) -> None:
+    """Raise UserError for the first bad cell. bad: mask [n]; cells, lines: [n]."""
     bad = np.asarray(bad, dtype=bool)
     if bad.any():
-        at = bad.argmax()
-        remedy = (
-            f"; mend it, or leave the column out with --{role}_column ''"
-            if role in ("rating", "time")
-            else ""
-        )
-        raise UserError(f"{path}, line {number[at]}: {role} {str(cells[at])[:40]!r} {problem}{remedy}")
+        first = bad.argmax()
+        remedy = ""
+        if role in ("rating", "time"):
+            remedy = f"; correct it, or leave the column out with --{role}_column ''"
+        raise UserError(f"{path}, line {lines[first]}: {role} {str(cells[first])[:40]!r} {problem}{remedy}")
 
 
-def check_ids(ids, role, path, number):
-    """Raise UserError for the first id that is empty, too long, or holds a tab, line break or other control character."""
-    refuse(ids == "", ids, "is empty", role, path, number)
-    refuse(ids.str.len() > MAX_ID, ids, f"is longer than {MAX_ID} characters", role, path, number)
-    refuse(
-        ids.str.contains(UNFIT),
-        ids,
-        "holds a tab, a line break or another control character; replace it",
-        role,
-        path,
-        number,
-    )
+def check_ids(ids: pd.Series, role: str, path: str | Path, lines: np.ndarray) -> None:
+    """Raise UserError for the first id that is empty, too long, or contains a control character."""
+    refuse(ids == "", ids, "is empty", role, path, lines)
+    refuse(ids.str.len() > MAX_ID, ids, f"is longer than {MAX_ID} characters", role, path, lines)
+    problem = "contains a tab, a line break or another control character; replace it"
+    refuse(ids.str.contains(CONTROL_CHARACTERS), ids, problem, role, path, lines)
 
 
-def to_numbers(cells, role, path, number):
+def to_numbers(cells: pd.Series, role: str, path: str | Path, lines: np.ndarray) -> pd.Series:
     """Strings -> finite float64."""
     values = pd.to_numeric(cells, errors="coerce").astype(np.float64)
-    refuse(~np.isfinite(values), cells, "is no number", role, path, number)
+    refuse(~np.isfinite(values), cells, "is not a number", role, path, lines)
     return values
 
 
-def to_times(cells, path, number):
-    """Numbers, or ISO 8601 dates and times (UTC unless they say otherwise), as strings -> float64; dates in seconds since 1970."""
+def to_times(cells: pd.Series, path: str | Path, lines: np.ndarray) -> pd.Series:
+    """Numbers, or ISO 8601 dates (UTC by default) as seconds since 1970: strings -> float64."""
     values = pd.to_numeric(cells, errors="coerce").astype(np.float64)
     if values.isna().all():
         dates = pd.to_datetime(cells, format="ISO8601", utc=True, errors="coerce")
         values = (dates - pd.Timestamp(0, tz="UTC")) / pd.Timedelta(seconds=1)
-    refuse(~np.isfinite(values), cells, "is neither a number nor an ISO 8601 date", "time", path, number)
+    refuse(~np.isfinite(values), cells, "is neither a number nor an ISO 8601 date", "time", path, lines)
     return values
-
-
-# ---------------------------------------------------------------- items
-
-
-def item_records(path, wanted, item_ids, inputs):
-    """Yield (line, id, {title, brand, categories, description}) of the items of a metadata file that are in item_ids.
-
-    wanted: name of the id column, or None for a usual one. Categories in lists are joined by ', ', other lists by ' '.
-    """
-    names = ((wanted,) if wanted else ()) + COLUMNS["item"]
-    if kind_of(path) == "json":
-        for number, record in records(path, inputs, lambda line: wanted or may_name(line, item_ids)):
-            name = plain(next((record[key] for key in names if key in record), None))
-            if not name:
-                raise UserError(
-                    f"{path}, line {number}: has no item id ({' or '.join(names)}); name its field with --item_column"
-                )
-            if name in item_ids:
-                cells = {
-                    key: next((record[column] for column in usual if column in record), "")
-                    for key, usual in TEXTS.items()
-                }
-                yield number, name, {key: flat(cell, key) for key, cell in cells.items()}
-        return
-    for number, frame in frames(path, lambda there: pick_texts(there, names, path), None, inputs):
-        here = frame["id"].isin(item_ids).to_numpy()
-        for line, record in zip(number[here], frame[here].to_dict("records")):
-            yield line, record["id"], {key: flat(record.get(key, ""), key) for key in TEXTS}
-
-
-def pick_texts(there, id_names, path):
-    """{id and each text that there is: column} of a metadata table with the columns `there`."""
-    roles = {"id": id_names, **TEXTS}
-    found = {role: next((name for name in usual if name in there), None) for role, usual in roles.items()}
-    if found["id"] is None or not any(found[key] for key in TEXTS):
-        raise UserError(
-            f"{path}: needs a column {' or '.join(id_names)} and one of {', '.join(TEXTS)}; its columns are "
-            f"{', '.join(map(str, there))[:200]}"
-        )
-    return {role: name for role, name in found.items() if name}
-
-
-def may_name(line, item_ids, start=re.compile(rb"""\s*{\s*["']asin["']\s*:\s*["']([^"'\\]*)["']""")):
-    """Whether a line of metadata may be about one of these items. Amazon's begin with the id, and parsing the lines of all
-    the other items would take most of the time."""
-    found = start.match(line)
-    return not found or found[1].decode("utf-8", "replace") in item_ids
-
-
-def flat(value, key):
-    """A text field, whatever its nesting, as one line: entities such as &amp; resolved, white space collapsed."""
-    separator = ", " if key == "categories" else " "
-    return separator.join(" ".join(html.unescape(part).split()) for part in leaves(value) if part.strip())
-
-
-def leaves(value):
-    """The strings and numbers in nested lists, in order."""
-    if isinstance(value, (list, tuple)):
-        for part in value:
-            yield from leaves(part)
-    else:
-        yield plain(value)
 
 
 # ---------------------------------------------------------------- features
 
 
-def image_records(path, inputs, block=256):
-    """Yield (ids, vectors [b, 4096] float32) of an Amazon image_features_*.b file: records of a 10-byte id and 4096 floats."""
+def image_records(
+    path: str | Path, inputs: Inputs, block: int = 256
+) -> Iterator[tuple[list[str], np.ndarray]]:
+    """Yield (ids, vectors [b, 4096] float32) of an Amazon image_features_*.b file."""
     with reading(path, inputs) as file:
         for start in itertools.count(0, block):
             data = file.read(block * IMAGE.itemsize)
             if not data:
                 return
-            if len(data) % IMAGE.itemsize:
+            n_complete, n_surplus = divmod(len(data), IMAGE.itemsize)
+            if n_surplus:
                 raise UserError(
-                    f"{path}, record {start + len(data) // IMAGE.itemsize + 1}: ends after {len(data) % IMAGE.itemsize} of "
-                    f"{IMAGE.itemsize} bytes; fetch the file again"
+                    f"{path}, record {start + n_complete + 1}: ends after {n_surplus} of {IMAGE.itemsize} "
+                    "bytes; fetch the file again"
                 )
-            block_of = np.frombuffer(data, IMAGE)
-            yield [name.decode("utf-8", "replace") for name in block_of["id"]], block_of["vector"]
+            records = np.frombuffer(data, IMAGE)
+            yield [name.decode("utf-8", "replace") for name in records["id"]], records["vector"]
 
 
-def row_ids(path, rows, inputs):
-    """The original id of every row of a feature file, as a list.
+def row_ids(path: str | Path, n_rows: int, inputs: Inputs) -> list[str]:
+    """The original id of every row of a feature file.
 
-    path: an id a line, in the order of the rows, or two columns separated by a tab or comma, one of which is the row
-    number from 0, with or without a header (item_ids.tsv as written here, MMRec's i_id_mapping.csv).
-    Raises UserError if there is not one id for each row.
+    path: one id per line, in the order of the rows; or two columns separated by a tab or comma, of which one
+    is the row number from 0, with or without a header (item_ids.tsv, MMRec's i_id_mapping.csv). Raises
+    UserError if there is not one id for each row.
     """
-    text = [text_line(line, path, number) for number, line in lines(path, inputs)]
-    separator = "," if str(path).endswith(".csv") and text and "\t" not in text[0] else "\t"
-    cells = [line.split(separator) for line in text]
-    width = {len(row) for row in cells}
-    if width == {1} and len(cells) == rows:
+    lines = [decode_line(line, path, number) for number, line in text_lines(path, inputs)]
+    separator = "," if str(path).endswith(".csv") and lines and "\t" not in lines[0] else "\t"
+    cells = [line.split(separator) for line in lines]
+    widths = {len(row) for row in cells}
+    if widths == {1} and len(cells) == n_rows:
         return [row[0] for row in cells]
-    for table in (cells, cells[1:]):  # the first line may be a header
-        for column in (0, 1) if width == {2} and len(table) == rows else ():
+    row_numbers = sorted(map(str, range(n_rows)))
+    # The first line may be a header.
+    for table in (cells, cells[1:]):
+        if widths != {2} or len(table) != n_rows:
+            continue
+        for column in (0, 1):
             numbers = [row[column] for row in table]
-            if sorted(numbers) == sorted(map(str, range(rows))):
-                names = dict(zip(map(int, numbers), (row[1 - column] for row in table)))
-                return [names[row] for row in range(rows)]
+            if sorted(numbers) == row_numbers:
+                names = {int(row[column]): row[1 - column] for row in table}
+                return [names[row] for row in range(n_rows)]
     raise UserError(
-        f"{path}: does not name an id for each of {rows} rows; write one a line in their order, or ROW <tab> ID with "
-        "rows from 0"
+        f"{path}: does not name an id for each of {n_rows} rows; write one per line in their order, or ROW "
+        "<tab> ID with rows from 0"
     )
 
 
-def text_line(line, path, number):
-    """Bytes of a line -> string without its line break."""
+def decode_line(line: bytes, path: str | Path, number: int) -> str:
+    """A line as text without its line break. Raises UserError if it is not UTF-8."""
     try:
         return line.decode().rstrip("\r\n")
     except UnicodeDecodeError:
-        raise UserError(f"{path}, line {number}: is not UTF-8") from None
+        raise UserError(f"{path}, line {number}: is not UTF-8; save the file as UTF-8") from None

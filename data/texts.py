@@ -1,36 +1,42 @@
-"""Texts of items and users: JSON lines -> one text an internal id; the sizes and ids of a dataset folder.
+"""Texts of items and users: JSON lines -> one text per internal id; sizes and ids of a dataset folder.
 
-texts, counts = read_texts(folder / "item_text.jsonl", 7050)   # a text or "" for each internal id
+texts, counts = read_texts(folder / "item_text.jsonl", 7050)   # texts[r]: the text of id r, or ""
 """
 
 import json
 import re
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
+from typing import Any
 
 from data.formats import inter_path, read_ids, read_inter, read_interactions, read_txt
 from utils import UserError
 
-MAX_LINE = 2**20  # bytes of one JSON line
-FIELDS = ("title", "brand", "categories", "description")
+# Bytes of one JSON line.
+MAX_LINE = 2**20
+# Fields that together are the text of an item, in this order.
+TEXT_FIELDS = ("title", "brand", "categories", "description")
+
+# (record, where) -> internal id, None for an id that the dataset does not have.
+FindRow = Callable[[dict[str, Any], str], int | None]
 
 
 # ---------------------------------------------------------------- the dataset folder
 
 
-def dataset_path(root, name):
-    """The folder root/name. Raises UserError if it is not there."""
+def dataset_path(root: str | Path, name: str) -> Path:
+    """The folder root/name. Raises UserError if it does not exist."""
     folder = Path(root) / name
     if not folder.is_dir():
-        raise UserError(
-            f"{folder}: no such dataset folder; name one that lies in --data_root (README, 'Data')"
-        )
+        raise UserError(f"{folder}: no such dataset folder; name a folder in --data_root (README, 'Data')")
     return folder
 
 
-def catalogue_size(folder, kind):
+def catalogue_size(folder: Path, kind: str) -> tuple[int, list[str] | None]:
     """Number of items or users (kind: "item" or "user"), and their original ids or None.
 
-    From <kind>_ids.tsv where it is there; else from the largest id of the interactions, of which nothing else is used.
+    From <kind>_ids.tsv if it exists; else from the largest id in the interactions, of which nothing else is
+    used.
     """
     ids = read_ids(Path(folder) / f"{kind}_ids.tsv")
     if ids is not None:
@@ -39,34 +45,32 @@ def catalogue_size(folder, kind):
     return (interactions.n_items if kind == "item" else interactions.n_users), None
 
 
-def train_histories(folder):
-    """{user: [items]} of the TRAIN split alone, items in the order of the file, each once.
+def train_histories(folder: Path) -> dict[int, list[int]]:
+    """{user: distinct items} of the train split alone, in the order of the file.
 
-    train.txt is the only file that is opened; of an .inter table only the rows of x_label 0 are returned.
+    Held-out interactions must not reach a prompt: train.txt is the only file opened, and of a .inter table
+    only the rows with x_label 0 are returned.
     """
     folder = Path(folder)
-    table = (
-        read_txt(folder / "train.txt")
-        if (folder / "train.txt").exists()
-        else read_inter(inter_path(folder))["train"]
-    )
+    train = folder / "train.txt"
+    table = read_txt(train) if train.exists() else read_inter(inter_path(folder))["train"]
     table = table.drop_duplicates(["user", "item"])
-    return {int(user): rows.tolist() for user, rows in table.groupby("user", sort=True)["item"]}
+    return {int(user): items.tolist() for user, items in table.groupby("user", sort=True)["item"]}
 
 
 # ---------------------------------------------------------------- JSON lines
 
 
-def json_lines(path):
-    """Yield (line number, object) of a file with one JSON object a line. Blank lines are skipped.
+def json_lines(path: str | Path) -> Iterator[tuple[int, dict[str, Any]]]:
+    """Yield (line number, object) of a file with one JSON object per line. Blank lines are skipped.
 
-    Raises UserError for a line that is no object, not UTF-8 or longer than MAX_LINE bytes.
+    Raises UserError for a line that is not a JSON object in UTF-8, or longer than MAX_LINE bytes.
     """
     try:
-        file = open(path, "rb")
+        file = open(path, "rb")  # noqa: SIM115
     except OSError as error:
         raise UserError(
-            f"{path}: cannot be read ({error.strerror}); name a file with one JSON object a line"
+            f"{path}: cannot be read ({error.strerror}); name a file with one JSON object per line"
         ) from None
     with file:
         number = 0
@@ -78,98 +82,117 @@ def json_lines(path):
                 yield number, parse_object(line, f"{path}, line {number}")
 
 
-def parse_object(line, where):
-    """Bytes -> dict. Raises UserError, beginning with `where`, for anything that is not one JSON object."""
+def parse_object(line: bytes, where: str) -> dict[str, Any]:
+    """The JSON object in `line`. Raises UserError, beginning with `where`, for anything else."""
     try:
         record = json.loads(line)
     except (ValueError, RecursionError) as error:
-        raise UserError(f"{where}: is no JSON ({str(error)[:60]}); give one object a line") from None
+        raise UserError(f"{where}: is not JSON ({str(error)[:60]}); write one object per line") from None
     if not isinstance(record, dict):
-        raise UserError(f"{where}: is a JSON {type(record).__name__}; give one object a line")
+        raise UserError(f"{where}: is a JSON {type(record).__name__}; write one object per line")
     return record
 
 
-def clean(text):
-    """Text on one line, with single spaces and without halves of surrogate pairs, which no tokenizer takes."""
+def clean(text: str) -> str:
+    """Text on one line with single spaces and without lone surrogates, which tokenizers refuse."""
     return " ".join(text.encode("utf-8", "replace").decode("utf-8").split())
 
 
-def words_of(value, where, depth=3):
-    """A string, or lists of strings in lists (Amazon's categories), as one string. Raises UserError for other types."""
+def flat_text(value: Any, where: str, max_depth: int = 3) -> str:
+    """A string, or nested lists of strings (Amazon's categories), as one string.
+
+    Raises UserError for other types.
+    """
     if value is None:
         return ""
     if isinstance(value, str):
         return value
-    if isinstance(value, list) and depth:
-        return ", ".join(filter(None, (words_of(part, where, depth - 1) for part in value)))
+    if isinstance(value, list) and max_depth:
+        parts = (flat_text(part, where, max_depth - 1) for part in value)
+        return ", ".join(filter(None, parts))
     raise UserError(f"{where} is a {type(value).__name__}; texts are strings or lists of strings")
 
 
-def item_text(record, where, text_field=""):
-    """The text of a record: text_field if given, else "text", else title, brand, categories and description together."""
-    fields = (text_field,) if text_field else ("text",) if record.get("text") else FIELDS
-    parts = [clean(words_of(record.get(name), f"{where}: '{name}'")) for name in fields]
-    return ". ".join(part.rstrip(".") if len(parts) > 1 else part for part in parts if part)
+def item_text(record: dict[str, Any], where: str, text_field: str = "") -> str:
+    """The text of a record: text_field if given, else "text", else all of TEXT_FIELDS."""
+    fields: Sequence[str] = TEXT_FIELDS
+    if text_field or record.get("text"):
+        fields = (text_field or "text",)
+    values = [clean(flat_text(record.get(name), f"{where}: '{name}'")) for name in fields]
+    if len(values) == 1:
+        return values[0]
+    return ". ".join(value.rstrip(".") for value in values if value)
 
 
-def row_finder(ids, n, matching, id_field):
-    """A function (record, where) -> internal id, or None for an id that the dataset does not have.
+def row_finder(ids: Sequence[str] | None, n: int, matching: str, id_field: str) -> FindRow:
+    """A function that finds the internal id of a record.
 
-    matching: "internal" (whole numbers below n) or "original" (through ids, the list of original ids).
+    matching: "internal" (whole numbers below n) or "original" (looked up in `ids`, the list of original ids).
     """
+    rows: dict[str, int] = {}
     if matching == "original":
         if ids is None:
             raise UserError(
-                "--ids original needs item_ids.tsv (user_ids.tsv) in the dataset folder; make it, or take --ids internal"
+                "--ids original needs item_ids.tsv (user_ids.tsv) in the dataset folder; use --ids internal"
             )
         rows = {original: row for row, original in enumerate(ids)}
 
-    def find(record, where):
+    def find(record: dict[str, Any], where: str) -> int | None:
         value = record.get(id_field)
         if isinstance(value, bool) or not isinstance(value, (int, str)):
-            raise UserError(
-                f"{where}: has no '{id_field}'; --id_field names the field of the id, here one of "
-                f"{', '.join(map(str, record))[:80]}"
-            )
+            fields = ", ".join(map(str, record))[:80]
+            raise UserError(f"{where}: has no '{id_field}'; set --id_field to one of its fields: {fields}")
         if matching == "original":
             return rows.get(str(value))
         if not re.fullmatch(r"[0-9]{1,10}", str(value)):
             raise UserError(
-                f"{where}: '{id_field}' {str(value)[:40]} is no whole number from 0; for original ids take --ids original"
+                f"{where}: '{id_field}' {str(value)[:40]} is not a whole number; for original ids use --ids "
+                "original"
             )
         return int(value) if int(value) < n else None
 
     return find
 
 
-def read_texts(path, n, ids=None, matching="internal", id_field="item", text_field=""):
-    """JSON lines -> (texts, counts): a text for each of n internal ids ("" without one), and how many of each kind.
+def read_texts(
+    path: str | Path,
+    n: int,
+    ids: Sequence[str] | None = None,
+    matching: str = "internal",
+    id_field: str = "item",
+    text_field: str = "",
+) -> tuple[list[str], dict[str, Any]]:
+    """JSON lines -> (a text for each of n internal ids, "" for none; counts).
 
-    counts: {"texts": with a text, "empty": record without text, "absent": no record, "unknown": records of other ids}.
-    Raises UserError for an id that stands twice, or if no record fits.
+    counts: {"texts": with a text, "empty": record without text, "absent": no record, "unknown": records of
+    other ids}. Raises UserError for an id that appears twice, or if no record has a text.
     """
-    find, texts, line_of, unknown = row_finder(ids, n, matching, id_field), [""] * n, {}, 0
+    find = row_finder(ids, n, matching, id_field)
+    texts = [""] * n
+    # Internal id -> line of its record.
+    line_of: dict[int, int] = {}
+    n_unknown = 0
     for number, record in json_lines(path):
         where = f"{path}, line {number}"
         row = find(record, where)
         if row is None:
-            unknown += 1
-        elif row in line_of:
-            raise UserError(
-                f"{where}: '{id_field}' {str(record[id_field])[:40]} stands on line {line_of[row]} already; keep one"
-            )
-        else:
-            line_of[row] = number
-            texts[row] = item_text(record, where, text_field)
-    filled = sum(map(bool, texts))
-    if not filled:
+            n_unknown += 1
+            continue
+        if row in line_of:
+            value = str(record[id_field])[:40]
+            raise UserError(f"{where}: '{id_field}' {value} is already on line {line_of[row]}; keep one")
+        line_of[row] = number
+        texts[row] = item_text(record, where, text_field)
+    n_texts = sum(map(bool, texts))
+    if not n_texts:
         raise UserError(
-            f"{path}: holds no text of the dataset's {n} ids ({unknown} records of other ids, {len(line_of)} without text); "
-            "--id_field, --text_field and --ids say where ids and texts stand"
+            f"{path}: holds no text for any of the {n} ids of the dataset ({n_unknown} records have other "
+            f"ids, {len(line_of)} no text); check --id_field, --text_field and --ids"
         )
+    n_records = len(line_of)
     return texts, {
-        "texts": filled,
-        "empty": len(line_of) - filled,
-        "absent": n - len(line_of),
-        "unknown": unknown,
+        "texts": n_texts,
+        "empty": n_records - n_texts,
+        "absent": n - n_records,
+        "unknown": n_unknown,
     }

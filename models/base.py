@@ -22,8 +22,21 @@ from torch import nn
 from dataloader import Batch, Dataset, Needs
 from layers.losses import bpr_loss
 from layers.sparse import from_scipy
+from models.neighbours import neighbour_weights
 from utils import UserError
 from world import Config
+
+
+@dataclasses.dataclass(frozen=True)
+class ItemWeights:
+    """A score term from the user's TRAIN items: factor * sum over these items j of matrix[j, i] for item i.
+
+    spread: divide this term and the rest of the score by their standard deviations over the items first.
+    """
+
+    matrix: torch.Tensor  # sparse CSR [I, I]
+    factor: float = 1.0
+    spread: bool = False
 
 
 class Recommender(nn.Module):
@@ -36,9 +49,21 @@ class Recommender(nn.Module):
     # Settings of this model alone, {name: world.setting(...)}: they become flags, and fields of its Config.
     settings: typing.ClassVar[dict[str, typing.Any]] = {}
 
+    neighbour_weights: torch.Tensor
+
     def __init__(self, config: Config, dataset: Dataset):
         super().__init__()
         self.config = config
+        if config.neighbour_weight:
+            weights = from_scipy(neighbour_weights(config, dataset), torch.device("cpu"))
+            self.register_buffer("neighbour_weights", weights, persistent=False)
+
+    @classmethod
+    def data_needs(cls, config: Config) -> Needs:
+        """What load_dataset has to build: `needs`, and the content graphs of the neighbourhood term."""
+        if config.neighbour_weight and config.neighbour_content:
+            return dataclasses.replace(cls.needs, features=True, neighbours=True)
+        return cls.needs
 
     @classmethod
     def check(cls, config: Config) -> None:
@@ -73,12 +98,14 @@ class Recommender(nn.Module):
         """
         raise NotImplementedError
 
-    def item_weights(self) -> torch.Tensor | None:
-        """Sparse CSR W [I, I] of a further score term, or None.
-
-        It adds the sum over the user's TRAIN items j of W[j, i] to the score of item i.
-        """
-        return None
+    def item_weights(self) -> ItemWeights | None:
+        """A further score term from the user's TRAIN items, by default the neighbourhood term; None: none."""
+        config = self.config
+        if not config.neighbour_weight:
+            return None
+        return ItemWeights(
+            self.neighbour_weights, config.neighbour_weight, config.neighbour_scale == "spread"
+        )
 
     def diagnostics(self) -> dict[str, torch.Tensor]:
         """Numbers about the model's state for the log, 0-dim tensors by name."""

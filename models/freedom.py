@@ -17,6 +17,7 @@ from layers.sparse import bipartite_adjacency, from_scipy
 from models.base import Recommender, batch_bpr
 from models.lightgcn import LightGCN
 from models.mf import select
+from models.neighbours import graph_shares
 from world import Config
 
 
@@ -127,10 +128,3 @@ def mean_neighbour_graph(neighbours: dict[str, np.ndarray], shares: dict[str, fl
         graph = sp.csr_matrix((weight, (rows[others], cols[others])), (n, n))
         total = total + graph if total.shape == graph.shape else graph
     return total.astype(np.float32)
-
-
-def graph_shares(modalities: Collection[str], image: float) -> dict[str, float]:
-    """{modality: weight}: `image` for the image graph if there are others, which share the rest equally."""
-    if "image" not in modalities or len(modalities) == 1:
-        return {m: 1 / len(modalities) for m in modalities}
-    return {m: image if m == "image" else (1 - image) / (len(modalities) - 1) for m in modalities}

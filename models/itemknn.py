@@ -10,7 +10,8 @@ import torch
 
 from dataloader import Dataset, Needs
 from layers.sparse import from_scipy
-from models.base import Recommender
+from models.base import ItemWeights, Recommender
+from models.neighbours import neighbour_weights
 from world import Config, setting
 
 
@@ -23,7 +24,13 @@ class ItemKNN(Recommender):
 
     needs: typing.ClassVar[Needs] = Needs()
     settings: typing.ClassVar[dict[str, typing.Any]] = {
-        "itemknn_k": setting(0, "model", "most similar items kept for each item; 0 keeps all", low=0)
+        "itemknn_k": setting(0, "model", "most similar items kept for each item; 0 keeps all", low=0),
+        "itemknn_similarity": setting(
+            "cosine",
+            "model",
+            "cosine of co-occurrence, or the weights of the neighbourhood term (--neighbour_content, _power)",
+            choices=("cosine", "neighbours"),
+        ),
     }
     weights: torch.Tensor
 
@@ -31,10 +38,19 @@ class ItemKNN(Recommender):
         super().__init__(config, dataset)
         data = dataset.interactions
         self.n_users = data.n_users
-        similarity = item_cosines(data.train, data.n_users, data.n_items)
+        if vars(config)["itemknn_similarity"] == "neighbours":
+            similarity = neighbour_weights(config, dataset)
+        else:
+            similarity = item_cosines(data.train, data.n_users, data.n_items)
         if k := vars(config)["itemknn_k"]:
             similarity = keep_largest(similarity, k)
         self.register_buffer("weights", from_scipy(similarity, torch.device("cpu")), persistent=False)
+
+    @classmethod
+    def data_needs(cls, config: Config) -> Needs:
+        """The content graphs, for the weights of the neighbourhood term."""
+        content = vars(config)["itemknn_similarity"] == "neighbours" and config.neighbour_content
+        return Needs(features=True, neighbours=True) if content else Needs()
 
     @classmethod
     def search_space(cls, config: Config, modalities: typing.Collection[str]) -> tuple[str, ...]:
@@ -50,9 +66,9 @@ class ItemKNN(Recommender):
         values = self.weights.values()
         return values.new_zeros(n_users, 0), values.new_zeros(n_items, 0)
 
-    def item_weights(self) -> torch.Tensor:
-        """The similarities, sparse CSR [I, I]."""
-        return self.weights
+    def item_weights(self) -> ItemWeights:
+        """The similarities."""
+        return ItemWeights(self.weights)
 
 
 def item_cosines(train: np.ndarray, n_users: int, n_items: int) -> sp.csr_matrix:
@@ -67,10 +83,10 @@ def item_cosines(train: np.ndarray, n_users: int, n_items: int) -> sp.csr_matrix
 
 
 def keep_largest(matrix: sp.csr_matrix, k: int) -> sp.csr_matrix:
-    """The k largest entries of each row of a sparse matrix; of equal ones, the lower columns."""
+    """The k entries of largest magnitude in each row of a sparse matrix; of equal ones, the lower columns."""
     matrix.sort_indices()
     rows = np.repeat(np.arange(matrix.shape[0]), np.diff(matrix.indptr))
-    order = np.lexsort((matrix.indices, -matrix.data, rows))
+    order = np.lexsort((matrix.indices, -np.abs(matrix.data), rows))
     rank = np.arange(matrix.nnz) - matrix.indptr[rows[order]]
     kept = order[rank < k]
     return sp.csr_matrix((matrix.data[kept], (rows[kept], matrix.indices[kept])), matrix.shape)

@@ -41,6 +41,7 @@ MODELS = {
     "vbpr": Entry("models.vbpr:VBPR", "VBPR", "VBPR"),
     "freedom": Entry("models.freedom:FREEDOM", "FREEDOM", "FREEDOM"),
     "itemknn": Entry("models.itemknn:ItemKNN", "ItemKNN", "item-based cosine similarity, without training"),
+    "ease": Entry("models.ease:EASE", "EASE", "EASE, a linear autoencoder in closed form"),
     "lgn_mm": Entry("model:RecGOAT", "RecGOAT", "RecGOAT"),
 }
 

@@ -92,6 +92,6 @@ def stop_after(monkeypatch, steps, happening):
     monkeypatch.setattr(Sampler, "epoch", epoch)
 
 
-def dataset_of(config, device=torch.device("cpu")):
+def dataset_of(config):
     """The dataset that the model of a config needs."""
-    return load_dataset(config, find_model(config.model).needs, device)
+    return load_dataset(config, find_model(config.model).data_needs(config), torch.device("cpu"))

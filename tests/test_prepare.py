@@ -1,12 +1,14 @@
-"""data/prepare.py and data/raw.py: splits and k-core against naive loops, all formats alike, hostile and broken files, kills."""
+"""data/prepare.py: splits and k-core against naive loops, input formats, hostile and broken files, kills."""
 
 import csv
 import gzip
+import hashlib
 import json
 import multiprocessing
 import os
 import random
 import signal
+import sys
 from collections import Counter
 from pathlib import Path
 
@@ -14,22 +16,22 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from data import prepare, raw
+from data import prepare, raw, splits
 from data.formats import SPLITS, read_interactions
+from data.interaction_log import InteractionLog, k_core
 from utils import lock_file
 
 
 def run(root, *flags, name="toy"):
-    """Run the tool in process; return the dataset folder."""
+    """Run the tool in process. Returns the dataset folder."""
     assert prepare.main([name, "--data_root", str(root), *map(str, flags)]) == 0
     return Path(root) / name
 
 
 def refused(capsys, root, *flags):
-    """The one line on stderr of a command line that ends with 2 and leaves nothing behind."""
+    """The one error line of a command that exits with 2 and leaves nothing behind."""
     assert prepare.main(["toy", "--data_root", str(root / "out"), *map(str, flags)]) == 2
     out, err = capsys.readouterr()
-    err = err.split("\r")[-1]  # a progress bar may have been there
     assert out == "" and err.count("\n") == 1 and err.startswith("error: "), err
     assert not (root / "out").exists() or not any((root / "out").iterdir())
     return err
@@ -49,45 +51,57 @@ def events(seed=0, users=30, items=20, count=400):
     ]
 
 
+def write_bytes(path, content):
+    """Write a file, compressed if its name ends in .gz."""
+    path.write_bytes(gzip.compress(content) if path.suffix == ".gz" else content)
+
+
 def write_csv(path, rows, header=("user", "item", "rating", "timestamp"), sep=","):
     """A table with a header; path may end in .gz."""
     text = "".join(sep.join(map(str, row)) + "\n" for row in ([header] if header else []) + list(rows))
-    (gzip.open if str(path).endswith(".gz") else open)(path, "wb").write(text.encode())
+    write_bytes(path, text.encode())
     return path
 
 
 def contents(folder):
-    """{file name: bytes} but prepare.json."""
+    """{file name: bytes} of all files except prepare.json."""
     return {path.name: path.read_bytes() for path in sorted(folder.iterdir()) if path.name != prepare.MARK}
 
 
 def log_of(rows):
-    """Log of (user, item[, time]) rows with ids that are whole numbers."""
-    user, item = (np.array([row[at] for row in rows]) for at in (0, 1))
+    """InteractionLog of (user, item[, time]) rows with ids from 0."""
+    user, item = (np.array([row[column] for row in rows]) for column in (0, 1))
     time = np.array([row[2] for row in rows], float) if len(rows[0]) > 2 else None
-    return prepare.Log(user, item, None, time, list(range(user.max() + 1)), list(range(item.max() + 1)))
+    return InteractionLog(user, item, None, time, list(range(user.max() + 1)), list(range(item.max() + 1)))
 
 
 # ---------------------------------------------------------------- the published split
 
 
+def tsv_rows(path):
+    """Rows of a tab-separated file with a header, without the header."""
+    with open(path) as file:
+        return list(csv.reader(file, delimiter="\t"))[1:]
+
+
+def internal_ids(baby, kind):
+    """{original id: internal id} of Baby's users (kind "u") or items ("i")."""
+    return {original: int(row) for original, row in tsv_rows(baby / f"{kind}_id_mapping.csv")}
+
+
 def baby_rows(baby):
-    """(user, item) of Baby under their original ids, shuffled."""
-    names = {
-        kind: {row[1]: row[0] for row in csv.reader(open(baby / f"{kind}_id_mapping.csv"), delimiter="\t")}
-        for kind in "ui"
-    }
-    rows = [
-        (names["u"][row[0]], names["i"][row[1]])
-        for row in csv.reader(open(baby / "baby.inter"), delimiter="\t")
-        if row[0] != "userID"
-    ]
+    """(user, item) pairs of Baby with their original ids, shuffled."""
+    users, items = ({row: name for name, row in internal_ids(baby, kind).items()} for kind in "ui")
+    rows = [(users[int(row[0])], items[int(row[1])]) for row in tsv_rows(baby / "baby.inter")]
     random.Random(3).shuffle(rows)
     return rows
 
 
 def test_baby_has_the_published_counts(baby, tmp_path, capsys):
-    """From original ids in any order: 5-core keeps everything, and every user has as many items in each split as published."""
+    """The 5-core keeps everything, and every user has as many items in each split as published.
+
+    The input has the original ids in random order.
+    """
     table = write_csv(tmp_path / "baby.csv", baby_rows(baby), ("user", "item"))
     folder = run(
         tmp_path,
@@ -99,11 +113,7 @@ def test_baby_has_the_published_counts(baby, tmp_path, capsys):
     ours, published = read_interactions(folder), read_interactions(baby, "txt")
     assert (ours.n_users, ours.n_items) == (19445, 7050)
     assert [len(getattr(ours, split)) for split in SPLITS] == [118551, 20559, 21682]
-    number = {
-        row[0]: int(row[1])
-        for row in csv.reader(open(baby / "u_id_mapping.csv"), delimiter="\t")
-        if row[1] != "userID"
-    }
+    number = internal_ids(baby, "u")
     theirs = [number[line.split("\t")[1]] for line in (folder / "user_ids.tsv").read_text().splitlines()]
     for split in SPLITS:
         counts, expected = (
@@ -112,18 +122,15 @@ def test_baby_has_the_published_counts(baby, tmp_path, capsys):
         assert (counts == expected[theirs]).all()
     item = dict(line.split("\t") for line in (folder / "item_ids.tsv").read_text().splitlines())
     features, original = np.load(folder / "text_feat.npy"), np.load(baby / "text_feat_recon_d128.npy")
-    row = {
-        r[0]: int(r[1])
-        for r in csv.reader(open(baby / "i_id_mapping.csv"), delimiter="\t")
-        if r[1] != "itemID"
-    }
-    assert (features == original[[row[item[str(at)]] for at in range(7050)]]).all()
+    row = internal_ids(baby, "i")
+    assert (features == original[[row[item[str(code)]] for code in range(7050)]]).all()
 
 
 def test_baby_converts_there_and_back(baby, tmp_path):
     """txt -> inter -> txt gives the published files byte for byte."""
     first, second = tmp_path / "a", tmp_path / "b"
-    first.mkdir(), second.mkdir()
+    first.mkdir()
+    second.mkdir()
     for split in SPLITS:
         (first / f"{split}.txt").write_bytes((baby / f"{split}.txt").read_bytes())
     assert prepare.main(["a", "--data_root", str(tmp_path), "--convert", "inter"]) == 0
@@ -133,11 +140,11 @@ def test_baby_converts_there_and_back(baby, tmp_path):
         assert (second / f"{split}.txt").read_bytes() == (baby / f"{split}.txt").read_bytes()
 
 
-# ---------------------------------------------------------------- core, order, splits
+# ---------------------------------------------------------------- k-core, numbering, splits
 
 
 @pytest.mark.parametrize("k", [1, 2, 4, 6])
-def test_core_is_that_of_a_naive_loop(k):
+def test_k_core_equals_a_naive_loop(k):
     rows = [(u, i) for u, i, *_ in events(k, 40, 40, 200)]
     left = set(rows)
     while True:
@@ -148,13 +155,13 @@ def test_core_is_that_of_a_naive_loop(k):
         left = kept
     unique = list(dict.fromkeys(rows))
     codes = [pd.factorize(pd.Series(column))[0] for column in zip(*unique)]
-    keep = prepare.core(*codes, k)
+    keep = k_core(*codes, k)
     assert {row for row, kept in zip(unique, keep) if kept} == left
     assert k < 6 or 0 < len(left) < len(unique) or not left
 
 
-def test_numbers_go_by_first_appearance_in_what_is_kept(tmp_path):
-    """The dropped user and item get no number; the others are numbered as they come in the file."""
+def test_ids_are_numbered_by_first_appearance_after_the_filter(tmp_path):
+    """Dropped users and items get no number; the others are numbered in the order of the file."""
     rows = [("dropped", "rare"), *[(u, i) for u in ("z", "a", "m") for i in ("i9", "i1", "i5")]]
     folder = run(
         tmp_path, "--interactions", write_csv(tmp_path / "t.csv", rows, ("user", "item")), "--core", 3
@@ -164,16 +171,13 @@ def test_numbers_go_by_first_appearance_in_what_is_kept(tmp_path):
 
 
 def test_repeated_pairs_keep_the_earliest(tmp_path, capsys):
-    """With times the earliest of a pair, without the first in the file; the count is told."""
-    rows = [(u, i, 5, 100 + at) for at, (u, i) in enumerate((u, i) for u in "abc" for i in "xyz")]
+    """With times the earliest of a pair is kept, without times the first in the file; a note counts them."""
+    rows = [(u, i, 5, 100 + n) for n, (u, i) in enumerate((u, i) for u in "abc" for i in "xyz")]
     table = write_csv(tmp_path / "t.csv", [*rows, ("a", "x", 1, 7), ("a", "y", 2, 900)])
     folder = run(tmp_path, "--interactions", table, "--core", 1)
     table = pd.read_csv(folder / "toy.inter", sep="\t").set_index(["userID", "itemID"])
-    assert (
-        len(table) == 9
-        and tuple(table.loc[(0, 0), ["rating", "timestamp"]]) == (1, 7)
-        and table.loc[(0, 1), "rating"] == 5
-    )
+    assert len(table) == 9 and table.loc[(0, 1), "rating"] == 5
+    assert tuple(table.loc[(0, 0), ["rating", "timestamp"]]) == (1, 7)
     assert "2 repeated (user, item) pairs left out" in capsys.readouterr().out
     untimed = run(
         tmp_path, "--interactions", tmp_path / "t.csv", "--core", 1, "--time_column", "", name="untimed"
@@ -183,9 +187,9 @@ def test_repeated_pairs_keep_the_earliest(tmp_path, capsys):
 
 
 def test_mmrec_rule_for_every_length():
-    """Counts of each user by the rule as written: n < 10: n - 2, 1, 1; else floor(0.2 n) held out, floor of half of it valid."""
+    """n < 10: n - 2 / 1 / 1 per user; else floor(0.2 n) are held out, floor(half) of them for valid."""
     rows = [(user, item) for user in range(60) for item in range(user + 1)]
-    label = prepare.split(log_of(rows), "mmrec", None, 0)
+    label = splits.split(log_of(rows), "mmrec", None, 0)
     for user in range(60):
         n, got = user + 1, Counter(label[[u == user for u, _ in rows]].tolist())
         held = int(0.2 * n)
@@ -195,11 +199,11 @@ def test_mmrec_rule_for_every_length():
         assert (got[0], got[1], got[2]) == expected
 
 
-def test_mmrec_draws_which_items():
-    """Over seeds, each of a user's items is held out equally often (5 standard errors)."""
+def test_mmrec_draws_held_out_items_uniformly():
+    """Over seeds, each item of a user is in test equally often (5 standard errors)."""
     rows = [(0, item) for item in range(8)] + [(1, item) for item in range(8)]
     held = np.mean(
-        [prepare.split(log_of(rows), "mmrec", None, seed) == prepare.TEST for seed in range(2000)], axis=0
+        [splits.split(log_of(rows), "mmrec", None, seed) == splits.TEST for seed in range(2000)], axis=0
     )
     assert (abs(held - 1 / 8) < 5 * np.sqrt(1 / 8 * 7 / 8 / 2000)).all()
 
@@ -215,16 +219,16 @@ def test_leave_one_out_takes_the_last_two():
         (2, 4, 4.0),
         (2, 5, 4.0),
     ]
-    assert prepare.split(log_of(rows), "leave_one_out", None, 0).tolist() == [0, 2, 1, 0, 0, 0, 1, 2]
+    assert splits.split(log_of(rows), "leave_one_out", None, 0).tolist() == [0, 2, 1, 0, 0, 0, 1, 2]
     untimed = [
-        prepare.split(log_of([row[:2] for row in rows]), "leave_one_out", None, seed) for seed in range(30)
+        splits.split(log_of([row[:2] for row in rows]), "leave_one_out", None, seed) for seed in range(30)
     ]
     assert {tuple(np.bincount(label, minlength=3)) for label in untimed} == {(4, 2, 2)}
     assert len({tuple(label) for label in untimed}) > 10
 
 
-def test_temporal_cuts_once_for_all(tmp_path, capsys):
-    """All of train is before all of valid, before all of test; equal times are never parted; cold ids are told."""
+def test_temporal_has_the_same_cuts_for_all_users(tmp_path, capsys):
+    """Train is before valid and valid before test; equal times stay together; cold users are counted."""
     folder = run(
         tmp_path,
         "--interactions",
@@ -249,7 +253,7 @@ def test_temporal_cuts_once_for_all(tmp_path, capsys):
 
 
 def test_temporal_reads_dates(tmp_path):
-    """ISO dates order as the times they name, time zones included."""
+    """ISO 8601 dates are ordered as times, including time zones."""
     rows = [
         ("a", "x", "2024-01-01"),
         ("a", "y", "2024-01-01T12:00:00+02:00"),
@@ -272,26 +276,20 @@ def test_temporal_reads_dates(tmp_path):
         0.25,
     )
     table = pd.read_csv(folder / "toy.inter", sep="\t").set_index(["userID", "itemID"]).x_label
-    assert [int(table[pair]) for pair in ((0, 0), (0, 1), (1, 0), (1, 1), (0, 2), (1, 2))] == [
-        0,
-        0,
-        1,
-        2,
-        2,
-        0,
-    ]
+    pairs = ((0, 0), (0, 1), (1, 0), (1, 1), (0, 2), (1, 2))
+    assert [int(table[pair]) for pair in pairs] == [0, 0, 1, 2, 2, 0]
 
 
 def test_random_has_exact_shares():
     rows = sorted({(u, i) for u in range(30) for i in range(30)})
-    label = prepare.split(log_of(rows), "random", (0.1, 0.2), 5)
+    label = splits.split(log_of(rows), "random", (0.1, 0.2), 5)
     assert np.bincount(label).tolist() == [630, 90, 180]
-    assert (label == prepare.split(log_of(rows), "random", (0.1, 0.2), 5)).all()
-    assert (label != prepare.split(log_of(rows), "random", (0.1, 0.2), 6)).any()
+    assert (label == splits.split(log_of(rows), "random", (0.1, 0.2), 5)).all()
+    assert (label != splits.split(log_of(rows), "random", (0.1, 0.2), 6)).any()
 
 
-@pytest.mark.parametrize("rule", prepare.RULES)
-def test_every_pair_is_in_one_split_and_the_seed_decides(rule, tmp_path):
+@pytest.mark.parametrize("rule", splits.RULES)
+def test_every_pair_is_in_one_split_determined_by_the_seed(rule, tmp_path):
     table = write_csv(tmp_path / "t.csv", events())
     first, again, other = (
         run(tmp_path / d, "--interactions", table, "--split", rule, "--seed", seed)
@@ -299,9 +297,8 @@ def test_every_pair_is_in_one_split_and_the_seed_decides(rule, tmp_path):
     )
     data = read_interactions(first)
     pairs = {(u, i) for split in SPLITS for u, i in getattr(data, split).tolist()}
-    assert (
-        len(pairs) == sum(len(getattr(data, split)) for split in SPLITS) == len({row[:2] for row in events()})
-    )
+    assert len(pairs) == sum(len(getattr(data, split)) for split in SPLITS)
+    assert len(pairs) == len({row[:2] for row in events()})
     assert contents(first) == contents(again)
     assert (contents(first) == contents(other)) == (rule in ("leave_one_out", "temporal"))
 
@@ -310,7 +307,7 @@ def test_every_pair_is_in_one_split_and_the_seed_decides(rule, tmp_path):
 
 
 def written_as(kind, path, rows):
-    """The same interactions in one of the formats. Returns (file, flags)."""
+    """Write the same interactions in one of the formats. Returns (file, flags)."""
     frame = pd.DataFrame(rows, columns=["user", "item", "rating", "timestamp"])
     amazon = [
         {"reviewerID": u, "asin": i, "reviewText": "it's\n", "overall": r, "unixReviewTime": t}
@@ -358,20 +355,21 @@ def test_every_format_gives_the_same_folder(kind, tmp_path):
     path, flags = written_as(kind, tmp_path, rows)
     got = contents(run(tmp_path / kind, "--interactions", path, "--core", 3, *flags))
     want = contents(expected)
-    if kind == "columns":  # no ratings there
+    # This table has no ratings.
+    if kind == "columns":
         table = pd.read_csv(expected / "toy.inter", sep="\t").drop(columns="rating")
         want["toy.inter"] = table.to_csv(sep="\t", index=False).encode()
     assert got == want
 
 
-def test_small_chunks_change_nothing(tmp_path, monkeypatch):
+def test_the_chunk_size_does_not_matter(tmp_path, monkeypatch):
     table = write_csv(tmp_path / "t.csv", events())
     whole = run(tmp_path / "a", "--interactions", table)
     monkeypatch.setattr(raw, "CHUNK", 7)
     assert contents(run(tmp_path / "b", "--interactions", table)) == contents(whole)
 
 
-def test_txt_holds_what_inter_holds(tmp_path):
+def test_txt_and_inter_hold_the_same_interactions(tmp_path):
     table = write_csv(tmp_path / "t.csv", events())
     one, two = (
         read_interactions(run(tmp_path / form, "--interactions", table, "--format", form))
@@ -382,15 +380,15 @@ def test_txt_holds_what_inter_holds(tmp_path):
     assert one.train_rating is not None
 
 
-def test_ids_stay_as_they_are(tmp_path):
-    """Leading zeros, quotes, accents and numbers of JSON survive."""
+def test_ids_are_kept_verbatim(tmp_path):
+    """Leading zeros, quotes, non-ASCII letters and JSON numbers are kept."""
     names = ["007", "7", 'a "quoted", one', "NA", "猫"]
     (tmp_path / "t.jsonl").write_text(
         "".join(json.dumps({"user": u, "item": i}) + "\n" for u in names for i in (1, 2, 3))
     )
     folder = run(tmp_path, "--interactions", tmp_path / "t.jsonl", "--core", 1)
     assert (folder / "user_ids.tsv").read_text(encoding="utf-8").splitlines() == [
-        f"{at}\t{name}" for at, name in enumerate(names)
+        f"{code}\t{name}" for code, name in enumerate(names)
     ]
     frame = pd.DataFrame([(u, i) for u in names for i in (1, 2, 3)], columns=["user", "item"])
     frame.to_csv(tmp_path / "t.csv", index=False)
@@ -399,9 +397,7 @@ def test_ids_stay_as_they_are(tmp_path):
     )
 
 
-def test_inputs_are_named_with_their_checksums(tmp_path):
-    import hashlib
-
+def test_inputs_are_recorded_with_their_checksums(tmp_path):
     table = write_csv(tmp_path / "t.csv.gz", events())
     facts = json.loads((run(tmp_path, "--interactions", table) / prepare.MARK).read_text())
     assert facts["inputs"] == [
@@ -480,7 +476,8 @@ def test_item_texts_from_a_table(tmp_path):
     folder = run(
         tmp_path, "--interactions", write_csv(tmp_path / "t.csv", events()), "--core", 1, "--meta", table
     )
-    row = next(row for row in map(json.loads, open(folder / "item_text.jsonl")) if row["id"] == "item 4")
+    rows = map(json.loads, (folder / "item_text.jsonl").read_text().splitlines())
+    row = next(row for row in rows if row["id"] == "item 4")
     assert (row["title"], row["categories"], row["description"]) == ('A, "big" one', "sofa", "")
 
 
@@ -488,12 +485,12 @@ def write_images(path, records):
     """[(id, vector)] as Amazon's image features."""
     block = np.array([(name.encode().ljust(10), vector) for name, vector in records], raw.IMAGE)
     block["id"] = [name.encode() for name, _ in records]
-    (gzip.open if str(path).endswith(".gz") else open)(path, "wb").write(block.tobytes())
+    write_bytes(path, block.tobytes())
     return path
 
 
 @pytest.mark.parametrize("name", ["image_features_Toy.b", "image_features_Toy.b.gz"])
-def test_missing_images_have_the_mean(name, tmp_path, capsys):
+def test_missing_images_get_the_mean(name, tmp_path, capsys):
     rng, rows = np.random.default_rng(0), [(u, f"B{i:09}") for u in range(5) for i in range(4)]
     vectors = rng.standard_normal((4, 4096)).astype(np.float32)
     broken = vectors[1].copy()
@@ -519,11 +516,12 @@ def test_missing_images_have_the_mean(name, tmp_path, capsys):
     assert features.dtype == np.float32
     assert (features[[0, 2]] == vectors[[0, 2]]).all()
     np.testing.assert_allclose(features[[1, 3]], [mean, mean], rtol=1e-6, atol=1e-7)
-    assert "image_feat.npy: found 2, missing 2, unfit 1; the missing have the mean" in capsys.readouterr().out
+    report = capsys.readouterr().out
+    assert "image_feat.npy: found 2, missing 2, unfit 1; missing rows have the mean" in report
 
 
 @pytest.mark.parametrize("layout", ["one a line", "row and id", "id and row with a header", "csv"])
-def test_features_of_ones_own_are_reordered(layout, tmp_path):
+def test_own_features_are_reordered(layout, tmp_path):
     rng, names = np.random.default_rng(1), [f"i{n}" for n in range(8)]
     features = rng.standard_normal((8, 3)).astype(np.float16)
     text, ids = {
@@ -552,7 +550,7 @@ def test_features_of_ones_own_are_reordered(layout, tmp_path):
     np.testing.assert_allclose(got[2], features[[5, 2, 7]].astype(float).mean(axis=0), rtol=2e-3)
 
 
-def test_user_features_go_by_user_ids(tmp_path):
+def test_user_features_are_ordered_by_user_ids(tmp_path):
     np.save(tmp_path / "f.npy", np.eye(3))
     (tmp_path / "ids.txt").write_text("c\na\nb\n")
     rows = [(u, i) for u in "abc" for i in "xyz"]
@@ -576,13 +574,13 @@ GOOD = "user,item,rating,timestamp\n" + "".join(
 
 
 @pytest.mark.parametrize(
-    "name, text, told",
+    "name, text, message",
     [
         ("t.csv", GOOD + ",x,5,1\n", "line 18: user '' is empty"),
-        ("t.csv", GOOD + 'a,"x\ty",5,1\n', "line 18: item 'x\\ty' holds a tab"),
+        ("t.csv", GOOD + 'a,"x\ty",5,1\n', "line 18: item 'x\\ty' contains a tab"),
         ("t.csv", GOOD + "a,x\u2028y,5,1\n", "line 18: item"),
         ("t.csv", GOOD + f"a,{'x' * 2000},5,1\n", "longer than 1000"),
-        ("t.csv", GOOD + "a,new,much,1\n", "line 18: rating 'much' is no number"),
+        ("t.csv", GOOD + "a,new,much,1\n", "line 18: rating 'much' is not a number"),
         ("t.csv", GOOD + "a,new,0,1\n", "line 18: rating '0.0' is not positive"),
         ("t.csv", GOOD + "a,new,5,soon\n", "line 18: time 'soon'"),
         ("t.csv", GOOD + "a,new,5,inf\n", "line 18: time 'inf'"),
@@ -590,13 +588,13 @@ GOOD = "user,item,rating,timestamp\n" + "".join(
         ("t.csv", GOOD + "a,new,5,1,9\n", "line 18"),
         ("t.csv", "user,item\na,b,c\n", "line 2: has more cells"),
         ("t.csv", "who,item\na,b\n", "has no column user"),
-        ("t.csv", "", "no CSV table"),
+        ("t.csv", "", "is not a CSV table"),
         ("t.csv", "user,item\n", "holds no interactions"),
         ("t.csv", b"user,item\na,\xff\n", "UTF-8"),
-        ("t.csv", "user,item\na,b\n", "5 interactions"),
-        ("t.csv.gz", GOOD, "no whole gzip file"),
-        ("t.csv.gz", gzip.compress(GOOD.encode())[:-9], "no whole gzip file"),
-        ("t.xls", GOOD, "is not called .csv"),
+        ("t.csv", "user,item\na,b\n", "nothing is left of 5 interactions per user and item"),
+        ("t.csv.gz", GOOD, "is not a complete gzip file"),
+        ("t.csv.gz", gzip.compress(GOOD.encode())[:-9], "is not a complete gzip file"),
+        ("t.xls", GOOD, "is not named .csv"),
         ("t.parquet", GOOD, "Parquet"),
         ("t.jsonl", '{"user": "a", "item": "b"}\n[1]\n', "line 2: holds a list"),
         ("t.jsonl", '{"user": "a", "item": "b"}\n{"user": "a"}\n', "line 2: item '' is empty"),
@@ -615,17 +613,17 @@ GOOD = "user,item,rating,timestamp\n" + "".join(
         ("t.jsonl", '{"user": "' + "a" * (1 << 20) + '"}\n', "line 1: is longer than"),
     ],
 )
-def test_bad_tables_end_in_one_line(name, text, told, tmp_path, capsys):
+def test_bad_tables_end_in_one_line(name, text, message, tmp_path, capsys):
     if name.endswith("parquet"):
         pytest.importorskip("pyarrow", reason="pip install -c constraints.txt -e '.[features]'")
     path = tmp_path / name
     path.write_bytes(text if isinstance(text, bytes) else text.encode())
     error = refused(capsys, tmp_path, "--interactions", path)
-    assert told in error and str(path) in error
+    assert message in error and str(path) in error
 
 
 @pytest.mark.parametrize(
-    "flags, told",
+    "flags, message",
     [
         ([], "--interactions FILE or --convert"),
         (["--core", "0"], "--core 0"),
@@ -636,18 +634,18 @@ def test_bad_tables_end_in_one_line(name, text, told, tmp_path, capsys):
         (["--split", "random", "--valid_share", "0.6", "--test_share", "0.4"], "less than 1 together"),
         (["--split", "random", "--valid_share", "0.001"], "leaves the valid split empty"),
         (["--split", "temporal", "--time_column", ""], "no times"),
-        (["--convert", "txt"], "no use for --interactions"),
+        (["--convert", "txt"], "cannot be combined with --interactions"),
         (["--text_feat", "f.npy"], "FILE.npy=IDS"),
         (["--image_features", "x.b", "--image_feat", "f.npy=ids"], "give one"),
         (["--meta", "{tmp}/none.json"], "cannot be read"),
         (["--nonsense", "1"], "--nonsense"),
     ],
 )
-def test_bad_flags_end_in_one_line(flags, told, tmp_path, capsys):
+def test_bad_flags_end_in_one_line(flags, message, tmp_path, capsys):
     (tmp_path / "t.csv").write_text(GOOD)
     flags = [flag.replace("{tmp}", str(tmp_path)) for flag in flags]
     table = ["--interactions", tmp_path / "t.csv"] if flags else []
-    assert told in refused(
+    assert message in refused(
         capsys,
         tmp_path,
         *table,
@@ -657,17 +655,17 @@ def test_bad_flags_end_in_one_line(flags, told, tmp_path, capsys):
 
 
 @pytest.mark.parametrize(
-    "content, told",
+    "content, message",
     [
         ("{'asin': 'nobody'}\n", "describes none of the 4 items"),
         ("{'title': 'no id'}\n", "line 1: has no item id"),
         ("{'asin': 'w', 'title': open('x')}\n", "line 1: is neither"),
     ],
 )
-def test_bad_metadata(content, told, tmp_path, capsys):
+def test_bad_metadata(content, message, tmp_path, capsys):
     (tmp_path / "t.csv").write_text(GOOD)
     (tmp_path / "meta.json").write_text(content)
-    assert told in refused(
+    assert message in refused(
         capsys, tmp_path, "--interactions", tmp_path / "t.csv", "--core", 3, "--meta", tmp_path / "meta.json"
     )
 
@@ -696,16 +694,16 @@ def test_bad_features(tmp_path, capsys):
 
 
 def test_parquet_without_pyarrow_names_the_package(tmp_path, capsys, monkeypatch):
-    monkeypatch.setitem(__import__("sys").modules, "pyarrow", None)
+    monkeypatch.setitem(sys.modules, "pyarrow", None)
     (tmp_path / "t.parquet").write_bytes(b"PAR1")
     assert "pip install -c constraints.txt -e '.[features]'" in refused(
         capsys, tmp_path, "--interactions", tmp_path / "t.parquet"
     )
 
 
-def test_conversion_refuses_what_it_would_lose_or_cannot_read(tmp_path, capsys):
+def test_conversion_refuses_to_overwrite_and_invalid_folders(tmp_path, capsys):
     folder = run(tmp_path, "--interactions", write_csv(tmp_path / "t.csv", events()))
-    assert prepare.main(["toy", "--data_root", str(tmp_path), "--convert", "inter"]) == 2  # it is there
+    assert prepare.main(["toy", "--data_root", str(tmp_path), "--convert", "inter"]) == 2
     assert "exists already" in capsys.readouterr().err
     (folder / "toy.inter").write_text("userID\titemID\tx_label\n0\t0\t0\n0\t0\t1\n0\t1\t2\n")
     assert prepare.main(["toy", "--data_root", str(tmp_path), "--convert", "txt"]) == 2
@@ -713,11 +711,11 @@ def test_conversion_refuses_what_it_would_lose_or_cannot_read(tmp_path, capsys):
     assert not (folder / "train.txt").exists()
 
 
-# ---------------------------------------------------------------- never half a folder
+# ---------------------------------------------------------------- complete or absent
 
 
 def everything(path):
-    """Flags that make every kind of file."""
+    """Write inputs of every kind. Returns the flags that use them."""
     rows = [(u, f"B{i:09}", 5.0, 10 * u + i) for u in range(8) for i in range(6)]
     write_csv(path / "t.csv", rows)
     write_images(path / "i.b", [(f"B{i:09}", np.full(4096, i, np.float32)) for i in range(5)])
@@ -737,7 +735,7 @@ def everything(path):
 
 
 def die_at(step, argv):
-    """In a forked process: SIGKILL in the middle of the step-th file that is written."""
+    """Run the tool in a forked process, and kill it with SIGKILL before the step-th file is complete."""
     original, count = os.fsync, [0]
 
     def fsync(handle):
@@ -751,7 +749,7 @@ def die_at(step, argv):
 
 
 def test_killed_and_restarted_gives_the_same_bytes(tmp_path, capsys):
-    """SIGKILL before every file is complete: no folder is there, and the next pass gives what an undisturbed one gives."""
+    """Killed before any file is complete, no folder exists, and the next run gives the same bytes."""
     flags = list(map(str, everything(tmp_path)))
     whole = run(tmp_path / "whole", *flags)
     files = {path.name: path.read_bytes() for path in whole.iterdir()}
@@ -778,7 +776,7 @@ def test_killed_and_restarted_gives_the_same_bytes(tmp_path, capsys):
         assert [path.name for path in root.iterdir()] == ["toy"]
 
 
-def test_a_full_disk_leaves_nothing(tmp_path, capsys, monkeypatch):
+def test_a_full_disk_leaves_no_files(tmp_path, capsys, monkeypatch):
     flags = everything(tmp_path)
     monkeypatch.setattr(
         os, "fsync", lambda handle: (_ for _ in ()).throw(OSError(28, "No space left on device"))
@@ -788,7 +786,7 @@ def test_a_full_disk_leaves_nothing(tmp_path, capsys, monkeypatch):
     assert not any((tmp_path / "out").iterdir())
 
 
-def test_what_is_there_is_left_alone(tmp_path, capsys):
+def test_an_existing_folder_is_not_changed(tmp_path, capsys):
     folder = run(tmp_path, "--interactions", write_csv(tmp_path / "t.csv", events()))
     before = contents(folder)
     assert (
@@ -800,7 +798,7 @@ def test_what_is_there_is_left_alone(tmp_path, capsys):
     assert "exists already" in capsys.readouterr().err and contents(folder) == before
 
 
-def test_two_at_a_time_do_not_mix(tmp_path, capsys):
+def test_two_processes_do_not_share_a_work_folder(tmp_path, capsys):
     write_csv(tmp_path / "t.csv", events())
     (tmp_path / ".toy.partial").mkdir()
     with lock_file(tmp_path / ".toy.partial" / ".lock"):

@@ -1,4 +1,4 @@
-"""data/synthetic.py: the same seed gives the same files, the loader reads them, and the planted structure is there."""
+"""data/synthetic.py: reproducible files that the loader reads, with the planted structure."""
 
 import subprocess
 import sys
@@ -30,7 +30,7 @@ FILES = {
 
 
 def make(root, *flags, name="toy"):
-    """Run the tool in process with a small size; return the dataset folder."""
+    """Run the tool in process with a small size. Returns the dataset folder."""
     assert synthetic.main([name, "--data_root", str(root), *SMALL, *flags]) == 0
     return Path(root) / name
 
@@ -41,22 +41,22 @@ def full():
     return synthetic.make_dataset(users=4000, items=2500, interactions_per_user=6.0, seed=3)
 
 
-def together(dataset):
-    """[I, I] bool: whether two different items have a user in common, over all splits."""
+def share_users(dataset):
+    """[items, items] bool: whether two different items have a user in common, over all splits."""
     n = len(dataset["topic"])
     user_item = np.zeros((len(dataset["splits"]["train"]), n), np.float32)
     for rows in dataset["splits"].values():
         for user, items in enumerate(rows):
             user_item[user, items] = 1
-    met = user_item.T @ user_item > 0
-    np.fill_diagonal(met, False)
-    return met
+    shared = user_item.T @ user_item > 0
+    np.fill_diagonal(shared, False)
+    return shared
 
 
-def neighbours_met(met, features):
-    """Share of the pairs (item, one of its 10 feature neighbours) that have a user in common."""
+def share_of_neighbours(shared, features):
+    """Fraction of the pairs (item, one of its 10 feature neighbours) that have a user in common."""
     neighbours = nearest_neighbours(features, 10, torch.device("cpu"))
-    return np.take_along_axis(met, neighbours, axis=1).mean()
+    return np.take_along_axis(shared, neighbours, axis=1).mean()
 
 
 def test_same_seed_same_files(tmp_path):
@@ -70,7 +70,7 @@ def test_same_seed_same_files(tmp_path):
         assert (first / name).read_bytes() != (other / name).read_bytes()
 
 
-def test_made_again_replaces(tmp_path):
+def test_an_own_folder_is_replaced(tmp_path):
     before = (make(tmp_path, "--seed", "1") / "train.txt").read_bytes()
     assert (make(tmp_path, "--seed", "2") / "train.txt").read_bytes() != before
 
@@ -92,7 +92,7 @@ def test_loader_reads_it(tmp_path):
         assert len({row[1] for row in ids}) == rows
 
 
-def test_splits_are_disjoint_and_every_user_is_in_each(full):
+def test_splits_are_disjoint_and_hold_every_user(full):
     splits = full["splits"]
     for train, valid, test in zip(splits["train"], splits["valid"], splits["test"]):
         assert min(len(train), len(valid), len(test)) >= 1
@@ -101,7 +101,7 @@ def test_splits_are_disjoint_and_every_user_is_in_each(full):
 
 
 def test_split_is_8_1_1():
-    """Long histories are cut 8:1:1; short ones keep one item for valid and for test."""
+    """Long histories are split 8:1:1; short ones have one item in valid and one in test."""
     splits = synthetic.split_items([np.arange(30), np.arange(3)])
     assert [[len(row) for row in splits[split]] for split in ("train", "valid", "test")] == [
         [24, 1],
@@ -110,24 +110,24 @@ def test_split_is_8_1_1():
     ]
 
 
-def test_sparse_with_a_long_tail(full):
+def test_interactions_are_sparse_with_a_long_tail(full):
     degree = np.bincount(np.concatenate(full["splits"]["train"]), minlength=2500)
     assert 3 < degree.sum() / 4000 < 5
     assert np.median(degree) <= 5 and degree.max() > 8 * np.median(degree) and (degree == 0).any()
 
 
-@pytest.mark.parametrize("modality, least", [("text", 5), ("image", 1.5)])
-def test_feature_neighbours_share_users(full, modality, least):
-    """Neighbours by features meet in a history far more often than chance; with permuted rows they do not."""
-    met, features = together(full), full["features"][modality]
-    chance = met.sum() / (len(met) * (len(met) - 1))
+@pytest.mark.parametrize("modality, min_ratio", [("text", 5), ("image", 1.5)])
+def test_feature_neighbours_share_users(full, modality, min_ratio):
+    """Neighbours by features share users far more often than chance; with permuted rows they do not."""
+    shared, features = share_users(full), full["features"][modality]
+    chance = shared.sum() / (len(shared) * (len(shared) - 1))
     shuffled = features[np.random.default_rng(0).permutation(len(features))]
-    assert neighbours_met(met, features) > least * chance
-    assert 0.8 * chance < neighbours_met(met, shuffled) < 1.25 * chance
+    assert share_of_neighbours(shared, features) > min_ratio * chance
+    assert 0.8 * chance < share_of_neighbours(shared, shuffled) < 1.25 * chance
 
 
 def test_choices_follow_popularity_and_preference():
-    """How often each item is drawn agrees with numpy's sequential draws without replacement (4 standard errors)."""
+    """Item frequencies agree with sequential draws without replacement by NumPy (4 standard errors)."""
     rng, n = np.random.default_rng(0), 4000
     factors, popularity = rng.standard_normal((9, 2)), rng.standard_normal(9)
     preference = np.array([[1.0, 0.0]])
@@ -141,7 +141,7 @@ def test_choices_follow_popularity_and_preference():
 
 
 @pytest.mark.parametrize(
-    "flags, told",
+    "flags, message",
     [
         ([], "NAME"),
         (["toy", "--users", "0"], "--users 0"),
@@ -156,15 +156,14 @@ def test_choices_follow_popularity_and_preference():
         (["toy", "--nonsense"], "--nonsense"),
     ],
 )
-def test_bad_arguments_end_in_one_line(flags, told, tmp_path, capsys):
+def test_bad_arguments_end_in_one_line(flags, message, tmp_path, capsys):
     assert synthetic.main([*flags, "--data_root", str(tmp_path)]) == 2
     out, err = capsys.readouterr()
-    assert out == "" and err.count("\n") == 1 and err.startswith("error: ") and told in err
+    assert out == "" and err.count("\n") == 1 and err.startswith("error: ") and message in err
     assert not any(tmp_path.iterdir())
 
 
-def test_foreign_folder_is_left_alone(tmp_path, capsys):
-    """A dataset that this tool did not make is never overwritten."""
+def test_a_folder_of_another_origin_is_not_changed(tmp_path, capsys):
     (tmp_path / "real").mkdir()
     (tmp_path / "real" / "train.txt").write_text("0 1 2\n")
     assert synthetic.main(["real", "--data_root", str(tmp_path), *SMALL]) == 2
@@ -178,12 +177,8 @@ def test_make_dataset_raises_for_callers():
 
 
 def test_as_a_command(tmp_path):
-    """python -m data.synthetic says what it wrote."""
-    done = subprocess.run(
-        [sys.executable, "-m", "data.synthetic", "toy", "--data_root", str(tmp_path), *SMALL],
-        cwd=ROOT,
-        capture_output=True,
-        text=True,
-    )
+    """python -m data.synthetic prints one line."""
+    command = [sys.executable, "-m", "data.synthetic", "toy", "--data_root", str(tmp_path), *SMALL]
+    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr
     assert "300 users, 200 items" in done.stdout and done.stdout.count("\n") == 1

@@ -1,10 +1,10 @@
-"""The search: its space, its study over several processes, kills and resumes, and that it never looks at the test split."""
+"""tune.py: studies, several processes, interruptions, and that trials never look at the test split."""
 
 import contextlib
-import json
 import os
 import re
 import shlex
+import shutil
 import signal
 import subprocess
 import sys
@@ -16,57 +16,53 @@ import numpy as np
 import pytest
 import torch
 from helpers import random_pairs, stop_after, write_txt
-
-import procedure
-import tune
-from main import main as train
-from parse import parse_args
-from training import ranking
-from world import Config
+from small_runs import (
+    command_line,
+    flags,
+    read_json,
+    read_metrics,
+    script_metrics,
+    small_config,
+    spy_on_splits,
+)
 
 optuna = pytest.importorskip("optuna")
+
+import main
+import procedure
+import tune
+from models.registry import MODELS, config_class
+from parse import parse_args
+from world import Config
+
 COMPLETE, PRUNED, FAIL, RUNNING, WAITING = (
     getattr(optuna.trial.TrialState, name) for name in ("COMPLETE", "PRUNED", "FAIL", "RUNNING", "WAITING")
 )
 TUNE = Path(tune.__file__)
 
 
-def settings(folder, **changes):
-    values = {
-        "dataset": folder.name,
-        "data_root": folder.parent,
-        "path": folder.parent.parent / "runs",
-        "model": "mf",
-        "recdim": 8,
-        "attn_heads": 2,
-        "topks": "3,5",
-        "epochs": 3,
-        "eval_every": 1,
-        "bpr_batch": 64,
-        "tensorboard": 0,
-        "cuda": 0,
-        "threads": 1,
-        **changes,
-    }
-    return [str(word) for name, value in values.items() for word in (f"--{name}", value)]
+def storage(folder):
+    """The SQLite file of the studies of a test."""
+    return folder.parent.parent / "s.db"
 
 
-def search(folder, trials, *flags, study="s", **changes):
-    """Command line of a search on small_dataset, its study in <tmp_path>/s.db."""
-    return [
-        "--study",
-        study,
-        "--storage",
-        str(folder.parent.parent / "s.db"),
-        "--trials",
-        str(trials),
-        *flags,
-        *settings(folder, **changes),
-    ]
+def search(folder, trials, *more, study="s", **changes):
+    """Command line of a search with MF and three epochs, followed by further flags."""
+    settings = {"model": "mf", "epochs": 3, **changes}
+    # These are searched by default, so that they must not be flags.
+    words = without(command_line(folder, folder.parent.parent / "runs", **settings), "lr", "item_knn_k")
+    study_flags = flags({"study": study, "storage": storage(folder), "trials": trials})
+    return [*study_flags, *words, *more]
+
+
+def without(words, *names):
+    """A command line without some flags."""
+    pairs = zip(words[::2], words[1::2], strict=True)
+    return [word for flag, value in pairs if flag[2:] not in names for word in (flag, value)]
 
 
 def load(folder, study="s"):
-    return optuna.load_study(study_name=study, storage=f"sqlite:///{folder.parent.parent / 's.db'}")
+    return optuna.load_study(study_name=study, storage=f"sqlite:///{storage(folder)}")
 
 
 def states(folder):
@@ -76,105 +72,69 @@ def states(folder):
 def outcomes(folder):
     """{number: (parameters, value, intermediate values)} of the finished trials."""
     return {
-        trial.user_indextrs["number"]: (trial.params, trial.value, trial.intermediate_values)
+        trial.user_attrs["number"]: (trial.params, trial.value, trial.intermediate_values)
         for trial in load(folder).get_trials(states=(COMPLETE, PRUNED))
     }
 
 
-# ---------------------------------------------------------------- the space
+def assert_refused(argv, capsys, *words):
+    """Assert exit code 2 and one line on stderr that contains these words."""
+    capsys.readouterr()
+    assert tune.main(argv) == 2
+    err = capsys.readouterr().err
+    assert re.fullmatch(r"error: .*\n", err) and all(word in err for word in words), err
 
 
-def test_space():
-    space = tune.parse_space(
-        ["lr=1e-4..1e-2:log", "layer=1..4", "decay=0..1", "fuse_norm=none,l2", "item_knn_k=5,10"]
+# ---------------------------------------------------------------- command line
+
+
+@pytest.mark.parametrize("entry", ["lr=1", "speed=1..2", "layer=-1..2"])
+def test_a_bad_space_leaves_no_study(small_dataset, capsys, entry):
+    assert_refused(search(small_dataset, 1, "--space", entry), capsys)
+    assert not storage(small_dataset).exists()
+
+
+@pytest.mark.parametrize(
+    "more, word",
+    [
+        (["--select_on", "test"], "leaks"),
+        (["--recipe", "released"], "leaks"),
+        (["--resume", "x"], "x/config.json"),
+        (["--trials", "0"], "--trials 0"),
+        (["--study", "../x"], "--study ../x"),
+        (["--study", ".x"], "--study .x"),
+        (["--best"], "not allowed with"),
+        (["--what", "1"], "--what"),
+        (["--lr", "1e-3", "--space", "lr=1e-3..1e-2"], "--lr is both"),
+        (["--space", "lr=1..2", "lr=1..2"], "each setting once"),
+        (["--dataset", "absent"], "absent"),
+        (["--projector", "1", "--tensorboard", "1"], "--projector is not a flag of a search"),
+    ],
+)
+def test_flags_that_do_not_fit_a_search_are_refused(small_dataset, capsys, more, word):
+    assert_refused(search(small_dataset, 1, *more), capsys, word)
+    assert not storage(small_dataset).exists()
+
+
+def test_the_checkpoint_of_another_run_is_refused(small_dataset, tmp_path, capsys):
+    assert main.main(command_line(small_dataset, tmp_path / "other", model="mf", epochs=1)) == 0
+    (folder,) = (tmp_path / "other").iterdir()
+    argv = ["--study", "s", "--storage", str(storage(small_dataset)), "--trials", "1"]
+    assert_refused([*argv, "--resume", str(folder)], capsys, "--resume is not a flag of a search")
+    scored = ["--evaluate_only", "1", "--checkpoint", str(folder / "best.pt")]
+    assert_refused([*argv, *scored], capsys, "--checkpoint is not a flag of a search")
+
+
+def test_without_optuna_the_remedy_is_named(small_dataset):
+    code = "import sys; sys.modules['optuna'] = None; import tune; sys.exit(tune.main(sys.argv[1:]))"
+    words = [sys.executable, "-c", code, *search(small_dataset, 1)]
+    done = subprocess.run(words, cwd=TUNE.parent, capture_output=True, text=True, check=False)
+    assert done.returncode == 2
+    assert re.fullmatch(r"error: tune.py needs optuna: pip install .*\[tune\].*\n", done.stderr)
+    words[3:] = ["--help"]
+    assert (
+        "--space" in subprocess.run(words, cwd=TUNE.parent, capture_output=True, text=True, check=True).stdout
     )
-    assert space["lr"] == optuna.distributions.FloatDistribution(1e-4, 1e-2, log=True)
-    assert space["layer"] == optuna.distributions.IntDistribution(1, 4) and space["decay"].low == 0
-    assert space["fuse_norm"].choices == ("none", "l2") and space["item_knn_k"].choices == (5, 10)
-
-
-@pytest.mark.parametrize(
-    "entry",
-    [
-        "lr",
-        "lr=",
-        "lr=1",
-        "lr=1..1",
-        "lr=2..1",
-        "lr=0..1:log",
-        "lr=a..b",
-        "lr=1..inf",
-        "lr=nan..1",
-        "layer=1.5..3",
-        "layer=1,x",
-        "fuse_norm=a..b",
-        "speed=1..2",
-        "seed=1..9",
-        "epochs=1..9",
-        "dataset=a,b",
-        "topks=1,2",
-        "valid_metric=ndcg@3,ndcg@5",
-        "lr=-1..1",
-        "layer=-1..2",
-        "fuse_norm=none,l3",
-    ],
-)
-def test_a_bad_space_is_one_line_and_exit_code_2(small_dataset, capsys, entry):
-    assert tune.main(search(small_dataset, 1, "--space", entry)) == 2
-    assert re.fullmatch(r"error: .*\n", capsys.readouterr().err)
-    assert not (small_dataset.parent.parent / "s.db").exists()
-
-
-@pytest.mark.parametrize(
-    "flags",
-    [
-        ["--select_on", "test"],
-        ["--recipe", "released"],
-        ["--resume", "x"],
-        ["--trials", "0"],
-        ["--study", "../x"],
-        ["--best"],
-        ["--what", "1"],
-        ["--lr", "1e-3", "--space", "lr=1e-3..1e-2"],
-        ["--space", "lr=1..2", "lr=1..2"],
-        ["--dataset", "absent"],
-        ["--projector", "1", "--tensorboard", "1"],
-    ],
-)
-def test_what_cannot_be_searched_is_one_line_and_exit_code_2(small_dataset, capsys, flags):
-    assert tune.main([*search(small_dataset, 1), *flags]) == 2
-    assert re.fullmatch(r"error: .*\n", capsys.readouterr().err)
-
-
-def test_without_optuna_the_remedy_is_named(small_dataset, monkeypatch, capsys):
-    monkeypatch.setattr(tune, "optuna", None)
-    assert tune.main(search(small_dataset, 1)) == 2
-    assert "needs optuna: pip install -c constraints.txt -e '.[tune]'" in capsys.readouterr().err
-
-
-def test_default_space_leaves_out_what_is_given_or_idle(small_dataset):
-    def names(*flags):
-        return set(
-            tune.default_space(
-                parse_args([*settings(small_dataset), "--model", "lgn_mm", *flags])[0],
-                {f[2:] for f in flags[::2]},
-            )
-        )
-
-    assert {
-        "lr",
-        "decay",
-        "beta",
-        "alpha",
-        "modality_consistency_weight",
-    } <= names() and "audio_weight" not in names()
-    assert names() - names("--fusion", "sum") == {"beta", "alpha"}
-    assert names() - names("--contrastive_weight", "0") == {
-        "contrastive_weight",
-        "modality_consistency_weight",
-    }
-    for model in Config.__dataclass_fields__["model"].metadata["choices"]:
-        assert tune.parse_space(tune.SPACES[model]).keys() >= {"lr", "decay"}
 
 
 # ---------------------------------------------------------------- a study
@@ -185,118 +145,106 @@ def test_a_study_finds_the_best_trial_and_leaves_run_folders(small_dataset, caps
     trials = load(small_dataset).trials
     assert [trial.state for trial in trials] == 4 * [COMPLETE]
     for trial in trials:
-        folder = Path(trial.user_indextrs["folder"])
-        config, result = (json.loads((folder / name).read_text()) for name in ("config.json", "result.json"))
-        lines = [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
-        assert config["name"] == f"s_{trial.user_indextrs['number']}" and trial.params == {
-            name: config[name] for name in ("lr", "decay")
-        }
-        assert trial.value == max(line["valid"]["ndcg@3"] for line in lines) == result["valid"]["ndcg@3"]
+        folder = Path(trial.user_attrs["folder"])
+        config, result, lines = read_json(folder, "config.json"), read_json(folder), read_metrics(folder)
+        assert config["name"] == f"s_{trial.user_attrs['number']}"
+        assert trial.params == {name: config[name] for name in ("lr", "decay")}
+        values = {line["epoch"]: line["valid"]["ndcg@3"] for line in lines}
+        assert trial.value == max(values.values()) == result["valid"]["ndcg@3"]
+        assert trial.intermediate_values == values
         assert result["status"] == "tuned" and "test" not in result and list(folder.glob("events*"))
-        assert trial.intermediate_values == {line["epoch"]: line["valid"]["ndcg@3"] for line in lines}
     out, best = capsys.readouterr().out, max(trials, key=lambda trial: trial.value)
-    assert len(re.findall(r"^trial +\d+  ndcg", out, re.MULTILINE)) == 4 and f"{best.value:.4f}" in out
-    assert tune.main(["--study", "s", "--storage", str(small_dataset.parent.parent / "s.db"), "--best"]) == 0
+    # Of each trial the console shows one line, and not the log of its training.
+    assert len(re.findall(r"^trial +\d+  ndcg", out, re.MULTILINE)) == 4 and "epoch    1" not in out
+    assert f"{best.value:.4f}" in out
+    assert tune.main(["--study", "s", "--storage", str(storage(small_dataset)), "--best"]) == 0
     assert capsys.readouterr().out == out[out.index("trial     valid ndcg@3") :]
 
 
 @pytest.mark.parametrize(
-    "flags",
+    "more",
     [
         [],
-        [
-            "--recipe",
-            "released",
-            "--select_on",
-            "valid",
-            "--model",
-            "lgn_mm",
-            "--item_knn_k",
-            "4",
-            "--epochs",
-            "1",
-        ],
+        flags({"recipe": "released", "select_on": "valid", "model": "lgn_mm", "item_knn_k": 4, "epochs": 1}),
+        ["--model", "itemknn"],
     ],
+    ids=["mf", "released", "itemknn"],
 )
-def test_the_best_command_line_is_the_best_trial(small_dataset, flags):
-    assert tune.main([*search(small_dataset, 2, seed=7), *flags]) == 0
-    best = load(small_dataset).best_trial
-    script = (small_dataset.parent.parent / "s.best.sh").read_text()
-    words = shlex.split(script.splitlines()[-1])
+def test_the_best_command_trains_the_best_trial(small_dataset, more):
+    assert tune.main(search(small_dataset, 2, *more, seed=7)) == 0
+    best, folder = load(small_dataset).best_trial, small_dataset.parent.parent
+    words = shlex.split((folder / "s.best.sh").read_text().splitlines()[-1])
     assert words[:2] == ["python", "main.py"] and words[-1] == "$@"
     config, _ = parse_args(words[2:-1])
-    stored = json.loads((Path(best.user_indextrs["folder"]) / "config.json").read_text())
+    stored = read_json(Path(best.user_attrs["folder"]), "config.json")
     differing = {name for name, value in config.as_dict().items() if value != stored[name]}
-    assert differing <= {"path", "name", "resume"} and config.lr == best.params["lr"]
-    assert train([*words[2:-1], "--path", str(small_dataset.parent.parent / "again")]) == 0
-    (result,) = (small_dataset.parent.parent / "again").glob("*/result.json")
-    assert json.loads(result.read_text())["valid"]["ndcg@3"] == best.value
+    assert differing <= {"path", "name", "resume"}
+    assert {name: getattr(config, name) for name in best.params} == best.params
+    assert main.main([*words[2:-1], "--path", str(folder / "again")]) == 0
+    (again,) = (folder / "again").iterdir()
+    assert read_json(again)["valid"]["ndcg@3"] == best.value
 
 
-def test_the_test_split_is_never_scored_and_has_no_part(small_dataset, monkeypatch):
-    seen, original = [], ranking.mean_metrics
-    monkeypatch.setattr(
-        ranking,
-        "mean_metrics",
-        lambda ranks, split, ks: seen.append(split.relevant[1].tolist()) or original(ranks, split, ks),
-    )
+def test_the_test_split_is_never_scored_and_has_no_influence(small_dataset, tmp_path, monkeypatch, capsys):
+    scored, pairs = spy_on_splits(monkeypatch), random_pairs(0, 40, 30, 6)
     assert tune.main(search(small_dataset, 2)) == 0
-    pairs = random_pairs(0, 40, 30, 6)
-    assert seen and all(
-        relevant == pairs["valid"][:, 1].tolist() != pairs["test"][:, 1].tolist() for relevant in seen
-    )
+    valid, test = pairs["valid"][:, 1].tolist(), pairs["test"][:, 1].tolist()
+    assert scored and test != valid and all(items == valid for items in scored)
     first = outcomes(small_dataset)
     taken = {tuple(pair) for split in pairs.values() for pair in split.tolist()}
-    pairs["test"] = np.array(
-        [(user, next(item for item in range(29) if (user, item) not in taken)) for user in range(40)]
-    )
-    write_txt(small_dataset, **pairs)
-    tune.load_once.cache_clear()
-    assert tune.main(search(small_dataset, 3)) == 2  # a study keeps its data
-    (small_dataset.parent.parent / "s.db").unlink()
-    assert tune.main(search(small_dataset, 2)) == 0 and outcomes(small_dataset) == first
+    others = [next(item for item in range(29) if (user, item) not in taken) for user in range(40)]
+    pairs["test"] = np.array(list(enumerate(others)))
+    other = shutil.copytree(small_dataset, tmp_path / "other" / "small")
+    write_txt(other, **pairs)
+    data_root = ["--data_root", str(other.parent)]
+    assert_refused(search(small_dataset, 3, *data_root), capsys, "the interactions", "another --study")
+    assert tune.main(search(small_dataset, 2, *data_root, study="t")) == 0
+    assert [(t.params, t.value) for t in load(small_dataset, "t").trials] == [
+        (params, value) for params, value, _ in first.values()
+    ]
 
 
-def test_trials_share_a_dataset_unless_data_settings_differ(small_dataset, monkeypatch):
-    loaded, original = [], tune.load
-    monkeypatch.setattr(
-        tune, "load", lambda config, *rest: loaded.append(config.item_knn_k) or original(config, *rest)
-    )
-    tune.load_once.cache_clear()
+def test_trials_share_a_dataset_unless_settings_of_the_data_differ(small_dataset, monkeypatch):
+    loaded, original = [], main.load_dataset
+
+    def load_dataset(config, *arguments):
+        loaded.append(config.item_knn_k)
+        return original(config, *arguments)
+
+    monkeypatch.setattr(main, "load_dataset", load_dataset)
     space = ["--space", "lr=1e-3..1e-2", "--item_knn_k", "4"]
     assert tune.main(search(small_dataset, 3, *space, model="lgn_mm", epochs=1)) == 0 and loaded == [4]
-    assert (
-        tune.main(search(small_dataset, 3, "--space", "item_knn_k=3,5", model="lgn_mm", epochs=1, study="t"))
-        == 0
-    )
+    loaded.clear()
+    space = ["--space", "item_knn_k=3,5"]
+    assert tune.main(search(small_dataset, 3, *space, model="lgn_mm", epochs=1, study="t")) == 0
     assert {3, 5} & set(loaded)
 
 
-@pytest.mark.parametrize("model", tune.SPACES)
-def test_a_dataset_depends_on_no_other_settings_than_those_it_is_shared_by(small_dataset, model):
+@pytest.mark.parametrize("model", MODELS)
+def test_a_dataset_depends_on_no_settings_but_those_it_is_shared_by(small_dataset, model):
     read = set()
 
-    class Spy(Config):
+    class Spy(config_class(model)):
         def __getattribute__(self, name):
             read.add(name)
             return super().__getattribute__(name)
 
-    config, _ = parse_args(
-        settings(small_dataset, model=model, user_text_feat="mean", item_knn_k=4, user_knn_k=4)
-    )
+    config = small_config(small_dataset, model=model, user_text_feat="mean")
     config = Spy(**vars(config))
     read.clear()
-    tune.load(config, torch.device("cpu"), [])
-    assert "dataset" in read and read & set(Config.__dataclass_fields__) <= set(tune.OF_DATA)
+    main.load(config, torch.device("cpu"))
+    assert "dataset" in read and read & set(Config.__dataclass_fields__) <= set(tune.DATASET_SETTINGS)
 
 
 def test_bad_trials_are_pruned(small_dataset, monkeypatch):
+    """With the learning rate as the metric, trials with a rate below the median of the others are pruned."""
     original = procedure.score
-    monkeypatch.setattr(
-        procedure,
-        "score",
-        lambda model, splits, config: [{**original(model, splits, config)[0], "ndcg@3": config.lr}],
-    )
+
+    def score(model, data, splits, config):
+        [metrics] = original(model, data, splits, config)
+        return [{**metrics, "ndcg@3": config.lr}]
+
+    monkeypatch.setattr(procedure, "score", score)
     assert tune.main(search(small_dataset, 9, "--space", "lr=1e-3..1e-2", "--warm_up", "2", epochs=4)) == 0
     trials = load(small_dataset).trials
     pruned = [trial for trial in trials if trial.state == PRUNED]
@@ -305,16 +253,33 @@ def test_bad_trials_are_pruned(small_dataset, monkeypatch):
         others = [other.value for other in trials[:number] if other.state == COMPLETE]
         assert (trial.state == PRUNED) == (trial.params["lr"] < np.median(others))
     for trial in pruned:
-        result = json.loads((Path(trial.user_indextrs["folder"]) / "result.json").read_text())
+        result = read_json(Path(trial.user_attrs["folder"]))
         assert result["status"] == "pruned" and result["epochs"] == 2 and "test" not in result
         assert max(trial.intermediate_values) == result["epochs"]
+
+
+def test_patience_ends_a_trial_which_then_counts_as_complete(small_dataset, monkeypatch):
+    script_metrics(monkeypatch, [0.5, 0.1, 0.1])
+    assert tune.main(search(small_dataset, 1, epochs=50, patience=2)) == 0
+    (trial,) = load(small_dataset).trials
+    result = read_json(Path(trial.user_attrs["folder"]))
+    assert (trial.state, trial.value) == (COMPLETE, 0.5)
+    assert (result["status"], result["best_epoch"], result["epochs"]) == ("tuned", 1, 3)
+
+
+def test_ten_complete_trials_give_the_importance_of_the_settings(small_dataset, capsys):
+    for count, shown in ((9, False), (10, True)):
+        assert tune.main(search(small_dataset, count, "--pruner", "none", epochs=1)) == 0
+        assert (
+            bool(re.search(r"^importance  \w+ [\d.]+  \w+ [\d.]+$", capsys.readouterr().out, re.M)) == shown
+        )
 
 
 def test_a_trial_that_diverges_counts_as_pruned(small_dataset, capsys):
     assert tune.main(search(small_dataset, 3, "--space", "lr=1e38,1e37")) == 0
     assert states(small_dataset) == 3 * [PRUNED]
     out = capsys.readouterr().out
-    assert "not finite" in out and "no trial yet" in out
+    assert "not finite" in out and "study 's' has no complete trial yet" in out
 
 
 def test_an_error_fails_its_trial_and_ends_the_process(small_dataset, monkeypatch, capsys):
@@ -323,43 +288,47 @@ def test_an_error_fails_its_trial_and_ends_the_process(small_dataset, monkeypatc
 
     with monkeypatch.context() as patch:
         stop_after(patch, 6, fail)
-        assert tune.main(search(small_dataset, 3)) == 1 and "out of memory" in capsys.readouterr().err
+        assert tune.main(search(small_dataset, 3)) == 1
+    assert "out of memory" in capsys.readouterr().err
     assert states(small_dataset).count(FAIL) == 1
     assert tune.main(search(small_dataset, 3)) == 0 and states(small_dataset).count(COMPLETE) == 3
 
 
 def test_other_settings_or_another_space_are_refused(small_dataset, capsys):
     assert tune.main(search(small_dataset, 1)) == 0
-    capsys.readouterr()
-    for flags in (
-        ["--recdim", "16"],
-        ["--epochs", "9"],
-        ["--seed", "1"],
-        ["--space", "lr=1e-3..1e-2"],
-        ["--lr", "1e-3"],
+    for more, change in (
+        (["--recdim", "16"], "--recdim 8 -> 16"),
+        (["--epochs", "9"], "--epochs 3 -> 9"),
+        (["--seed", "1"], "--seed 2025 -> 1"),
+        (["--space", "lr=1e-3..1e-2"], "--space lr, --space decay"),
+        (["--lr", "1e-3"], "--space lr"),
     ):
-        assert tune.main([*search(small_dataset, 2), *flags]) == 2
-        assert re.fullmatch(r"error: .*another --study\n", capsys.readouterr().err)
+        assert_refused(search(small_dataset, 2, *more), capsys, change, "another --study")
+    # Settings without influence on the result may change.
     assert tune.main(search(small_dataset, 2, threads=0)) == 0 and len(load(small_dataset).trials) == 2
 
 
-def test_what_is_no_study_is_one_line(small_dataset, capsys):
-    path = small_dataset.parent.parent / "s.db"
-    assert tune.main(["--study", "s", "--storage", str(path), "--best"]) == 2 and not path.exists()
-    path.write_text("no database " * 100)
-    assert tune.main(search(small_dataset, 1)) == 2
-    assert re.fullmatch(r"(error: .*\n){2}", capsys.readouterr().err)
+def test_a_missing_study_and_a_damaged_file_are_refused(small_dataset, capsys):
+    path = storage(small_dataset)
+    best = ["--study", "s", "--storage", str(path), "--best"]
+    assert_refused(best, capsys, "does not exist")
+    assert not path.exists()
+    assert tune.main(search(small_dataset, 1, study="t")) == 0
+    assert_refused(best, capsys, "has no study 's'; it has t")
+    assert_refused([*best, "--recdim", "8"], capsys, "drop --recdim 8")
+    path.write_text("not a database " * 100)
+    assert_refused(search(small_dataset, 1), capsys, "cannot be read or written")
 
 
-# ---------------------------------------------------------------- stopped, killed, several processes
+# ---------------------------------------------------------------- interruptions and several processes
 
 
 @pytest.fixture
 def whole(small_dataset, tmp_path):
-    """Outcomes of an uninterrupted study of four trials in one process."""
+    """Outcomes of a study of four trials that was never interrupted."""
     assert tune.main(search(small_dataset, 4)) == 0
     found = outcomes(small_dataset)
-    (tmp_path / "s.db").rename(tmp_path / "whole.db")
+    storage(small_dataset).rename(tmp_path / "whole.db")
     return found
 
 
@@ -370,17 +339,16 @@ def test_a_study_in_parts_equals_one_in_one_go(small_dataset, whole):
     assert outcomes(small_dataset) == whole
 
 
-@pytest.mark.parametrize("number, steps", [(signal.SIGTERM, 1), (signal.SIGINT, 22)])
-def test_a_signal_queues_the_trial_again_and_it_is_resumed(small_dataset, whole, monkeypatch, number, steps):
+@pytest.mark.parametrize("number, step", [(signal.SIGTERM, 1), (signal.SIGINT, 22)])
+def test_a_stopped_trial_is_queued_again_and_resumed(small_dataset, whole, monkeypatch, number, step):
     with monkeypatch.context() as patch:
-        stop_after(patch, steps, lambda: os.kill(os.getpid(), number))
+        stop_after(patch, step, lambda: os.kill(os.getpid(), number))
         assert tune.main(search(small_dataset, 4)) == 128 + number
     assert states(small_dataset)[-2:] == [FAIL, WAITING] and RUNNING not in states(small_dataset)
     assert tune.main(search(small_dataset, 4)) == 0
     assert outcomes(small_dataset) == whole and states(small_dataset).count(FAIL) == 1
-    assert (
-        len(list((small_dataset.parent.parent / "runs").iterdir())) == 8
-    )  # four of `whole`: no folder was given up
+    # Four are of the fixture: the resumed trial has kept its folder.
+    assert len(list((small_dataset.parent.parent / "runs").iterdir())) == 8
 
 
 def test_max_minutes_queues_the_trial_again(small_dataset):
@@ -391,45 +359,35 @@ def test_max_minutes_queues_the_trial_again(small_dataset):
 
 KILLED = """
 import os, signal, sys
-import pytest, test_tune, tune
+import pytest, helpers, tune
 with pytest.MonkeyPatch.context() as patch:
-    test_tune.stop_after(patch, int(sys.argv[1]), lambda: os.kill(os.getpid(), signal.SIGKILL))
+    helpers.stop_after(patch, int(sys.argv[1]), lambda: os.kill(os.getpid(), signal.SIGKILL))
     tune.main(sys.argv[2:])
 """
 
 
-def test_kill_9_in_mid_trial_and_a_restart_reach_the_same_study(small_dataset, whole):
-    words = [
-        sys.executable,
-        "-c",
-        KILLED,
-        "22",
-        *search(small_dataset, 4),
-    ]  # in the second epoch of the second trial
+def test_a_killed_trial_is_resumed(small_dataset, whole):
+    """Killed in step 22, which is in the second epoch of the second trial."""
+    words = [sys.executable, "-c", KILLED, "22", *search(small_dataset, 4)]
     path = os.pathsep.join(map(str, (TUNE.parent, Path(__file__).parent)))
-    assert (
-        subprocess.run(words, capture_output=True, env={**os.environ, "PYTHONPATH": path}).returncode
-        == -signal.SIGKILL
-    )
+    environment = {**os.environ, "PYTHONPATH": path}
+    done = subprocess.run(words, capture_output=True, check=False, env=environment)
+    assert done.returncode == -signal.SIGKILL
     assert states(small_dataset) == [COMPLETE, RUNNING]
     assert tune.main(search(small_dataset, 4)) == 0
-    assert (
-        states(small_dataset) == [COMPLETE, FAIL, COMPLETE, COMPLETE, COMPLETE]
-        and outcomes(small_dataset) == whole
-    )
+    assert states(small_dataset) == [COMPLETE, FAIL, COMPLETE, COMPLETE, COMPLETE]
+    assert outcomes(small_dataset) == whole
     killed, again = load(small_dataset).trials[1:3]
-    assert killed.params == again.params and killed.user_indextrs["folder"] == again.user_indextrs["folder"]
+    assert killed.params == again.params and killed.user_attrs["folder"] == again.user_attrs["folder"]
 
 
 @contextlib.contextmanager
 def beside(folder, *words):
     """A process that has begun a trial, for the length of the block."""
-    process, deadline = (
-        subprocess.Popen(
-            [sys.executable, TUNE, *words], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
-        ),
-        time.monotonic() + 60,
+    process = subprocess.Popen(
+        [sys.executable, TUNE, *words], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
     )
+    deadline = time.monotonic() + 60
     while not list(folder.parent.parent.glob("runs/*/train.log")) and time.monotonic() < deadline:
         time.sleep(0.02)
     yield process
@@ -437,8 +395,7 @@ def beside(folder, *words):
     process.communicate()
 
 
-@pytest.mark.slow
-def test_two_processes_end_with_exactly_as_many_trials_as_are_wanted(small_dataset):
+def test_two_processes_share_the_trials_of_a_study(small_dataset):
     words = search(small_dataset, 8, "--pruner", "none", epochs=20)
     with beside(small_dataset, *words) as other:
         assert tune.main(words) == 0
@@ -449,11 +406,11 @@ def test_two_processes_end_with_exactly_as_many_trials_as_are_wanted(small_datas
     assert 0 < len(re.findall(r"^trial +\d+  ndcg", out, re.MULTILINE)) < 8
 
 
-@pytest.mark.slow
-def test_the_last_trial_of_a_process_that_dies_is_done_by_one_that_waits(small_dataset):
+def test_a_waiting_process_takes_over_the_trial_of_one_that_dies(small_dataset):
     words = search(small_dataset, 1, epochs=10**6, patience=0, eval_every=10**6, save_every=10**6)
     with beside(small_dataset, *words) as other:
         timer = threading.Timer(1, other.kill)
         timer.start()
-        assert tune.main([*words, "--max_minutes", "0.05"]) == 0  # three seconds: waits, and then trains
+        # Of the three seconds, it waits for one or two, and then trains.
+        assert tune.main([*words, "--max_minutes", "0.05"]) == 0
     assert states(small_dataset) == [FAIL, FAIL, WAITING]

@@ -90,7 +90,7 @@ def test_atomic_write_replaces_the_file_and_leaves_nothing_else(tmp_path):
 def test_atomic_write_keeps_the_old_file_on_an_exception(tmp_path, error):
     path = tmp_path / "a.bin"
     path.write_bytes(b"old")
-    with pytest.raises(error), atomic_write(path) as file:
+    with pytest.raises(error), atomic_write(path) as file:  # noqa: PT012
         file.write(b"half")
         raise error
     assert path.read_bytes() == b"old"
@@ -151,7 +151,7 @@ def test_atomic_write_follows_symbolic_links(tmp_path, target_exists, relative):
 def test_atomic_write_refuses_a_loop_of_symbolic_links(tmp_path):
     (tmp_path / "a").symlink_to("b")
     (tmp_path / "b").symlink_to("a")
-    with pytest.raises(OSError), atomic_write(tmp_path / "a") as file:
+    with pytest.raises(OSError, match="symbolic links"), atomic_write(tmp_path / "a") as file:
         file.write(b"new")
     assert (tmp_path / "a").is_symlink() and (tmp_path / "b").is_symlink()
     assert len(list(tmp_path.iterdir())) == 2
@@ -223,7 +223,7 @@ def test_lock_file_waits_for_the_holder_if_asked_to(tmp_path):
 
 def test_lock_file_names_a_file_that_cannot_be_opened(tmp_path):
     with (
-        pytest.raises(UserError, match="missing/.lock: cannot be written"),
+        pytest.raises(UserError, match=r"missing/\.lock: cannot be written"),
         lock_file(tmp_path / "missing" / ".lock"),
     ):
         raise AssertionError("locked a file that does not exist")

@@ -1,4 +1,4 @@
-"""Tiny randomly initialised models of each class that data/features.py takes, saved as folders, and a server on 127.0.0.1."""
+"""Tiny randomly initialised models of each class that data/features.py supports, and a local HTTP server."""
 
 import contextlib
 import threading
@@ -8,13 +8,15 @@ import torch
 import transformers
 from tokenizers import Tokenizer, models, pre_tokenizers, processors
 
-WORDS = (
-    "red blue green old new soft loud bottle toy shoe song band guitar warm cold night day of the a".split()
-)
+VOCABULARY = "red blue green old new soft loud bottle toy shoe song band guitar warm cold night day of the a"
+WORDS = VOCABULARY.split()
 
 
 def save_tokenizer(folder, end=False):
-    """A word tokenizer; with end, every text ends in <end>, as Qwen3-Embedding's do."""
+    """Save a word tokenizer. Returns its vocabulary size.
+
+    end: append the token <end> to every text, as Qwen3-Embedding does.
+    """
     vocabulary = {word: i for i, word in enumerate(["<pad>", "<unk>", "<end>", *WORDS])}
     tokenizer = Tokenizer(models.WordLevel(vocabulary, unk_token="<unk>"))
     tokenizer.pre_tokenizer = pre_tokenizers.Whitespace()
@@ -34,25 +36,24 @@ def save_tokenizer(folder, end=False):
 
 
 def save_qwen3(folder):
-    """A causal language model of Qwen3's class: last-token pooling by default."""
+    """Qwen3, a causal language model: last-token pooling by default."""
     torch.manual_seed(1)
-    size = dict(
+    config = transformers.Qwen3Config(
+        vocab_size=save_tokenizer(folder, end=True),
         hidden_size=32,
         intermediate_size=48,
         num_hidden_layers=2,
         num_attention_heads=4,
         num_key_value_heads=2,
         head_dim=8,
-    )
-    config = transformers.Qwen3Config(
-        vocab_size=save_tokenizer(folder, end=True), max_position_embeddings=64, **size
+        max_position_embeddings=64,
     )
     transformers.Qwen3ForCausalLM(config).save_pretrained(folder)
     return folder
 
 
 def save_bert(folder):
-    """An encoder of BERT's class: mean pooling by default."""
+    """BERT, an encoder: mean pooling by default."""
     torch.manual_seed(2)
     config = transformers.BertConfig(
         vocab_size=save_tokenizer(folder),
@@ -66,24 +67,17 @@ def save_bert(folder):
     return folder
 
 
-VISION = dict(
-    hidden_size=16,
-    intermediate_size=24,
-    num_hidden_layers=2,
-    num_attention_heads=2,
-    image_size=16,
-    patch_size=8,
-)
-TEXT = dict(hidden_size=16, intermediate_size=24, num_hidden_layers=1, num_attention_heads=2, vocab_size=24)
-SQUARE = dict(size={"height": 16, "width": 16}, crop_size={"height": 16, "width": 16})
+LAYERS = {"hidden_size": 16, "intermediate_size": 24, "num_attention_heads": 2}
+VISION = {**LAYERS, "num_hidden_layers": 2, "image_size": 16, "patch_size": 8}
+TEXT = {**LAYERS, "num_hidden_layers": 1, "vocab_size": 24}
+SQUARE = {"size": {"height": 16, "width": 16}, "crop_size": {"height": 16, "width": 16}}
 
 
 def save_clip(folder):
     """CLIP: an image embedding of 12 dimensions."""
     torch.manual_seed(3)
-    transformers.CLIPModel(
-        transformers.CLIPConfig(text_config=TEXT, vision_config=VISION, projection_dim=12)
-    ).save_pretrained(folder)
+    config = transformers.CLIPConfig(text_config=TEXT, vision_config=VISION, projection_dim=12)
+    transformers.CLIPModel(config).save_pretrained(folder)
     transformers.CLIPImageProcessorPil(**SQUARE).save_pretrained(folder)
     return folder
 
@@ -91,15 +85,14 @@ def save_clip(folder):
 def save_siglip(folder):
     """SigLIP: an image embedding of 16 dimensions."""
     torch.manual_seed(4)
-    transformers.SiglipModel(
-        transformers.SiglipConfig(text_config=TEXT, vision_config=VISION)
-    ).save_pretrained(folder)
+    config = transformers.SiglipConfig(text_config=TEXT, vision_config=VISION)
+    transformers.SiglipModel(config).save_pretrained(folder)
     transformers.SiglipImageProcessorPil(size={"height": 16, "width": 16}).save_pretrained(folder)
     return folder
 
 
 def save_llava(folder):
-    """LLaVA-1.5: CLIP's vision tower, a projector to the 20 dimensions of a Llama."""
+    """LLaVA-1.5: CLIP's vision tower and a projector to the 20 dimensions of a Llama."""
     torch.manual_seed(5)
     llama = transformers.LlamaConfig(
         vocab_size=32, hidden_size=20, intermediate_size=24, num_hidden_layers=2, num_attention_heads=2
@@ -114,7 +107,7 @@ def save_llava(folder):
 
 @contextlib.contextmanager
 def serve(answer):
-    """A server on 127.0.0.1: answer(handler, body) writes each reply. Yields its address."""
+    """Run a server on 127.0.0.1; answer(handler, body) writes each reply. Yields its URL."""
 
     class Handler(BaseHTTPRequestHandler):
         protocol_version = "HTTP/1.1"
@@ -141,7 +134,7 @@ def serve(answer):
 
 
 def reply(handler, body=b"", status=200, headers=()):
-    """Send one whole reply."""
+    """Send a complete reply."""
     handler.send_response(status)
     for name, value in headers:
         handler.send_header(name, value)

@@ -12,7 +12,8 @@ import dataclasses
 import torch
 
 from dataloader import HeldOut
-from training.scoring import GROUP, Scorer, score_chunks, slice_of_rows
+from models.base import ItemWeights
+from training.scoring import GROUP, Scorer, history_scores, score_chunks, slice_of_rows
 
 
 def certain_misses(
@@ -31,7 +32,7 @@ def certain_misses(
     user, item = scorer.user, scorer.item
     count = len(item) // share // GROUP * GROUP
     missed = torch.zeros(len(row), dtype=torch.bool, device=row.device)
-    if scorer.weights is not None or count < 4 * share * k:
+    if count < 4 * share * k or not (scorer.weights is None or can_bound(scorer.weights)):
         return missed
     candidates = (item @ user.mean(0)).topk(count).indices
     position = torch.full((len(item),), -1, device=item.device)
@@ -42,10 +43,22 @@ def certain_misses(
     # The same score computed in two ways differs by rounding, by less than half of this margin.
     eps = torch.finfo(item.dtype).eps
     margin = 4 * item.shape[1] * eps * item.norm(dim=1).max() * user.norm(dim=1)
+    extra = None
+    if scorer.weights is not None and scorer.history is not None:
+        # The candidates are scored without this term, which can only raise their scores.
+        terms = history_scores(split.users[row], column, scorer.history, scorer.weights.matrix)
+        extra = scorer.weights.factor * terms * (1 + 1e-4)  # more than any sum loses by rounding
     for start, stop, scores in score_chunks(Scorer(user, item[candidates]), reduced, chunk):
         part = slice_of_rows(row, start, stop)
         users = split.users[row[part]]
         bar = (user[users] * item[column[part]]).sum(1) + margin[users]
+        if extra is not None:
+            bar += extra[part]
         best = scores.view(len(scores), share, -1).amax(1)  # [rows, count / share]
         missed[part] = (best.index_select(0, row[part] - start) > bar[:, None]).sum(1) >= k
     return missed
+
+
+def can_bound(weights: ItemWeights) -> bool:
+    """Whether the scores without the term of these weights are a lower bound of those with it."""
+    return not weights.spread and weights.factor >= 0 and bool((weights.matrix.values() >= 0).all())

@@ -36,7 +36,7 @@ def ranks_of(scores: torch.Tensor, row: torch.Tensor, column: torch.Tensor, k: i
     """Ranks from 0 of some entries of a score matrix within their rows, at most k: [m] int64.
 
     scores: [rows, n], n a multiple of GROUP; row, column: [m] int64, the entries. Of equal scores the lower
-    column comes first; NaN comes last.
+    column comes first. NaN never helps: an entry that is NaN ranks last, and another NaN counts as before it.
 
     A score below the maxima of k groups of columns is not among the first k, which decides most entries. For
     the others it is enough to count in the groups with a larger maximum and in their own.

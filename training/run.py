@@ -12,10 +12,11 @@ import torch
 
 from dataloader import Dataset, Sampler
 from models.base import Recommender
+from models.registry import source_hash
 from training.checkpoint import CHECKPOINT_FORMAT, newest_checkpoint, read_checkpoint
 from training.folder import write_config
 from utils import TrainingError, UserError, atomic_write
-from world import Config
+from world import Config, read_settings
 
 
 @dataclasses.dataclass
@@ -105,6 +106,10 @@ class Run:
             self.restore(state)
             if self.progress.best:
                 check_best(self.folder / "best.pt")
+        record = read_settings(self.folder / "config.json").get("provenance")
+        before = record.get("model_sha256") if isinstance(record, dict) else None
+        if before and before != source_hash(self.config.model):
+            notes.append(f"note: the file of {self.config.model} has changed since this run was written")
         write_config(self.folder, self.config)
         progress = self.progress
         step = f", step {progress.step}" if progress.step else ""

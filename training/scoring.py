@@ -10,37 +10,72 @@ from tqdm import tqdm
 
 from dataloader import HeldOut, Rows
 from layers.device import on_cpu
+from layers.sparse import csr_tensor
+from models.base import ItemWeights
 
 GROUP = 64  # score matrices are padded to a multiple of this many columns, which rankings look at together
 
 
 @dataclasses.dataclass(frozen=True)
 class Scorer:
-    """Scores of users for items: user @ item.T, plus history @ weights for a model that has item weights."""
+    """Scores of users for items: user @ item.T, and the term of a model's item weights."""
 
     user: torch.Tensor  # [U, d]
     item: torch.Tensor  # [I, d]
-    weights: torch.Tensor | None = None  # sparse CSR [I, I]
+    weights: ItemWeights | None = None
     history: Rows | None = None  # the items of every user that the weights apply to: those of TRAIN
 
     def score(self, users: torch.Tensor, item: torch.Tensor, out: torch.Tensor) -> torch.Tensor:
         """Scores of users [r] int64 for all items, in `out` [r, n]. item: [n, d], with padding rows."""
         scores = torch.mm(self.user[users], item.T, out=out)
-        if self.weights is not None and self.history is not None:
-            add_history(scores, users, self.history, self.weights)
-        return scores
+        if self.weights is None or self.history is None:
+            return scores
+        if not self.weights.spread:
+            add_history(scores, users, self.history, self.weights.matrix, self.weights.factor)
+            return scores
+        term, n_items = torch.zeros_like(scores), len(self.item)
+        add_history(term, users, self.history, self.weights.matrix, self.weights.factor)
+        for part, factor in ((scores, 1.0), (term, self.weights.factor)):
+            part /= part[:, :n_items].std(1, keepdim=True).clamp_min(1e-12) / factor
+        return scores.add_(term)
 
 
-def add_history(scores: torch.Tensor, users: torch.Tensor, history: Rows, weights: torch.Tensor) -> None:
-    """Add to the scores [r, n] of each user the rows of the weights [I, I] of the user's items."""
+def add_history(
+    scores: torch.Tensor, users: torch.Tensor, history: Rows, weights: torch.Tensor, factor: float
+) -> None:
+    """Add to the scores [r, n] of each user factor * the rows of the weights [I, I] of the user's items."""
     crow, items = history
     first, counts = crow[users], crow[users + 1] - crow[users]
     row, entry = expand(first, counts)
-    rows_of_weights = items[entry]
+    rows = items[entry]
+    if on_cpu(scores) and torch.backends.mkl.is_available():
+        # A product of two sparse matrices that MKL adds to a dense one.
+        pointers = torch.cat([counts.new_zeros(1), counts.cumsum(0)]).int()
+        chosen = csr_tensor(pointers, rows.int(), scores.new_ones(len(rows)), (len(users), len(weights)))
+        padded = csr_tensor(
+            weights.crow_indices(), weights.col_indices(), weights.values(), (len(weights), scores.shape[1])
+        )
+        torch.addmm(scores, chosen, padded, alpha=factor, out=scores)
+        return
     crow, col, values = weights.crow_indices().long(), weights.col_indices(), weights.values()
-    first, counts = crow[rows_of_weights], crow[rows_of_weights + 1] - crow[rows_of_weights]
-    which, entry = expand(first, counts)
-    scores.view(-1).index_add_(0, row[which] * scores.shape[1] + col[entry], values[entry])
+    which, entry = expand(crow[rows], crow[rows + 1] - crow[rows])
+    target = row[which] * scores.shape[1] + col[entry]
+    scores.view(-1).index_add_(0, target, values[entry], alpha=factor)
+
+
+def history_scores(
+    users: torch.Tensor, items: torch.Tensor, history: Rows, weights: torch.Tensor
+) -> torch.Tensor:
+    """The sum over the user's items j of weights[j, item] for pairs of users and items [m] int64: [m]."""
+    crow, owned = history
+    pair, entry = expand(crow[users], crow[users + 1] - crow[users])
+    n = len(weights)
+    source = torch.repeat_interleave(weights.crow_indices().diff())
+    keys = source * n + weights.col_indices()  # ascending
+    wanted = owned[entry] * n + items[pair]
+    position = torch.searchsorted(keys, wanted).clamp_(max=len(keys) - 1)
+    values = torch.where(keys[position] == wanted, weights.values()[position], 0)
+    return values.new_zeros(len(users)).index_add_(0, pair, values)
 
 
 def expand(first: torch.Tensor, counts: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:

@@ -70,7 +70,7 @@ def test_flags(extra, words, small_dataset, capsys):
 @pytest.mark.parametrize("below", ["file", "file/deeper"])
 def test_the_folder_of_runs_must_not_be_a_file(below, small_dataset, capsys, tmp_path):
     (tmp_path / "file").write_text("content")
-    words = ["file", "cannot make the run folder", "--path"]
+    words = ["file", "cannot be created or written", "--path"]
     assert_training_refused(small_dataset, capsys, ["--path", tmp_path / below], words)
     assert (tmp_path / "file").read_text() == "content"
 

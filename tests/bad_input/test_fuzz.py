@@ -20,7 +20,8 @@ from hypothesis import strategies as st
 from data.feature_files import load_features, open_features
 from data.formats import read_inter, read_txt
 from data.graphs import is_neighbour_table, read_cached, read_neighbours
-from training.checkpoint import CHECKPOINT_KEYS, read_checkpoint
+from parse import restorable
+from training.checkpoint import ENTRIES, read_checkpoint
 from utils import UserError, content_hash
 from world import Config, read_settings
 
@@ -212,7 +213,7 @@ JSON = st.recursive(
     )
 )
 def test_read_settings(data, tmp_path):
-    stored = read(read_settings, tmp_path / "config.json", data)
+    stored = read(lambda path: restorable(read_settings(path), path), tmp_path / "config.json", data)
     if stored is not None:
         assert stored.keys() <= Config().as_dict().keys()
         with open(tmp_path / "config.json", "rb") as file:
@@ -229,7 +230,7 @@ def checkpoint(trained):
 def test_read_checkpoint(data, checkpoint, tmp_path):
     state = read(read_checkpoint, tmp_path / "last.pt", data.draw(bytes_like(checkpoint)))
     if state is not None:
-        assert CHECKPOINT_KEYS <= state.keys() and state["progress"]["epoch"] >= 0
+        assert ENTRIES.keys() <= state.keys() and state["progress"]["epoch"] >= 0
         weights = state["model"].values()
         assert all(isinstance(weight, torch.Tensor) and weight.isfinite().all() for weight in weights)
 
@@ -246,4 +247,4 @@ def test_read_checkpoint_with_a_damaged_pickle(data, checkpoint, tmp_path):
         for member, content in members.items():
             archive.writestr(member, content)
     state = read(read_checkpoint, tmp_path / "last.pt", buffer.getvalue())
-    assert state is None or CHECKPOINT_KEYS <= state.keys()
+    assert state is None or ENTRIES.keys() <= state.keys()

@@ -57,7 +57,7 @@ TXT = {
         ["valid.txt, line 41: item id 2000000", "without large gaps"],
     ),
     "user id with a large gap": (
-        edit_lines("test.txt", lambda lines: ["2000000 3"] + lines),
+        edit_lines("test.txt", lambda lines: ["2000000 3", *lines]),
         ["test.txt, line 1: user id 2000000", "without large gaps"],
     ),
     "empty train.txt": (empty_file("train.txt"), ["train split is empty", "needs at least one"]),
@@ -181,7 +181,7 @@ def without_split(label):
 
 
 def append_train_pair_as(label):
-    return edit_lines("small.inter", lambda lines: lines + [lines[1].rsplit("\t", 1)[0] + f"\t{label}"])
+    return edit_lines("small.inter", lambda lines: [*lines, lines[1].rsplit("\t", 1)[0] + f"\t{label}"])
 
 
 def append_cell(numbers):

@@ -9,7 +9,7 @@ from torch import nn
 
 from models.registry import MODELS, config_class, find_model
 
-TRAINED = [name for name in MODELS if name != "itemknn"]
+TRAINED = [name for name in MODELS if name not in ("itemknn", "ease")]
 # RecGOAT with every term of its loss, the user-user branch and dropout.
 EVERYTHING = {
     "user_text_feat": "mean",

@@ -63,7 +63,7 @@ def test_names_are_known_without_torch():
 def test_config_of_a_model_without_settings_is_the_common_one():
     assert config_class("lgn") is Config
     names = {field.name for field in dataclasses.fields(config_class("itemknn"))}
-    assert names - {field.name for field in dataclasses.fields(Config)} == {"itemknn_k"}
+    assert names - {field.name for field in dataclasses.fields(Config)} == {"itemknn_k", "itemknn_similarity"}
 
 
 def test_checked_returns_the_config_or_refuses_what_the_model_cannot_have(own_model):

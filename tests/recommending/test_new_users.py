@@ -1,0 +1,151 @@
+"""recommend.py --new_users: vectors of users known by their items alone, against dense matrices."""
+
+import math
+
+import numpy as np
+import pytest
+import torch
+from helpers import dataset_of, random_features
+from recommend_helpers import (
+    N_ITEMS,
+    N_USERS,
+    items_of,
+    load,
+    read_table,
+    sparse_histories,
+    train,
+    write_names,
+)
+
+from data.formats import read_interactions
+
+
+def dense_propagation(model, dataset, histories):
+    """Vectors of new users by LightGCN on a dense adjacency matrix, with layer 0 of the new users zero.
+
+    The matrix has a row, but no column, for each new user: other nodes do not see them.
+    """
+    u, i, n = len(model.user), len(model.item), len(histories)
+    train = np.zeros((u, i))
+    train[tuple(dataset.interactions.train.T)] = 1
+    degree = train.sum(0)
+    normalised = train / np.sqrt(np.outer(np.maximum(train.sum(1), 1), np.maximum(degree, 1)))
+    a = np.zeros((u + i + n, u + i + n))
+    a[:u, u : u + i], a[u : u + i, :u] = normalised, normalised.T
+    for row, items in enumerate(histories):
+        for item in items:
+            a[u + i + row, u + item] = 1 / math.sqrt(len(items) * (degree[item] + 1))
+    vectors = [model.user.detach().numpy(), model.item.detach().numpy(), np.zeros((n, model.user.shape[1]))]
+    layer = total = np.concatenate(vectors).astype(float)
+    for _ in range(model.config.layer):
+        layer = a @ layer
+        total = total + layer
+    return (total / (model.config.layer + 1))[u + i :]
+
+
+@torch.no_grad()
+def new_user_vectors(model, histories):
+    """(vectors as an array, notes) of new users with these lists of items."""
+    vectors, notes = model.new_user_vectors(sparse_histories(histories), model.embeddings()[1])
+    return vectors.numpy(), notes
+
+
+def test_vectors_of_lightgcn(lgn):
+    model, dataset, _ = load(lgn)
+    # The last item has no train interaction.
+    histories = [[3, 5, 8], [N_ITEMS - 1], [0, 1, 2, 3, 4, 5]]
+    vectors, notes = new_user_vectors(model, histories)
+    expected = dense_propagation(model, dataset, histories)
+    np.testing.assert_allclose(vectors, expected, rtol=1e-4, atol=1e-6)
+    assert notes == []
+
+
+def test_with_one_layer_a_new_user_is_a_known_user_with_a_zero_vector_at_layer_0(small_dataset, tmp_path):
+    folder = train(small_dataset, tmp_path / "runs", "lgn", layer=1)
+    model, _, config = load(folder)
+    [vector], _ = new_user_vectors(model, [[3, 5, 8]])
+    with open(small_dataset / "train.txt", "a") as file:
+        file.write(f"{N_USERS} 3 5 8\n")
+    assert read_interactions(small_dataset).n_users == N_USERS + 1
+    model.adjacency = dataset_of(config).adjacency
+    model.user = torch.nn.Parameter(torch.cat([model.user, torch.zeros(1, 16)]))
+    known = model.embeddings()[0][-1].detach().numpy()
+    np.testing.assert_allclose(vector, known, rtol=1e-5, atol=1e-7)
+
+
+def test_vectors_of_mf_are_means_of_item_vectors(small_dataset, tmp_path):
+    model = load(train(small_dataset, tmp_path / "runs", "mf"))[0]
+    vectors, _ = new_user_vectors(model, [[3, 5], [7]])
+    item = model.item.detach().numpy()
+    np.testing.assert_allclose(vectors, [(item[3] + item[5]) / 2, item[7]], rtol=1e-6)
+
+
+def test_vectors_of_recgoat_with_mean_text_features(small_dataset, tmp_path):
+    """Mixed with the user-user branch, in which the new user attends to its nearest users and itself."""
+    settings = dict(user_text_feat="mean", eta=0.2)
+    model, dataset, _ = load(train(small_dataset, tmp_path / "runs", "lgn_mm", **settings))
+    [vector], notes = new_user_vectors(model, [[3, 5]])
+    text = dataset.features["text"][[3, 5]].mean(0, keepdim=True)
+    cosine = torch.nn.functional.cosine_similarity(text, dataset.user_features)
+    graph = model.user_graph.append_targets(cosine.topk(4).indices[None])
+    with torch.no_grad():
+        z = model.user_branch(graph, torch.cat([dataset.user_features, text]))[-1].numpy()
+    expected = 0.8 * dense_propagation(model.backbone, dataset, [[3, 5]])[0] + 0.2 * z
+    np.testing.assert_allclose(vector, expected, rtol=1e-4, atol=1e-6)
+    assert notes == []
+
+
+def test_vectors_of_recgoat_with_features_from_a_file_omit_the_user_branch(small_dataset, tmp_path):
+    np.save(tmp_path / "users.npy", random_features(N_USERS, 5))
+    settings = dict(user_text_feat=tmp_path / "users.npy")
+    model, dataset, _ = load(train(small_dataset, tmp_path / "runs", "lgn_mm", **settings))
+    [vector], [note] = new_user_vectors(model, [[3, 5]])
+    expected = dense_propagation(model.backbone, dataset, [[3, 5]])[0]
+    np.testing.assert_allclose(vector, expected, rtol=1e-4, atol=1e-6)
+    assert note.startswith("note: new users have no text features")
+
+
+@pytest.mark.parametrize("precision", ["fp32", "bf16"])
+def test_lists_of_a_run_with_mean_text_features(small_dataset, tmp_path, run, precision):
+    """With bf16, features are stored in bfloat16 while item vectors are float32."""
+    settings = dict(user_text_feat="mean", precision=precision)
+    folder = train(small_dataset, tmp_path / "runs", "lgn_mm", **settings)
+    (tmp_path / "new").write_text("anna 3 5 8\nbert 1\n")
+    code, text, err = run(folder, "--new_users", str(tmp_path / "new"), "--topk", "10")
+    assert code == 0 and "error" not in err
+    lists = read_table(text)[1]
+    assert {name: len(rows) for name, rows in lists.items()} == {"anna": 10, "bert": 10}
+    assert not {"3", "5", "8"} & set(items_of(lists["anna"]))
+
+
+def test_lists_of_known_users_as_new_ones(lgn, small_dataset, run, tmp_path):
+    """Nearly the lists of the known users, without their train items; words separated by spaces or tabs."""
+    data = read_interactions(small_dataset)
+    histories = {u: data.train[data.train[:, 0] == u, 1].tolist() for u in range(N_USERS - 1)}
+    write_names(small_dataset)
+    names = {u: [f"B{i:04d}" for i in items] for u, items in histories.items()}
+    lines = ["\t "[u % 2].join([f"new{u}", *items]) + "\n" for u, items in names.items()]
+    (tmp_path / "new").write_text("".join(lines) + "\n")
+    lists = read_table(run(lgn, "--new_users", str(tmp_path / "new"), "--topk", "10")[1])[1]
+    known = read_table(run(lgn, "--topk", "10")[1])[1]
+    assert list(lists) == [f"new{u}" for u in histories]
+    found = {u: set(items_of(lists[f"new{u}"])) for u in histories}
+    assert all(found[u].isdisjoint(items) for u, items in names.items())
+    shared = [len(found[u] & set(items_of(known[f"user-{u}é"]))) for u in histories]
+    # Ten random ones of 24 candidates would share 4.2.
+    assert np.mean(shared) > 5
+
+
+@pytest.mark.parametrize(
+    "text, message",
+    [
+        ("", "has no user"),
+        ("bob\n", "line 1: user 'bob' occurs twice or has no item"),
+        ("bob 1 2\n\nann 77\n", "line 3: item '77' is not in the data"),
+        ("bob 1\nbob 2\n", "line 2: user 'bob' occurs twice"),
+    ],
+)
+def test_bad_histories(lgn, run, tmp_path, text, message):
+    (tmp_path / "new").write_text(text)
+    code, out, err = run(lgn, "--new_users", str(tmp_path / "new"))
+    assert code == 2 and out is None and len(err.splitlines()) == 1 and message in err

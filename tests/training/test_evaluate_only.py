@@ -1,0 +1,43 @@
+"""--evaluate_only 1: scoring a checkpoint on validation and test without training."""
+
+import pytest
+from resume_helpers import MODELS, assert_refused
+from small_runs import read_json
+
+from main import main
+
+
+def score(folder, *flags):
+    """Score best.pt of a run folder. Returns the exit code."""
+    return main(["--evaluate_only", "1", "--checkpoint", str(folder / "best.pt"), *flags])
+
+
+@pytest.mark.parametrize("model", MODELS.values(), ids=MODELS)
+def test_the_result_is_reproduced_and_nothing_is_written(whole, model, capsys):
+    folder = whole(**model)
+    table = (folder / "train.log").read_text().split("best epoch")[1]
+    before = {path.name: path.read_bytes() for path in folder.iterdir()}
+    capsys.readouterr()
+    assert score(folder) == 0
+    out = capsys.readouterr().out
+    assert out.split("best epoch")[1] == table
+    result = read_json(folder)
+    for k in (3, 5):
+        assert f"{result['test'][f'ndcg@{k}']:.4f}" in out and f"{result['valid'][f'recall@{k}']:.4f}" in out
+    assert {path.name: path.read_bytes() for path in folder.iterdir()} == before
+
+
+def test_fusion_weights_can_be_changed(whole, capsys):
+    folder, tables = whole(**MODELS["lgn_mm"]), []
+    for flags in ([], ["--beta", "0", "--alpha", "1"]):
+        capsys.readouterr()
+        assert score(folder, *flags) == 0
+        tables.append(capsys.readouterr().out)
+    assert tables[0] != tables[1]
+
+
+def test_another_dataset_is_refused(small_dataset, whole, capsys):
+    folder = whole(**MODELS["lgn"])
+    (small_dataset / "valid.txt").write_text((small_dataset / "valid.txt").read_text() + "40 3\n")
+    argv = ["--evaluate_only", "1", "--checkpoint", str(folder / "best.pt")]
+    assert_refused(capsys, argv, "best.pt: does not fit this dataset", "trained with")

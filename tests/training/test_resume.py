@@ -1,0 +1,224 @@
+"""A run that was stopped or killed and then resumed ends bit for bit like one that was never interrupted."""
+
+import json
+import os
+import random
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+import torch
+from resume_helpers import MODELS, STEPS, assert_same, command, interrupt
+from small_runs import only, read_json, read_metrics, read_state
+from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+
+from benchmarks.processes import differences, finish, launch, outcome, stop_and_resume, wait_for
+from main import main
+from training.run import Run
+from training.stop import Stop
+
+MAIN = Path(__file__).resolve().parents[2] / "main.py"
+
+
+@pytest.fixture(params=MODELS)
+def model(request):
+    return MODELS[request.param]
+
+
+# ---------------------------------------------------------------- stopped
+
+
+def test_the_comparison_sees_a_single_changed_number(whole, tmp_path):
+    folder = whole(model="mf", epochs=2)
+    other = shutil.copytree(folder, tmp_path / "other")
+    state = read_state(other / "last.pt")
+    state["optimizer"]["state"][0]["exp_avg"][0, 0] += 1e-7
+    torch.save(state, other / "last.pt")
+    assert len(differences(outcome(folder), outcome(other))) == 1
+
+
+@pytest.mark.parametrize(
+    "number, exit_code, step",
+    [
+        pytest.param(signal.SIGTERM, 143, 1, id="first step"),
+        pytest.param(signal.SIGINT, 130, 13, id="within an epoch"),
+        pytest.param(signal.SIGTERM, 143, 16, id="last step of an epoch"),
+        # Nothing is left to do, so the run is finished.
+        pytest.param(signal.SIGINT, 0, 48, id="last step"),
+    ],
+)
+def test_a_signal_stops_a_run_which_can_be_resumed(
+    small_dataset, tmp_path, monkeypatch, whole, model, number, exit_code, step
+):
+    folder, code = interrupt(small_dataset, tmp_path / "runs", monkeypatch, step, number, **model)
+    result = read_json(folder)
+    assert code == exit_code
+    if code:
+        assert (result["status"], result["reason"]) == ("interrupted", number.name)
+        assert (result["epoch"], result["step"]) == divmod(step, STEPS)
+        assert main(["--resume", str(folder)]) == 0
+    assert read_json(folder)["status"] == "finished"
+    assert_same(whole(**model), folder)
+
+
+def test_a_process_that_gets_a_signal_saves_and_ends(small_dataset, tmp_path):
+    endless = dict(model="mf", epochs=10**6, eval_every=10**6, save_every=10**6)
+    words = [sys.executable, MAIN, *command(small_dataset, tmp_path / "runs", **endless)]
+    process = subprocess.Popen(words, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+    wait_for(lambda: list(tmp_path.glob("runs/*/metrics.jsonl")), process)
+    time.sleep(0.3)
+    process.send_signal(signal.SIGINT)
+    _, err = process.communicate(timeout=60)
+    assert process.returncode == 130 and "send it again to quit at once" in err and "Traceback" not in err
+    folder = only(tmp_path / "runs")
+    assert read_json(folder)["status"] == "interrupted" and (folder / "last.pt").exists()
+
+
+def test_a_second_signal_ends_a_process_at_once():
+    process = os.fork()
+    if not process:
+        signal.alarm(60)
+        with Stop() as stop:
+            os.kill(os.getpid(), signal.SIGTERM)
+            assert stop() and stop.exit_code == 143
+            os.kill(os.getpid(), signal.SIGTERM)
+        os._exit(0)
+    assert os.waitstatus_to_exitcode(os.waitpid(process, 0)[1]) == 143
+
+
+def test_max_minutes_stops_a_run_which_can_be_resumed(small_dataset, tmp_path, whole, model):
+    """Twenty processes with no time make one step each; the last one makes the rest."""
+    runs = tmp_path / "runs"
+    assert main(command(small_dataset, runs, max_minutes=1e-9, **model)) == 0
+    folder, processes = only(runs), 1
+    while (result := read_json(folder))["status"] == "interrupted":
+        assert result["reason"] == "max_minutes"
+        assert STEPS * result["epoch"] + result["step"] == processes
+        minutes = 1e-9 if processes < 20 else 10
+        assert main(["--resume", str(folder), "--max_minutes", str(minutes)]) == 0
+        processes += 1
+    assert processes == 21
+    assert_same(whole(**model), folder)
+
+
+def test_a_run_can_be_resumed_with_more_epochs(small_dataset, tmp_path, whole, model):
+    runs = tmp_path / "runs"
+    assert main(command(small_dataset, runs, epochs=2, **model)) == 0
+    folder = only(runs)
+    assert main(["--resume", str(folder), "--epochs", "6"]) == 0
+    assert read_json(folder, "config.json")["epochs"] == 6
+    assert_same(whole(**model), folder)
+
+
+def test_a_resumed_run_remembers_its_patience(small_dataset, tmp_path, monkeypatch, whole):
+    settings = {**MODELS["lgn"], "epochs": 400, "eval_every": 1, "patience": 3, "lr": 0.3}
+    folder, code = interrupt(small_dataset, tmp_path / "runs", monkeypatch, 20, **settings)
+    assert code == 143 and main(["--resume", str(folder)]) == 0
+    assert read_json(folder)["epochs"] < 400
+    assert_same(whole(**settings), folder)
+
+
+def test_resuming_a_finished_run_changes_nothing(whole, model):
+    folder = whole(**model)
+    before = outcome(folder)
+    assert main(["--resume", str(folder)]) == 0
+    assert differences(before, outcome(folder)) == []
+
+
+def test_a_folder_without_checkpoints_starts_again(tmp_path, whole, model, capsys):
+    folder = shutil.copytree(whole(**model), tmp_path / "copy")
+    for name in ("best.pt", "last.pt", "result.json"):
+        (folder / name).unlink()
+    assert main(["--resume", str(folder)]) == 0
+    assert "resumed after epoch 0" in capsys.readouterr().out
+    assert_same(only(tmp_path / "whole"), folder)
+
+
+# ---------------------------------------------------------------- killed
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name, seeds", [("lgn", (0, 1)), ("lgn_mm", (2, 3, 4))])
+def test_kill_9_at_random_moments(small_dataset, tmp_path, whole, name, seeds):
+    settings = {**MODELS[name], "epochs": 8, "eval_every": 1, "patience": 0, "tensorboard": 1}
+    reference, started = whole(**settings), time.perf_counter()
+    assert finish(launch(command(small_dataset, tmp_path / "timed", **settings), tmp_path / "log")) == 0
+    duration = time.perf_counter() - started
+    for seed in seeds:
+        work = tmp_path / f"killed{seed}"
+        work.mkdir()
+        argv = command(small_dataset, work / "runs", **settings, save_every=1 + seed % 3)
+        folder, _ = stop_and_resume(argv, work, signal.SIGKILL, random.Random(seed), duration, 2)
+        assert_same(reference, folder)
+        assert len(read_metrics(folder)) == 8 and not list(folder.glob(".*.tmp"))
+        assert_events_fit(folder)
+
+
+class Killed(BaseException):
+    """Raised in place of a SIGKILL at an exact place of the program."""
+
+
+@pytest.mark.parametrize("checkpoint", ["best.pt", "last.pt"])
+@pytest.mark.parametrize("time_of_it", [1, 2])
+def test_killed_between_the_log_and_a_checkpoint(
+    small_dataset, tmp_path, monkeypatch, whole, checkpoint, time_of_it
+):
+    settings = {**MODELS["lgn"], "eval_every": 1, "lr": 0.1}
+    original, saved = Run.save, []
+
+    def save(self, name):
+        saved.append(name)
+        if name == checkpoint and saved.count(name) == time_of_it:
+            raise Killed
+        original(self, name)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(Run, "save", save)
+        with pytest.raises(Killed):
+            main(command(small_dataset, tmp_path / "runs", **settings))
+    folder = only(tmp_path / "runs")
+    (folder / ".last.pt.abc.tmp").write_bytes(b"half")
+    assert main(["--resume", str(folder)]) == 0
+    assert_same(whole(**settings), folder)
+    assert not list(folder.glob(".*.tmp"))
+
+
+# ---------------------------------------------------------------- TensorBoard
+
+
+def assert_events_fit(folder):
+    """Assert that TensorBoard shows every epoch at most once, in order, with the loss of metrics.jsonl.
+
+    Returns the epochs shown.
+    """
+    events = EventAccumulator(str(folder), size_guidance={"scalars": 0})
+    events.Reload()
+    expected = {line["epoch"]: line["train"]["loss"] for line in read_metrics(folder)}
+    points = events.Scalars("train/loss")
+    epochs = [point.step for point in points]
+    assert epochs == sorted(set(epochs))
+    for point in points:
+        if point.step in expected:
+            assert point.value == pytest.approx(expected[point.step], rel=1e-5)
+    return epochs
+
+
+@pytest.mark.parametrize("step", [3, 29])
+def test_events_continue_where_they_stopped(small_dataset, tmp_path, monkeypatch, step):
+    settings = {**MODELS["lgn_mm"], "tensorboard": 1}
+    folder, _ = interrupt(small_dataset, tmp_path / "runs", monkeypatch, step, **settings)
+    # Without last.pt, epochs after the best one are trained and logged once more.
+    (folder / "last.pt").unlink()
+    assert main(["--resume", str(folder)]) == 0
+    assert assert_events_fit(folder) == [1, 2, 3, 4, 5, 6]
+
+
+def test_interrupted_result_has_the_best_metrics_so_far(stopped):
+    result, [line] = read_json(stopped), read_metrics(stopped)
+    assert (result["status"], result["epoch"], result["step"]) == ("interrupted", 2, 4)
+    assert result["best_epoch"] == 2 and result["valid"] == line["valid"]
+    assert json.dumps(result["versions"]) and "test" not in result

@@ -1,0 +1,227 @@
+"""A study of tune.py in an SQLite file, and how several processes share its trials. Needs optuna.
+
+A process owns a trial as long as it holds the lock of the trial's run folder. A trial that is marked as
+running although nobody holds that lock was killed; the next process queues it again, to be resumed from its
+last checkpoint.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import dataclasses
+import typing
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+
+import numpy as np
+import optuna
+from optuna.trial import TrialState
+from sqlalchemy.exc import SQLAlchemyError
+
+from models.registry import config_class, is_external, label
+from training.folder import make_run_folder
+from training.space import Space
+from utils import UserError, lock_file
+from world import Config
+
+# ---------------------------------------------------------------- the file
+
+
+@contextlib.contextmanager
+def storage_errors(path: Path, kind: type[Exception]) -> Iterator[None]:
+    """Turn errors of the database into one line of the given exception."""
+    try:
+        yield
+    except (SQLAlchemyError, optuna.exceptions.StorageInternalError) as error:
+        reason = str(error.__cause__ or error).splitlines()[0][:100]
+        raise kind(
+            f"{path}: the study cannot be read or written ({reason}); repair the file or name another with "
+            "--storage"
+        ) from None
+
+
+def study_lock(path: Path) -> contextlib.AbstractContextManager[None]:
+    """Exclusive access to a study's file. SQLite alone may refuse one of two processes that write at once."""
+    return lock_file(Path(f"{path}.lock"), wait=True)
+
+
+def open_storage(path: Path) -> optuna.storages.RDBStorage:
+    """The database of an SQLite file, created if there is none."""
+    return optuna.storages.RDBStorage(f"sqlite:///{path}", engine_kwargs={"connect_args": {"timeout": 60}})
+
+
+def load_study(name: str, path: Path) -> optuna.Study:
+    """A study that exists. Raises UserError if the file or the study is missing."""
+    if not path.exists():
+        raise UserError(f"{path}: does not exist; name the file of the study with --storage")
+    with storage_errors(path, UserError), study_lock(path):
+        storage = open_storage(path)
+        names = optuna.get_all_study_names(storage)
+        if name not in names:
+            raise UserError(f"{path}: has no study '{name}'; it has {', '.join(names) or 'none'}")
+        return optuna.load_study(storage=storage, study_name=name)
+
+
+def join_study(
+    name: str, path: Path, settings: Mapping[str, typing.Any], space: Space, data: str
+) -> optuna.Study:
+    """The study of this name, created if there is none.
+
+    settings: those of every trial; data: hash of the interactions. Raises UserError if the study exists with
+    other settings, another space or other data.
+    """
+    path.parent.mkdir(parents=True, exist_ok=True)
+    # The lock also covers the creation of the tables, which two processes must not do at once.
+    with storage_errors(path, UserError), study_lock(path):
+        study = optuna.create_study(
+            storage=open_storage(path), study_name=name, direction="maximize", load_if_exists=True
+        )
+        texts = {key: optuna.distributions.distribution_to_json(value) for key, value in space.items()}
+        if "settings" in study.user_attrs:
+            check_unchanged(study, settings, texts, data)
+        else:
+            study.set_user_attr("space", texts)
+            study.set_user_attr("data", data)
+            # Written last: a study that has its settings is complete.
+            study.set_user_attr("settings", settings)
+    return study
+
+
+def check_unchanged(
+    study: optuna.Study, settings: Mapping[str, typing.Any], space: Mapping[str, str], data: str
+) -> None:
+    """Raise UserError if these settings, this space or these data differ from those of the study."""
+    stored = study.user_attrs
+    before, now = dict(stored["settings"]), dict(settings)
+    if is_external(now["model"]) and label(now["model"]) == label(before["model"]):
+        before["model"] = now["model"]  # the file of the class may have moved
+    compared = [
+        field.name
+        for field in dataclasses.fields(config_class(now["model"]))
+        if (not field.metadata["free"] or field.name == "epochs") and field.name not in space
+    ]
+    changes = [
+        f"--{name} {before.get(name)} -> {now[name]}" for name in compared if before.get(name) != now[name]
+    ]
+    names = {**space, **stored["space"]}
+    changes += [f"--space {name}" for name in names if space.get(name) != stored["space"].get(name)]
+    changes += ["the interactions"] if stored["data"] != data else []
+    if changes:
+        raise UserError(
+            f"study '{study.study_name}' was started with other settings or data "
+            f"({', '.join(changes)[:200]}); continue it with those, or name another --study"
+        )
+
+
+def stored_space(study: optuna.Study) -> Space:
+    """The search space that a study was created with."""
+    return {
+        name: optuna.distributions.json_to_distribution(text)
+        for name, text in study.user_attrs["space"].items()
+    }
+
+
+def complete_trials(study: optuna.Study) -> list[optuna.trial.FrozenTrial]:
+    """The trials that were neither pruned nor stopped, best first."""
+    trials = study.get_trials(deepcopy=False, states=[TrialState.COMPLETE])
+    return sorted(trials, key=lambda trial: -trial.value)
+
+
+# ---------------------------------------------------------------- the trials
+
+
+@dataclasses.dataclass(frozen=True)
+class Search:
+    """The work of one process: trials of a study, until the study has `target` finished ones."""
+
+    study: optuna.Study
+    path: Path  # the SQLite file
+    base: Config  # the settings of every trial that are not searched
+    space: Space
+    target: int
+
+    def exclusive(self) -> contextlib.AbstractContextManager[None]:
+        """Exclusive access to the study; every read and write of it needs this."""
+        return study_lock(self.path)
+
+    def trials(self, *states: TrialState) -> list[optuna.trial.FrozenTrial]:
+        """The trials in these states."""
+        return self.study.get_trials(deepcopy=False, states=states)
+
+    def finished(self) -> int:
+        """How many trials count towards the target: complete and pruned ones."""
+        return len(self.trials(TrialState.COMPLETE, TrialState.PRUNED))
+
+
+class Claim(typing.NamedTuple):
+    """A trial for this process to run. config.resume is set if there is a checkpoint to continue from."""
+
+    trial: optuna.Trial
+    config: Config
+    folder: Path
+
+
+@contextlib.contextmanager
+def claim_trial(search: Search) -> Iterator[Claim | None]:
+    """The next trial to run, its folder locked for the length of the block; None if none is left to start.
+
+    What is drawn depends on the seed, the number of the trial and the trials finished before it. A single
+    process thus produces the same study in one run and in several.
+    """
+    with contextlib.ExitStack() as stack:
+        claim = None
+        with search.exclusive():
+            for trial in search.trials(TrialState.RUNNING):
+                if not is_in_use(trial.user_attrs.get("folder")):
+                    requeue(search.study, trial.number)
+            started = len(search.trials(TrialState.COMPLETE, TrialState.PRUNED, TrialState.RUNNING))
+            if started < search.target:
+                claim = draw_trial(search, started)
+                # A process that has just queued this trial again may still hold the folder, for a moment.
+                stack.enter_context(lock_file(claim.folder / ".lock", wait=True))
+                claim.trial.set_user_attr("folder", str(claim.folder))
+        yield claim
+
+
+def draw_trial(search: Search, number: int) -> Claim:
+    """Take a queued trial, or draw the settings of a new one with this number."""
+    seed = int(np.random.SeedSequence([search.base.seed, number]).generate_state(1)[0])
+    search.study.sampler = optuna.samplers.TPESampler(seed=seed)
+    trial = search.study.ask(search.space)
+    # A trial that was queued again keeps its number.
+    number = trial.user_attrs.get("number", number)
+    trial.set_user_attr("number", number)
+    name = f"{search.base.name or search.study.study_name}_{number}"
+    config = dataclasses.replace(search.base, **trial.params, name=name)
+    folder = trial.user_attrs.get("folder")
+    if folder and (Path(folder) / "last.pt").exists():
+        return Claim(trial, dataclasses.replace(config, resume=folder), Path(folder))
+    return Claim(trial, config, make_run_folder(config))
+
+
+def requeue(study: optuna.Study, number: int) -> None:
+    """Mark a running trial as failed, and queue its parameters, run folder and reported values once more."""
+    trial = study.trials[number]
+    study.tell(number, state=TrialState.FAIL)
+    # Without a folder it was killed while being drawn; the next trial is drawn from the same seed.
+    if "folder" in trial.user_attrs:
+        study.add_trial(
+            optuna.create_trial(
+                state=TrialState.WAITING,
+                params=trial.params,
+                distributions=trial.distributions,
+                user_attrs=trial.user_attrs,
+                intermediate_values=trial.intermediate_values,
+            )
+        )
+
+
+def is_in_use(folder: str | None) -> bool:
+    """Whether a process holds the lock of a run folder. False if there is no such folder."""
+    if not folder or not Path(folder).is_dir():
+        return False
+    try:
+        with lock_file(Path(folder) / ".lock"):
+            return False
+    except UserError:
+        return True
