@@ -79,7 +79,7 @@ def test_weights_of_the_model_are_the_cosines_it_keeps(k):
     pairs = train_pairs()
     cosines = naive_cosines(pairs).astype(np.float32)
     expected = naive_largest(item_cosines(pairs, N_USERS, N_ITEMS).toarray(), k) if k else cosines
-    weights = make_itemknn(pairs, k).item_weights()
+    weights = make_itemknn(pairs, k).item_weights().matrix
     assert weights.layout == torch.sparse_csr and weights.shape == (N_ITEMS, N_ITEMS)
     np.testing.assert_allclose(weights.to_dense().numpy(), expected, rtol=1e-6)
 
