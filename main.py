@@ -22,10 +22,11 @@ from models.registry import find_model, label
 from parse import parse_args
 from procedure import fit, score_checkpoint
 from training.folder import make_run_folder
+from training.memory import keep_freed_memory
 from training.run import start_run
 from training.stop import Stop
 from utils import UserError, lock_file
-from world import Config, choose_device, keep_freed_memory, seed_everything
+from world import Config, choose_device, seed_everything
 
 RESUME_HINT = "the run can be resumed from its last checkpoint"
 

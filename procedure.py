@@ -24,13 +24,14 @@ from models.registry import is_external
 from training import projector
 from training.checkpoint import read_checkpoint
 from training.folder import provenance
+from training.memory import peak_memory_mb
 from training.ranking import evaluate, rank_items
 from training.run import Progress, Run
 from training.runlog import RunLog
 from training.scoring import Scorer
 from training.stop import Stop
 from utils import Diverged, TrainingError, UserError, atomic_write, write_json
-from world import Config, peak_memory_mb
+from world import Config
 
 Metrics = dict[str, float]
 Result = dict[str, typing.Any]  # the content of result.json

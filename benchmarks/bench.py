@@ -29,7 +29,8 @@ from data.formats import Interactions, read_interactions
 from data.graphs import cached_neighbours, normalised_adjacency
 from dataloader import Dataset
 from layers.kernels import column_major
-from world import Config, peak_memory_mb
+from training.memory import peak_memory_mb
+from world import Config
 
 ROOT = Path(__file__).resolve().parents[1]
 CACHE = ROOT / "runs" / "benchmarks" / "cache"

@@ -25,8 +25,9 @@ from data.graphs import nearest_neighbours
 from dataloader import Batch, Dataset, HeldOut, Sampler
 from model import RecGOAT
 from procedure import float32_products, make_splits, score, train_epoch
+from training.memory import keep_freed_memory
 from training.run import Progress, Run, start_run
-from world import Config, keep_freed_memory
+from world import Config
 
 Result = typing.TypeVar("Result")
 

@@ -20,7 +20,7 @@ import torch
 from benchmarks import bench
 from data.graphs import nearest_neighbours
 from layers.attention import AttentionGraph
-from world import keep_freed_memory
+from training.memory import keep_freed_memory
 
 
 def full_matrix(features: np.ndarray, k: int, device: torch.device) -> np.ndarray:

@@ -30,7 +30,7 @@ import torch
 from benchmarks import bench
 from benchmarks.step import make_stepper, whole_batches
 from model import RecGOAT
-from world import keep_freed_memory
+from training.memory import keep_freed_memory
 
 MAX_BATCHES = 50  # batches that the steps cycle through
 

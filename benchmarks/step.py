@@ -28,7 +28,8 @@ from dataloader import Batch, Dataset, Sampler
 from layers.attention import AttentionGraph
 from model import RecGOAT, Transport
 from procedure import float32_products
-from world import Config, keep_freed_memory
+from training.memory import keep_freed_memory
+from world import Config
 
 PLAN = "plan refresh"
 FLOAT = 4  # bytes

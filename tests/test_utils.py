@@ -9,9 +9,9 @@ import numpy as np
 import pytest
 import torch
 
+from training.memory import peak_memory_mb
 from training.metrics import ranking_metrics
 from utils import UserError, atomic_write, content_hash, lock_file, write_text
-from world import peak_memory_mb
 
 
 def naive_metrics(hits, n_relevant, k):
