@@ -19,8 +19,9 @@ from pathlib import Path
 from cli import Parser
 from models.registry import MODELS, checked, config_class, is_external, label
 from training.checkpoint import read_checkpoint
+from training.folder import changed_settings, known_settings, read_settings
 from utils import UserError
-from world import GROUPS, RECIPES, Config, changed_settings, known_settings, read_settings
+from world import GROUPS, RECIPES, Config
 
 EPILOG = """examples:
   python main.py --dataset demo --model lgn

@@ -11,11 +11,8 @@ code departs from it.
 from __future__ import annotations
 
 import dataclasses
-import json
 import random
 import typing
-from collections.abc import Mapping
-from pathlib import Path
 
 import numpy as np
 import torch
@@ -454,57 +451,7 @@ def check_value(field: dataclasses.Field, value: typing.Any) -> None:
         raise UserError(f"--topks {list(value)}: give one or more whole numbers of at least 1, as 10,20")
 
 
-# ---------------------------------------------------------------- stored settings
-
-
-def read_settings(path: Path) -> dict[str, typing.Any]:
-    """The entries of a run folder's config.json. Raises UserError if the file does not contain settings."""
-    try:
-        with open(path, "rb") as file:
-            text = file.read(10**6 + 1)
-        if len(text) > 10**6:
-            raise ValueError("over 1 MB")
-        stored = json.loads(text)
-    except OSError as error:
-        raise UserError(f"{path}: cannot be read ({error.strerror}); --resume takes a run folder") from None
-    except (ValueError, RecursionError) as error:
-        raise UserError(f"{path}: is not JSON ({str(error)[:60]}); --resume takes a run folder") from None
-    if not isinstance(stored, dict):
-        raise UserError(f"{path}: contains no settings")
-    return stored
-
-
-def known_settings(
-    stored: Mapping[str, typing.Any], source: object, cls: type[Config] = Config
-) -> dict[str, typing.Any]:
-    """The settings among stored entries, as arguments of a Config class; `source` names them in errors.
-
-    Raises UserError for entries that are no settings of this class.
-    """
-    if not isinstance(stored, Mapping):
-        raise UserError(f"{source}: contains no settings")
-    names = {field.name for field in dataclasses.fields(cls)}
-    unknown = sorted(map(str, stored.keys() - names - {"provenance"}))
-    if unknown:
-        raise UserError(
-            f"{source}: has unknown settings ({', '.join(unknown)[:60]}); it comes from another version"
-        )
-    known = ((key, value) for key, value in stored.items() if key in names)
-    return {key: tuple(value) if isinstance(value, list) else value for key, value in known}
-
-
-def changed_settings(config: Config, given: Mapping[str, typing.Any]) -> list[str]:
-    """['--lr 0.001 -> 0.01', ...]: what `given` changes among the settings that a resumed run must keep."""
-    return [
-        f"--{field.name} {getattr(config, field.name)} -> {given[field.name]}"
-        for field in dataclasses.fields(config)
-        if field.name in given
-        and not field.metadata["free"]
-        and given[field.name] != getattr(config, field.name)
-    ]
-
-
-# ---------------------------------------------------------------- device, seeds, memory
+# ---------------------------------------------------------------- device and seeds
 
 
 def choose_device(config: Config) -> torch.device:

@@ -12,8 +12,9 @@ from pathlib import Path
 from typing import Any
 
 from models.registry import config_class, is_external, label
+from training.folder import known_settings
 from utils import UserError
-from world import Config, known_settings
+from world import Config
 
 DATASET_LABELS = {"baby": "Baby", "sports": "Sports", "electronics": "Electronics"}
 CONFIG_FIELDS = {field.name for field in dataclasses.fields(Config)}

@@ -14,9 +14,9 @@ from dataloader import Dataset, Sampler
 from models.base import Recommender
 from models.registry import source_hash
 from training.checkpoint import CHECKPOINT_FORMAT, newest_checkpoint, read_checkpoint
-from training.folder import write_config
+from training.folder import read_settings, write_config
 from utils import TrainingError, UserError, atomic_write
-from world import Config, read_settings
+from world import Config
 
 
 @dataclasses.dataclass
