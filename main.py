@@ -16,7 +16,7 @@ from pathlib import Path
 import torch
 
 from cli import run_command
-from dataloader import Dataset, load_dataset
+from dataloader import Dataset, Needs, load_dataset
 from models.base import Recommender
 from models.registry import find_model, label
 from parse import parse_args
@@ -40,7 +40,7 @@ def train(config: Config, notes: list[str]) -> int:
     """Train, resume or score what a config says. Returns the exit code."""
     device = set_up(config)
     seed_everything(config.seed)
-    dataset, found = load(config, device)
+    dataset, found = load(config, find_model(config.model).data_needs(config), device)
     print(*notes, *found, sep="\n", flush=True)
     model = make_model(config, dataset, device)
     if config.evaluate_only:
@@ -65,9 +65,9 @@ def set_up(config: Config) -> torch.device:
     return device
 
 
-def load(config: Config, device: torch.device) -> tuple[Dataset, list[str]]:
-    """The dataset of a config, and lines about it for the user."""
-    dataset = load_dataset(config, find_model(config.model).data_needs(config), device)
+def load(config: Config, needs: Needs, device: torch.device) -> tuple[Dataset, list[str]]:
+    """The dataset of a config with what the model needs, and lines about it for the user."""
+    dataset = load_dataset(config, needs, device)
     data = dataset.interactions
     if max(config.topks) > data.n_items:
         raise UserError(f"--topks {max(config.topks)}: there are only {data.n_items} items; give a smaller K")

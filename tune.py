@@ -30,8 +30,9 @@ from tqdm import tqdm
 
 from cli import Parser, run_command
 from data.formats import interactions_hash
-from dataloader import Dataset
+from dataloader import Dataset, Needs
 from main import RESUME_HINT, load, make_model, set_up
+from models.registry import find_model
 from parse import make_parser as main_parser
 from parse import parse_args, restored_config
 from procedure import Metrics, Result, fit, format_metrics
@@ -77,14 +78,15 @@ MIN_TRIALS_FOR_IMPORTANCE = 10
 
 
 @functools.lru_cache(maxsize=1)
-def load_once(config: Config, device: torch.device) -> Dataset:
+def load_once(config: Config, needs: Needs, device: torch.device) -> Dataset:
     """The dataset of a config; the last one is kept in memory."""
-    return load(config, device)[0]
+    return load(config, needs, device)[0]
 
 
 def shared_dataset(config: Config, device: torch.device) -> Dataset:
     """The dataset of a trial, loaded anew only if it differs from that of the trial before."""
-    return load_once(Config(**{name: getattr(config, name) for name in DATASET_SETTINGS}), device)
+    settings = {name: getattr(config, name) for name in DATASET_SETTINGS}
+    return load_once(Config(**settings), find_model(config.model).data_needs(config), device)
 
 
 def train_trial(search: Search, claim: Claim, device: torch.device, stop: Callable[[], bool]) -> Result:

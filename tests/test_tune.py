@@ -31,7 +31,7 @@ optuna = pytest.importorskip("optuna")
 import main
 import procedure
 import tune
-from models.registry import MODELS, config_class
+from models.registry import MODELS, config_class, find_model
 from parse import parse_args
 from world import Config
 
@@ -231,8 +231,9 @@ def test_a_dataset_depends_on_no_settings_but_those_it_is_shared_by(small_datase
 
     config = small_config(small_dataset, model=model, user_text_feat="mean")
     config = Spy(**vars(config))
+    needs = find_model(model).data_needs(config)
     read.clear()
-    main.load(config, torch.device("cpu"))
+    main.load(config, needs, torch.device("cpu"))
     assert "dataset" in read and read & set(Config.__dataclass_fields__) <= set(tune.DATASET_SETTINGS)
 
 
