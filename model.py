@@ -256,11 +256,17 @@ class RecGOAT(Recommender):
 
     @classmethod
     def check(cls, config: Config) -> None:
-        """Raise UserError unless the attention heads divide the embedding size."""
+        """Raise UserError unless the heads divide the embedding size and W1, if used, has a plan."""
         if config.recdim % config.attn_heads:
             raise UserError(
                 f"--recdim {config.recdim} is not divisible by --attn_heads {config.attn_heads}: change "
                 "either"
+            )
+        if config.w1_weight and not uses_plan(config):
+            raise UserError(
+                f"--w1_weight {config.w1_weight:g} needs a transport plan: take --fusion oat with "
+                "--transport full or "
+                "plan, or --w1_weight 0"
             )
 
     @classmethod

@@ -78,9 +78,15 @@ def make_parser(cls: type[Config] = Config) -> Parser:
             help=help_text.replace("%", "%%"),
         )
     ignored = parser.add_argument_group("accepted without effect, for command lines of the released code")
-    for name, reason in NO_EFFECT.items():
+    for name, reason in without_effect(cls).items():
         ignored.add_argument(f"--{name}", metavar="X", help=reason)
     return parser
+
+
+def without_effect(cls: type[Config]) -> dict[str, str]:
+    """NO_EFFECT without the names that a model has given to settings of its own."""
+    names = {field.name for field in dataclasses.fields(cls)}
+    return {name: reason for name, reason in NO_EFFECT.items() if name not in names}
 
 
 def parse_args(argv: Sequence[str] | None = None) -> tuple[Config, list[str]]:
@@ -104,7 +110,7 @@ def parse_args(argv: Sequence[str] | None = None) -> tuple[Config, list[str]]:
     given = vars(make_parser(cls).parse_args(argv))
     notes = [
         f"note: --{name} has no effect: {reason}"
-        for name, reason in NO_EFFECT.items()
+        for name, reason in without_effect(cls).items()
         if given.pop(name, None) is not None
     ]
     given = {**RECIPES.get(given.get("recipe", "paper"), {}), **given}

@@ -371,6 +371,16 @@ def test_heads_that_do_not_divide_the_embedding_size_are_refused():
     with pytest.raises(UserError, match=r"--recdim 10 is not divisible by --attn_heads 4"):
         checked(settings(recdim=10, attn_heads=4))
     assert checked(settings(recdim=12, attn_heads=4)).recdim == 12
+
+
+@pytest.mark.parametrize("changes", [{"fusion": "sum"}, {"transport": "none"}, {"transport": "residual"}])
+def test_w1_needs_a_plan(changes):
+    with pytest.raises(UserError, match=r"--w1_weight 0\.1 needs a transport plan"):
+        checked(settings(w1_weight=0.1, **changes))
+    assert checked(settings(**changes)) and checked(settings(w1_weight=0.1))
+
+
+def test_other_models_take_settings_that_do_not_fit_recgoat():
     # Other models have no attention heads.
     assert checked(settings(model="lgn", recdim=10, attn_heads=4)).recdim == 10
 

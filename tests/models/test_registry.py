@@ -226,3 +226,16 @@ def test_a_class_of_a_file_trains_and_scores_like_a_built_in_model(own_model, sm
     assert main([*checkpoint, "--model", model]) == 0
     # A stored file name alone never runs code.
     assert main(checkpoint) == 2
+
+
+def test_an_own_setting_may_have_the_name_of_a_flag_without_effect(tmp_path):
+    path = tmp_path / "mine.py"
+    path.write_text(
+        "from models.mf import MF\nfrom world import setting\n\n\n"
+        'class Mine(MF):\n    settings = {"batch_size": setting(3, "model", "a size", low=1)}\n'
+    )
+    config, notes = parse_args(["--model", f"{path}:Mine", "--batch_size", "7"])
+    assert vars(config)["batch_size"] == 7 and not notes
+    assert parse_args(["--batch_size", "7"])[1] == [
+        "note: --batch_size has no effect: --bpr_batch sets the batch size"
+    ]
