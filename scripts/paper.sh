@@ -79,6 +79,13 @@ settings() {
         [Sum]="--model lgn_mm $recgoat --fusion sum --contrastive_weight 0"
         [CMCL only]="--model lgn_mm $recgoat --transport none"
         [OAT only]="--model lgn_mm $recgoat --contrastive_weight 0"
+        [MF + neighbours]="--model mf $mf $baseline --item_knn_k 10 --neighbour_weight 8"
+        [LightGCN + neighbours]="--model lgn $lightgcn $baseline --item_knn_k 10 --neighbour_weight 8"
+        [VBPR + neighbours]="--model vbpr $vbpr $baseline --item_knn_k 10 --neighbour_weight 8"
+        [FREEDOM + neighbours]="--model freedom --layer 2 --item_knn_k 10 $freedom $baseline --neighbour_weight 8"
+        [RecGOAT + neighbours]="--model lgn_mm $recgoat --neighbour_weight 3"
+        [ItemKNN]="--model itemknn --item_knn_k 10 --itemknn_similarity neighbours"
+        [EASE]="--model ease"
     )
 }
 

@@ -53,7 +53,10 @@ def add_history(
         pointers = torch.cat([counts.new_zeros(1), counts.cumsum(0)]).int()
         chosen = csr_tensor(pointers, rows.int(), scores.new_ones(len(rows)), (len(users), len(weights)))
         padded = csr_tensor(
-            weights.crow_indices(), weights.col_indices(), weights.values(), (len(weights), scores.shape[1])
+            weights.crow_indices().int(),
+            weights.col_indices().int(),
+            weights.values(),
+            (len(weights), scores.shape[1]),
         )
         torch.addmm(scores, chosen, padded, alpha=factor, out=scores)
         return

@@ -7,6 +7,7 @@ from naive_ranking import items_of, naive_metrics, naive_ranks, naive_top
 from small_runs import CPU
 
 from dataloader import held_out
+from models.base import ItemWeights
 from training import ranking
 from training.prefilter import certain_misses
 from training.ranking import evaluate, rank_items, ranks_of
@@ -77,7 +78,7 @@ def test_item_weights_add_the_rows_of_the_history():
     # User 5 has no train item; the row pointers must have an entry for it.
     history = torch.cat([history[0], history[0][-1:]]), history[1]
     scores = scorer.user @ scorer.item.T + seen @ weights
-    weighted = Scorer(scorer.user, scorer.item, weights.to_sparse_csr(), history)
+    weighted = Scorer(scorer.user, scorer.item, ItemWeights(weights.to_sparse_csr()), history)
     split = held_out(test, [train], CPU)
     for start, stop, top, values in rank_items(weighted, split, 6, 3):
         for u, items, row in zip(split.users[start:stop].tolist(), top.tolist(), values, strict=True):
