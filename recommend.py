@@ -336,7 +336,7 @@ def export(vectors: Vectors, path: str) -> None:
 
 
 def make_parser() -> Parser:
-    """The command line; the flags of FREE are those of Config."""
+    """The command line."""
     parser = Parser(
         prog="python recommend.py",
         allow_abbrev=False,
@@ -397,6 +397,12 @@ def make_parser() -> Parser:
         help="tsv and parquet: a row for each item; jsonl: a line for each user (default tsv)",
     )
     how.add_argument("--output", default="", metavar="FILE", help="where to write (default: stdout)")
+    add_run_flags(parser)
+    return parser
+
+
+def add_run_flags(parser: Parser) -> None:
+    """Add the flags of FREE, which are those of Config."""
     run = parser.add_argument_group("where things are and what computes, if different from training")
     for field in dataclasses.fields(Config):
         if field.name in FREE:
@@ -408,7 +414,6 @@ def make_parser() -> Parser:
                 help=field.metadata["help"].replace("%", "%%"),
                 metavar=None if choices else kind.__name__.upper(),
             )
-    return parser
 
 
 def check_flags(args: argparse.Namespace) -> None:

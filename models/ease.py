@@ -9,16 +9,14 @@ import scipy.sparse as sp
 import torch
 
 from dataloader import Dataset
-from layers.sparse import from_scipy
-from models.base import ItemWeights, Recommender
-from models.itemknn import keep_largest
+from models.item_model import ItemModel, keep_largest
 from utils import UserError
 from world import Config, setting
 
 MAX_ITEMS = 30_000  # the dense matrices of more items take over 10 GB
 
 
-class EASE(Recommender):
+class EASE(ItemModel):
     """Item weights B that reconstruct the TRAIN matrix X from itself, in closed form: no training.
 
     B minimises |X - X B|^2 + l2 |B|^2 with a zero diagonal: with P = (X'X + l2)^-1, B_ij = -P_ij / P_jj. Of
@@ -29,40 +27,23 @@ class EASE(Recommender):
         "ease_l2": setting(200.0, "model", "L2 regularisation of the item weights", low=1e-6),
         "ease_k": setting(500, "model", "weights kept for each item; 0 keeps all", low=0),
     }
-    weights: torch.Tensor
 
-    def __init__(self, config: Config, dataset: Dataset):
-        super().__init__(config, dataset)
-        data = dataset.interactions
+    def make_weights(self, config: Config, dataset: Dataset) -> sp.csr_matrix:
+        """The weights that are kept. Raises UserError for more items than MAX_ITEMS."""
+        data, own = dataset.interactions, vars(config)
         if data.n_items > MAX_ITEMS:
             raise UserError(
                 f"--model ease: inverts a matrix of {data.n_items} x {data.n_items}, and {MAX_ITEMS} items "
                 "are the limit; take --model itemknn"
             )
-        self.n_users, own = data.n_users, vars(config)
         weights = reconstruction_weights(data.train, data.n_users, data.n_items, own["ease_l2"])
         sparse = sp.csr_matrix(weights)
-        if own["ease_k"]:
-            sparse = keep_largest(sparse, own["ease_k"])
-        self.register_buffer("weights", from_scipy(sparse, torch.device("cpu")), persistent=False)
+        return keep_largest(sparse, own["ease_k"]) if own["ease_k"] else sparse
 
     @classmethod
     def search_space(cls, config: Config, modalities: typing.Collection[str]) -> tuple[str, ...]:
         """The regularisation."""
         return ("ease_l2=1..5000:log",)
-
-    def embeddings(
-        self, users: torch.Tensor | None = None, items: torch.Tensor | None = None
-    ) -> tuple[torch.Tensor, torch.Tensor]:
-        """Vectors without any dimension: all of the score comes from item_weights."""
-        n_users = self.n_users if users is None else len(users)
-        n_items = len(self.weights) if items is None else len(items)
-        values = self.weights.values()
-        return values.new_zeros(n_users, 0), values.new_zeros(n_items, 0)
-
-    def item_weights(self) -> ItemWeights:
-        """The weights B."""
-        return ItemWeights(self.weights)
 
 
 def reconstruction_weights(train: np.ndarray, n_users: int, n_items: int, l2: float) -> np.ndarray:

@@ -6,16 +6,14 @@ import typing
 
 import numpy as np
 import scipy.sparse as sp
-import torch
 
 from dataloader import Dataset, Needs
-from layers.sparse import from_scipy
-from models.base import ItemWeights, Recommender
+from models.item_model import ItemModel, keep_largest
 from models.neighbours import neighbour_weights
 from world import Config, setting
 
 
-class ItemKNN(Recommender):
+class ItemKNN(ItemModel):
     """The score of an item is the sum of its cosines to the user's TRAIN items. Nothing is trained.
 
     The similarity of items i and j is n_ij / sqrt(n_i n_j), with n_ij the users that have both and n_i those
@@ -32,19 +30,15 @@ class ItemKNN(Recommender):
             choices=("cosine", "neighbours"),
         ),
     }
-    weights: torch.Tensor
 
-    def __init__(self, config: Config, dataset: Dataset):
-        super().__init__(config, dataset)
-        data = dataset.interactions
-        self.n_users = data.n_users
-        if vars(config)["itemknn_similarity"] == "neighbours":
+    def make_weights(self, config: Config, dataset: Dataset) -> sp.csr_matrix:
+        """The similarities that are kept."""
+        data, own = dataset.interactions, vars(config)
+        if own["itemknn_similarity"] == "neighbours":
             similarity = neighbour_weights(config, dataset)
         else:
             similarity = item_cosines(data.train, data.n_users, data.n_items)
-        if k := vars(config)["itemknn_k"]:
-            similarity = keep_largest(similarity, k)
-        self.register_buffer("weights", from_scipy(similarity, torch.device("cpu")), persistent=False)
+        return keep_largest(similarity, own["itemknn_k"]) if own["itemknn_k"] else similarity
 
     @classmethod
     def data_needs(cls, config: Config) -> Needs:
@@ -57,19 +51,6 @@ class ItemKNN(Recommender):
         """The number of neighbours."""
         return ("itemknn_k=0,10,20,50,100,200",)
 
-    def embeddings(
-        self, users: torch.Tensor | None = None, items: torch.Tensor | None = None
-    ) -> tuple[torch.Tensor, torch.Tensor]:
-        """Vectors without any dimension: all of the score comes from item_weights."""
-        n_users = self.n_users if users is None else len(users)
-        n_items = len(self.weights) if items is None else len(items)
-        values = self.weights.values()
-        return values.new_zeros(n_users, 0), values.new_zeros(n_items, 0)
-
-    def item_weights(self) -> ItemWeights:
-        """The similarities."""
-        return ItemWeights(self.weights)
-
 
 def item_cosines(train: np.ndarray, n_users: int, n_items: int) -> sp.csr_matrix:
     """Cosines of the item columns of the 0/1 matrix of pairs [n, 2], with a zero diagonal: [I, I] float32."""
@@ -80,13 +61,3 @@ def item_cosines(train: np.ndarray, n_users: int, n_items: int) -> sp.csr_matrix
     together.eliminate_zeros()
     scale = sp.diags(1 / np.sqrt(np.maximum(np.bincount(item, minlength=n_items), 1)))
     return (scale @ together @ scale).astype(np.float32).tocsr()
-
-
-def keep_largest(matrix: sp.csr_matrix, k: int) -> sp.csr_matrix:
-    """The k entries of largest magnitude in each row of a sparse matrix; of equal ones, the lower columns."""
-    matrix.sort_indices()
-    rows = np.repeat(np.arange(matrix.shape[0]), np.diff(matrix.indptr))
-    order = np.lexsort((matrix.indices, -np.abs(matrix.data), rows))
-    rank = np.arange(matrix.nnz) - matrix.indptr[rows[order]]
-    kept = order[rank < k]
-    return sp.csr_matrix((matrix.data[kept], (rows[kept], matrix.indices[kept])), matrix.shape)
