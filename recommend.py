@@ -313,7 +313,10 @@ def make_lists(
             chosen = indices_of(args.users, {name: number for number, name in enumerate(names)}, "--users")
             user, seen, history = user[chosen], seen[chosen], history[chosen]
             names = [names[number] for number in chosen]
-    scorer = Scorer(user, item, vectors.weights, to_rows(history.tocsr(), item.device))
+    weights = vectors.weights
+    if args.similar_items and item.shape[1]:
+        weights = None  # the cosine of vectors, where there are vectors, is not on the scale of the weights
+    scorer = Scorer(user, item, weights, to_rows(history.tocsr(), item.device))
     return Lists(
         columns,
         names,

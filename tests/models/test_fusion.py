@@ -266,4 +266,6 @@ def test_fusion_weights_of_exactly_one_are_accepted():
 
 
 def test_fusion_weights_do_not_matter_for_other_kinds_of_fusion():
-    Fusion(settings(beta=1.0, alpha=1.0, fusion="sum"), ["text", "image"])
+    fusion = Fusion(settings(beta=1.0, alpha=1.0, fusion="sum", fuse_norm="none"), ["text", "image"]).eval()
+    z_id, z = torch.ones(2, 8), {"text": torch.full((2, 8), 2.0), "image": torch.full((2, 8), 4.0)}
+    assert torch.equal(fusion(z_id, z), torch.full((2, 8), 7.0))

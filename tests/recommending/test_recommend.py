@@ -198,6 +198,15 @@ def test_similar_items(lgn, small_dataset, run):
         assert [row[1] for row in rows] == pytest.approx(cosine[number][order], abs=1e-5)
 
 
+def test_similar_items_go_by_vectors_alone_where_there_are_vectors(small_dataset, run, tmp_path):
+    """The neighbourhood term changes no training: the vectors are the same, and so are the lists."""
+    lists = []
+    for weight in (0.0, 5.0):
+        folder = train(small_dataset, tmp_path / str(weight), "lgn", epochs=1, neighbour_weight=weight)
+        lists.append(run(folder, "--similar_items", "4,2", "--topk", "5")[1])
+    assert lists[0] == lists[1]
+
+
 def test_exported_vectors_give_the_lists(recgoat, small_dataset, run, tmp_path):
     write_names(small_dataset)
     assert run(recgoat, "--export_embeddings", str(tmp_path / "v.npz"), output=None)[0] == 0
