@@ -176,8 +176,23 @@ class Config:
     neighbour_content: float = setting(
         0.2, "model", "weight alpha of the content graphs in the neighbourhood term", low=0.0
     )
-    neighbour_power: float = setting(
+    neighbour_agreement: float = setting(
         0.5,
+        "model",
+        "weight gamma, in the neighbourhood term, of items both bought together and similar in content",
+        low=0.0,
+    )
+    neighbour_smoothing: float = setting(
+        1.0,
+        "model",
+        "weight sigma, in the neighbourhood term, of what was bought together with items of similar content",
+        low=0.0,
+    )
+    neighbour_keep: int = setting(
+        0, "model", "largest weights that the neighbourhood term keeps for each item; 0 keeps all", low=0
+    )
+    neighbour_power: float = setting(
+        0.4,
         "model",
         "exponent b of the popularity of the user's items in the neighbourhood term",
         low=0.0,

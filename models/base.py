@@ -22,7 +22,7 @@ from torch import nn
 from dataloader import Batch, Dataset, Needs
 from layers.losses import bpr_loss
 from layers.sparse import from_scipy
-from models.neighbours import neighbour_weights
+from models.neighbours import neighbour_weights, uses_content
 from utils import UserError
 from world import Config
 
@@ -61,7 +61,7 @@ class Recommender(nn.Module):
     @classmethod
     def data_needs(cls, config: Config) -> Needs:
         """What load_dataset has to build: `needs`, and the content graphs of the neighbourhood term."""
-        if config.neighbour_weight and config.neighbour_content:
+        if config.neighbour_weight and uses_content(config):
             return dataclasses.replace(cls.needs, features=True, neighbours=True)
         return cls.needs
 

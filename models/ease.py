@@ -9,7 +9,8 @@ import scipy.sparse as sp
 import torch
 
 from dataloader import Dataset
-from models.item_model import ItemModel, keep_largest
+from models.item_model import ItemModel
+from models.neighbours import keep_largest
 from utils import UserError
 from world import Config, setting
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import numpy as np
 import scipy.sparse as sp
 import torch
 
@@ -39,13 +38,3 @@ class ItemModel(Recommender):
     def item_weights(self) -> ItemWeights:
         """The weights."""
         return ItemWeights(self.weights)
-
-
-def keep_largest(matrix: sp.csr_matrix, k: int) -> sp.csr_matrix:
-    """The k entries of largest magnitude in each row of a sparse matrix; of equal ones, the lower columns."""
-    matrix.sort_indices()
-    rows = np.repeat(np.arange(matrix.shape[0]), np.diff(matrix.indptr))
-    order = np.lexsort((matrix.indices, -np.abs(matrix.data), rows))
-    rank = np.arange(matrix.nnz) - matrix.indptr[rows[order]]
-    kept = order[rank < k]
-    return sp.csr_matrix((matrix.data[kept], (rows[kept], matrix.indices[kept])), matrix.shape)

@@ -8,8 +8,8 @@ import numpy as np
 import scipy.sparse as sp
 
 from dataloader import Dataset, Needs
-from models.item_model import ItemModel, keep_largest
-from models.neighbours import neighbour_weights
+from models.item_model import ItemModel
+from models.neighbours import keep_largest, neighbour_weights, uses_content
 from world import Config, setting
 
 
@@ -43,7 +43,7 @@ class ItemKNN(ItemModel):
     @classmethod
     def data_needs(cls, config: Config) -> Needs:
         """The content graphs, for the weights of the neighbourhood term."""
-        content = vars(config)["itemknn_similarity"] == "neighbours" and config.neighbour_content
+        content = vars(config)["itemknn_similarity"] == "neighbours" and uses_content(config)
         return Needs(features=True, neighbours=True) if content else Needs()
 
     @classmethod

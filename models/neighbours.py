@@ -1,12 +1,15 @@
 """The neighbourhood term: item-to-item weights from TRAIN co-purchases and content, for any model's scores.
 
     score(u, i) += lambda * sum over j in train(u) of W[j, i]
-    W = offdiag(D_i^-b X' D_u^-1/2 X) + alpha (A + A')
+    C = offdiag(D_i^-b X' D_u^-1/2 X)                       items bought together
+    B = A + A'                                              items with similar content
+    W = C + alpha B + gamma (C o B) + sigma (M C where C + B is not 0),    M = B with rows that sum to 1
 
 X is the TRAIN matrix [U, I] of zeros and ones, D_u and D_i are its degrees, A is the weighted mean of the
-modalities' kNN graphs with cosine similarities as values. A factor model beside an item-neighbourhood model
-is an old idea (Koren 2008): the factors have a low rank and W a high one, so that they find different items.
-The popularity of the target i is not normalised, which would halve the accuracy of the term.
+modalities' kNN graphs with cosine similarities as values, and o is the product entry by entry. M C lets an
+item speak with the co-purchases of the items that resemble it. A factor model beside an item-neighbourhood
+model is an old idea (Koren 2008): the factors have a low rank and W a high one, so that they find different
+items. The popularity of the target i is not normalised, which would halve the accuracy of the term.
 """
 
 from __future__ import annotations
@@ -26,11 +29,59 @@ def neighbour_weights(config: Config, dataset: Dataset) -> sp.csr_matrix:
     """W of the config and the dataset: [I, I] float32, zero diagonal. Without features, co-purchases only."""
     data = dataset.interactions
     weights = co_purchases(data.train, data.n_users, data.n_items, config.neighbour_power)
-    if config.neighbour_content and dataset.neighbours:
+    if uses_content(config) and dataset.neighbours:
         shares = graph_shares(dataset.neighbours, config.item_graph_image)
         content = cosine_graph(dataset.neighbours, dataset.features, shares)
-        weights = weights + config.neighbour_content * (content + content.T)
-    return weights.astype(np.float32).tocsr()
+        weights = with_content(weights, (content + content.T).tocsr(), config)
+    weights = weights.astype(np.float32).tocsr()
+    return keep_largest(weights, config.neighbour_keep) if config.neighbour_keep else weights
+
+
+def uses_content(config: Config) -> bool:
+    """Whether W has parts that the content graphs are needed for."""
+    return bool(config.neighbour_content or config.neighbour_agreement or config.neighbour_smoothing)
+
+
+def with_content(together: sp.csr_matrix, content: sp.csr_matrix, config: Config) -> sp.csr_matrix:
+    """W of the formula above, of C = together and B = content: [I, I]."""
+    weights = (
+        together
+        + config.neighbour_content * content
+        + config.neighbour_agreement * together.multiply(content)
+    )
+    if config.neighbour_smoothing:
+        sums = np.asarray(abs(content).sum(1)).ravel()
+        mean = sp.diags(1 / np.where(sums > 0, sums, 1)) @ content
+        weights = weights + config.neighbour_smoothing * product_at(
+            mean.tocsr(), together, together + content
+        )
+    return weights.tocsr()
+
+
+def product_at(
+    left: sp.csr_matrix, right: sp.csr_matrix, pattern: sp.csr_matrix, block: int = 1024
+) -> sp.csr_matrix:
+    """Entries of the product left @ right where the pattern has entries; all sparse [n, n].
+
+    The product as a whole may have twenty times the entries, so it is made in blocks of rows.
+    """
+    ones = sp.csr_matrix((np.ones(pattern.nnz, right.dtype), pattern.indices, pattern.indptr), pattern.shape)
+    blocks = [
+        (left[start : start + block] @ right).multiply(ones[start : start + block])
+        for start in range(0, left.shape[0], block)
+    ]
+    return sp.vstack(blocks, format="csr")
+
+
+def keep_largest(matrix: sp.csr_matrix, k: int) -> sp.csr_matrix:
+    """The k entries of largest magnitude in each row of a sparse matrix; of equal ones, the lower columns."""
+    matrix.sort_indices()
+    rows = np.repeat(np.arange(matrix.shape[0]), np.diff(matrix.indptr))
+    order = np.lexsort((matrix.indices, -np.abs(matrix.data), rows))
+    rank = np.arange(matrix.nnz) - matrix.indptr[rows[order]]
+    kept = np.sort(order[rank < k])
+    pointers = np.concatenate([[0], np.cumsum(np.minimum(np.diff(matrix.indptr), k))])
+    return sp.csr_matrix((matrix.data[kept], matrix.indices[kept], pointers), matrix.shape)
 
 
 def co_purchases(train: np.ndarray, n_users: int, n_items: int, power: float) -> sp.csr_matrix:

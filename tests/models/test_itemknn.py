@@ -11,8 +11,8 @@ from helpers import dataset_of, random_pairs
 from model_helpers import CPU, build, settings
 
 from dataloader import held_out, pairs_to_rows
-from models.item_model import keep_largest
 from models.itemknn import ItemKNN, item_cosines
+from models.neighbours import keep_largest
 from parse import parse_args
 from procedure import final_scorer, make_splits, score
 from training.ranking import evaluate, rank_items

@@ -1,5 +1,6 @@
 """The neighbourhood term and EASE, compared with loops and dense algebra."""
 
+import dataclasses
 import json
 from types import SimpleNamespace
 
@@ -16,7 +17,7 @@ from layers.sparse import from_scipy
 from main import make_model
 from models.base import ItemWeights
 from models.ease import EASE, MAX_ITEMS, reconstruction_weights
-from models.neighbours import co_purchases, cosine_graph, graph_shares, neighbour_weights
+from models.neighbours import co_purchases, cosine_graph, graph_shares, neighbour_weights, product_at
 from parse import parse_args
 from procedure import final_scorer, make_splits
 from training.prefilter import certain_misses
@@ -52,26 +53,68 @@ def test_co_purchases_equal_loops(small_dataset, power):
     np.testing.assert_allclose(weights.toarray(), expected, rtol=1e-5)
 
 
-def test_weights_are_co_purchases_plus_symmetric_cosines_by_their_shares(small_dataset):
+def naive_content(folder, shares, n=30, k=4):
+    """A + A' of the formula by loops: shares of the cosines of the k nearest items, in both directions."""
+    content = np.zeros((n, n))
+    for m, share in shares.items():
+        x = np.load(folder / f"{m}_feat.npy").astype(np.float64)
+        unit = x / np.linalg.norm(x, axis=1, keepdims=True)
+        for i in range(n):
+            nearest = sorted((j for j in range(n) if j != i), key=lambda j: -float(unit[i] @ unit[j]))[:k]
+            for j in nearest:
+                content[i, j] += share * (unit[i] @ unit[j])
+                content[j, i] += share * (unit[i] @ unit[j])
+    return content
+
+
+@pytest.mark.parametrize(
+    "alpha, gamma, sigma", [(0.7, 0, 0), (0, 0.6, 0), (0, 0, 0.9), (0.2, 0.5, 1.0), (0, 0, 0)]
+)
+def test_weights_equal_their_formula(small_dataset, alpha, gamma, sigma):
     config = settings(
         dataset=small_dataset.name,
         data_root=str(small_dataset.parent),
         model="mf",
         neighbour_weight=1.0,
-        neighbour_content=0.7,
+        neighbour_content=alpha,
+        neighbour_agreement=gamma,
+        neighbour_smoothing=sigma,
+        neighbour_power=0.4,
         item_graph_image=0.3,
     )
     dataset = dataset_of(config)
-    expected = naive_co_purchases(dataset.interactions.train.tolist(), 40, 30, 0.5)
-    for m, share in (("text", 0.7), ("image", 0.3)):
-        x = np.load(small_dataset / f"{m}_feat.npy").astype(np.float64)
-        unit = x / np.linalg.norm(x, axis=1, keepdims=True)
+    together = naive_co_purchases(dataset.interactions.train.tolist(), 40, 30, 0.4)
+    content = naive_content(small_dataset, {"text": 0.7, "image": 0.3})
+    smoothed = np.zeros((30, 30))
+    for j in range(30):
         for i in range(30):
-            nearest = sorted((j for j in range(30) if j != i), key=lambda j: -float(unit[i] @ unit[j]))[:4]
-            for j in nearest:
-                expected[i, j] += 0.7 * share * (unit[i] @ unit[j])
-                expected[j, i] += 0.7 * share * (unit[i] @ unit[j])
+            if together[j, i] or content[j, i]:
+                mean = content[j] / np.abs(content[j]).sum()
+                smoothed[j, i] = sum(mean[n] * together[n, i] for n in range(30))
+    expected = together + alpha * content + gamma * together * content + sigma * smoothed
     np.testing.assert_allclose(neighbour_weights(config, dataset).toarray(), expected, rtol=1e-4, atol=1e-6)
+
+
+def test_weights_keep_the_largest_of_each_item(small_dataset):
+    config = settings(
+        dataset=small_dataset.name, data_root=str(small_dataset.parent), model="mf", neighbour_weight=1.0
+    )
+    dataset = dataset_of(config)
+    every = neighbour_weights(config, dataset).toarray()
+    kept = neighbour_weights(dataclasses.replace(config, neighbour_keep=3), dataset).toarray()
+    for row, largest in zip(every, kept, strict=True):
+        chosen = np.argsort(-row, kind="stable")[:3]
+        expected = np.zeros(30)
+        expected[chosen] = row[chosen]
+        np.testing.assert_array_equal(largest, expected)
+
+
+@pytest.mark.parametrize("block", [1, 7, 64])
+def test_products_at_a_pattern_equal_dense_ones(block):
+    left, right, pattern = (sp.random(20, 20, 0.3, format="csr", random_state=seed) for seed in range(3))
+    found = product_at(left, right, pattern, block)
+    expected = (left.toarray() @ right.toarray()) * (pattern.toarray() != 0)
+    np.testing.assert_allclose(found.toarray(), expected, rtol=1e-12, atol=0)
 
 
 def test_an_own_id_in_a_neighbour_table_is_no_neighbour():
