@@ -26,7 +26,7 @@ from training.memory import keep_freed_memory
 from training.run import start_run
 from training.stop import Stop
 from utils import UserError, lock_file
-from world import Config, choose_device, seed_everything
+from world import Config, choose_device, seed_everything, usable_precision
 
 RESUME_HINT = "the run can be resumed from its last checkpoint"
 
@@ -39,9 +39,10 @@ def main(argv: Sequence[str] | None = None) -> int:
 def train(config: Config, notes: list[str]) -> int:
     """Train, resume or score what a config says. Returns the exit code."""
     device = set_up(config)
+    config, more = usable_precision(config, device)
     seed_everything(config.seed)
     dataset, found = load(config, find_model(config.model).data_needs(config), device)
-    print(*notes, *found, sep="\n", flush=True)
+    print(*notes, *more, *found, sep="\n", flush=True)
     model = make_model(config, dataset, device)
     if config.evaluate_only:
         print(score_checkpoint(model, dataset, config, device))

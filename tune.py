@@ -41,7 +41,7 @@ from training.run import Run, start_run
 from training.runlog import RunLog
 from training.stop import Stop
 from utils import Diverged, TrainingError, UserError, write_text
-from world import RECIPES, Config, seed_everything
+from world import RECIPES, Config, seed_everything, usable_precision
 
 # optuna is an optional package: without it, --help works and everything else names the remedy.
 HAS_OPTUNA = importlib.util.find_spec("optuna") is not None
@@ -381,9 +381,9 @@ def command(request: Request) -> int:
         return 0
     space = parse_space(args.space, type(base)) or default_space(base, request.given)
     check_space(space, base, request.given)
-    for note in request.notes:
-        print(note)
     device = set_up(base)
+    base, more = usable_precision(base, device)
+    print(*request.notes, *more, sep="\n", end="\n" if request.notes or more else "")
     # Loaded before the study is created, so that unusable data leave nothing behind.
     data = interactions_hash(shared_dataset(base, device).interactions)
     study = join_study(args.study, path, base.as_dict(), space, data)

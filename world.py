@@ -11,7 +11,9 @@ code departs from it.
 from __future__ import annotations
 
 import dataclasses
+import functools
 import random
+import timeit
 import typing
 
 import numpy as np
@@ -467,6 +469,30 @@ def check_value(field: dataclasses.Field, value: typing.Any) -> None:
 
 
 # ---------------------------------------------------------------- device and seeds
+
+
+@functools.cache
+def bf16_slowdown(size: int = 256, repeats: int = 5) -> float:
+    """Time of a product of bf16 matrices [size, size] on the CPU relative to fp32, the best of a few."""
+    seconds = {}
+    for dtype in (torch.float32, torch.bfloat16):
+        timer = timeit.Timer("matrix @ matrix", globals={"matrix": torch.ones(size, size, dtype=dtype)})
+        seconds[dtype] = min(timer.repeat(repeats, number=1))
+    return seconds[torch.bfloat16] / seconds[torch.float32]
+
+
+def usable_precision(config: Config, device: torch.device) -> tuple[Config, list[str]]:
+    """The config, with fp32 in place of bf16 on a processor that has no instructions for it, and a note.
+
+    A run that is resumed or scored keeps its precision, which its numbers depend on.
+    """
+    is_new = not (config.resume or config.evaluate_only)
+    if config.precision != "bf16" or device.type != "cpu" or not is_new or (slowdown := bf16_slowdown()) < 3:
+        return config, []
+    note = (
+        f"note: --precision bf16 is {slowdown:.0f} times slower than fp32 on this processor; using fp32"
+    )
+    return dataclasses.replace(config, precision="fp32"), [note]
 
 
 def choose_device(config: Config) -> torch.device:

@@ -14,6 +14,7 @@ from released_commands import COMMANDS
 from small_runs import METRICS, command_line, only, read_json, read_metrics, read_state
 
 from main import main
+from world import bf16_slowdown
 
 MAIN = Path(__file__).resolve().parents[1] / "main.py"
 RECDIM = {"baby": 800, "sports": 600, "electronics": 200}
@@ -48,6 +49,24 @@ def test_each_model_finishes_and_prints_the_final_table(small_dataset, capsys, m
     for k in (5, 10):
         (row,) = (line.split() for line in out.splitlines() if line.split()[:2] == ["test", str(k)])
         assert row[2:] == [f"{result['test'][f'{name}@{k}']:.4f}" for name in METRICS]
+
+
+@pytest.mark.parametrize("slowdown, precision", [(12.7, "fp32"), (0.5, "bf16")])
+def test_bf16_gives_way_to_fp32_where_the_processor_is_slow_at_it(
+    small_dataset, capsys, monkeypatch, slowdown, precision
+):
+    monkeypatch.setattr("world.bf16_slowdown", lambda: slowdown)
+    assert main(words(small_dataset, "--model", "lgn_mm", "--precision", "bf16")) == 0
+    folder = only(small_dataset.parent.parent / "runs")
+    assert read_json(folder, "config.json")["precision"] == precision
+    assert ("13 times slower" in capsys.readouterr().out) == (precision == "fp32")
+    monkeypatch.setattr("world.bf16_slowdown", lambda: 12.7)
+    assert main(["--resume", str(folder), "--epochs", "3"]) == 0  # a run keeps its precision
+    assert read_json(folder, "config.json")["precision"] == precision
+
+
+def test_the_slowdown_of_bf16_is_measured():
+    assert 0.01 < bf16_slowdown() < 1000
 
 
 @pytest.mark.parametrize("named", [False, True])
