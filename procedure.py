@@ -19,6 +19,7 @@ from tqdm import tqdm
 
 from data.formats import Interactions, interactions_hash
 from dataloader import Dataset, HeldOut, Sampler, held_out, pairs_to_rows
+from layers.device import on_cpu
 from models.base import Recommender
 from models.registry import is_external
 from training import projector
@@ -114,7 +115,7 @@ def final_scorer(model: Recommender, data: Interactions, config: Config) -> Iter
     for module in model.modules():
         if isinstance(module, torch.nn.Dropout):
             module.train(bool(config.eval_dropout))
-    devices = [device] if device.type == "cuda" else []
+    devices = [] if on_cpu(device) else [device]
     with torch.inference_mode(), torch.random.fork_rng(devices, enabled=bool(config.eval_dropout)):
         user, item = model.embeddings()
         weights, history = model.item_weights(), None

@@ -28,6 +28,7 @@ import utils
 from data.formats import Interactions, read_interactions
 from data.graphs import cached_neighbours, normalised_adjacency
 from dataloader import Dataset
+from layers.device import on_cpu
 from layers.kernels import column_major
 from training.memory import peak_memory_mb
 from world import Config
@@ -170,7 +171,7 @@ def baby_config(**changes: typing.Any) -> Config:
 
 def synchronize(device: torch.device) -> None:
     """Wait until the device has finished its queued work."""
-    if device.type == "cuda":
+    if not on_cpu(device):
         torch.cuda.synchronize(device)
 
 
@@ -218,7 +219,7 @@ def reset_peak_memory() -> None:
 
 def peak_memory(device: torch.device) -> float:
     """Peak memory since reset_peak_memory in MB: resident memory of this process, or allocated GPU memory."""
-    if device.type == "cuda":
+    if not on_cpu(device):
         return torch.cuda.max_memory_allocated(device) / 1e6
     try:
         with open("/proc/self/status") as file:
@@ -283,7 +284,7 @@ class Machine:
 
 def measure_machine(device: torch.device, repeats: int = 5) -> Machine:
     """Measure the Machine, with torch's current number of threads."""
-    size, side = (2**28, 8192) if device.type == "cuda" else (2**26, 2048)
+    size, side = (2**26, 2048) if on_cpu(device) else (2**28, 8192)
     copy = fastest(
         torch.Tensor.copy_, torch.empty(size, device=device), torch.ones(size, device=device), repeats
     )
@@ -308,10 +309,10 @@ def fastest(
 
 def describe_machine(device: torch.device, machine: Machine) -> str:
     """One line with the processor, the version of torch and the measured limits."""
-    if device.type == "cuda":
-        name = torch.cuda.get_device_name(device)
-    else:
+    if on_cpu(device):
         name = f"{cpu_name()}, {torch.get_num_threads()} threads"
+    else:
+        name = torch.cuda.get_device_name(device)
     return (
         f"{name}; torch {torch.__version__}; copy {machine.bandwidth / 1e9:.0f} GB/s, float32 product "
         f"{machine.throughput / 1e9:.0f} GFLOP/s"

@@ -19,6 +19,7 @@ from typing import Any
 import numpy as np
 import torch
 
+from layers.device import on_cpu
 from utils import UserError
 
 # Import name -> package name, where they differ.
@@ -88,7 +89,7 @@ def choose_device(device: str, dtype: str) -> tuple[torch.device, torch.dtype]:
         reason = str(error).splitlines()[0][:80]
         raise UserError(f"--device {device}: cannot be used ({reason}); use cpu or cuda") from None
     if dtype == "auto":
-        dtype = "bfloat16" if chosen.type == "cuda" else "float32"
+        dtype = "float32" if on_cpu(chosen) else "bfloat16"
     return chosen, getattr(torch, dtype)
 
 

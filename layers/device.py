@@ -2,7 +2,10 @@
 
 import torch
 
+CPU_KINDS = ("cpu",)  # a test that empties this runs the GPU path of all code on a CPU
 
-def on_cpu(tensor: torch.Tensor) -> bool:
-    """Whether operations on this tensor take the CPU path. Every branch on the device asks here."""
-    return tensor.device.type == "cpu"
+
+def on_cpu(where: torch.Tensor | torch.device) -> bool:
+    """Whether operations on this tensor or device take the CPU path. Every branch on the device asks here."""
+    device = where if isinstance(where, torch.device) else where.device
+    return device.type in CPU_KINDS

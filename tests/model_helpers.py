@@ -1,7 +1,6 @@
 """Small models, batches and random tensors that the tests of layers and models share."""
 
 import math
-import sys
 
 import numpy as np
 import torch
@@ -22,6 +21,27 @@ SMALL = {
     "user_knn_k": 4,
     "bpr_batch": 64,
     "topks": (5,),
+}
+
+# Every model of the registry, and the settings of RecGOAT that take other paths through the code.
+TRAINED = {
+    "mf": {"model": "mf"},
+    "lgn": {"model": "lgn"},
+    "vbpr": {"model": "vbpr"},
+    "freedom": {"model": "freedom"},
+    "oat": {},
+    "concat": {"fusion": "concat", "temperature": 0.01},
+    "sum": {"fusion": "sum"},
+    "users": {"user_text_feat": "mean", "feat_proj": 1, "item_branch_layers": 1},
+    "w1": {"w1_weight": 0.3, "modality_consistency_weight": 0.4, "contrastive_items": "pos_neg"},
+    "squared": {"ot_cost": "squared", "sinkhorn": "exp", "modality_decay": 0.1},
+    "bf16": {"precision": "bf16"},
+}
+UNTRAINED = {
+    "itemknn": {"model": "itemknn"},
+    "ease": {"model": "ease"},
+    "neighbours": {"model": "mf", "neighbour_weight": 2.0},
+    "spread": {"model": "lgn", "neighbour_weight": 2.0, "neighbour_scale": "spread"},
 }
 
 
@@ -92,8 +112,11 @@ def edges_of(neighbours):
 
 
 def choose_gpu_branches(monkeypatch):
-    """Let all code take its GPU branches from now on, for tensors on the CPU too."""
-    original = layers.device.on_cpu
-    for module in list(sys.modules.values()):
-        if vars(module).get("on_cpu") is original:
-            monkeypatch.setattr(module, "on_cpu", lambda tensor: False)
+    """Let all code take its GPU branches from now on, for tensors on the CPU too.
+
+    The functions of torch.cuda that the branches call get stand-ins.
+    """
+    monkeypatch.setattr(layers.device, "CPU_KINDS", ())
+    monkeypatch.setattr(torch.cuda, "get_rng_state", lambda device: torch.zeros(16, dtype=torch.uint8))
+    monkeypatch.setattr(torch.cuda, "set_rng_state", lambda state, device: None)
+    monkeypatch.setattr(torch.cuda, "max_memory_allocated", lambda device: 0)

@@ -9,6 +9,8 @@ import sys
 
 import torch
 
+from layers.device import on_cpu
+
 
 def keep_freed_memory() -> None:
     """Make glibc keep the memory that torch frees for its next tensors instead of returning it.
@@ -24,7 +26,7 @@ def keep_freed_memory() -> None:
 
 def peak_memory_mb(device: torch.device) -> float:
     """Peak memory of this process in MB (10^6 bytes): resident, or allocated on a CUDA device."""
-    if device.type == "cuda":
+    if not on_cpu(device):
         return torch.cuda.max_memory_allocated(device) / 1e6
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
     return peak / 1e6 if sys.platform == "darwin" else peak * 1024 / 1e6

@@ -11,6 +11,7 @@ import numpy as np
 import torch
 
 from dataloader import Dataset, Sampler
+from layers.device import on_cpu
 from models.base import Recommender
 from models.registry import source_hash
 from training.checkpoint import CHECKPOINT_FORMAT, newest_checkpoint, read_checkpoint
@@ -192,7 +193,7 @@ def random_state(device: torch.device) -> dict[str, typing.Any]:
     name, keys, position, has_gauss, cached = np.random.get_state(legacy=True)
     return {
         "torch": torch.get_rng_state(),
-        "cuda": torch.cuda.get_rng_state(device) if device.type == "cuda" else None,
+        "cuda": None if on_cpu(device) else torch.cuda.get_rng_state(device),
         "python": [version, list(words), gauss],
         "numpy": [name, np.asarray(keys).tolist(), position, has_gauss, cached],
     }
@@ -201,7 +202,7 @@ def random_state(device: torch.device) -> dict[str, typing.Any]:
 def set_random_state(state: dict[str, typing.Any], device: torch.device) -> None:
     """Set the random generators to a state that random_state returned."""
     torch.set_rng_state(state["torch"].cpu())
-    if device.type == "cuda" and state["cuda"] is not None:
+    if not on_cpu(device) and state["cuda"] is not None:
         torch.cuda.set_rng_state(state["cuda"].cpu(), device)
     version, words, gauss = state["python"]
     random.setstate((version, tuple(words), gauss))
