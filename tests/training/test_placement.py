@@ -1,0 +1,128 @@
+"""Where tensors are on a GPU: all that a run computes without gradients, on pretended CUDA tensors."""
+
+import numpy as np
+import pytest
+import scipy.sparse as sp
+import torch
+from helpers import random_features, random_pairs
+from model_helpers import CPU, TRAINED, UNTRAINED, build, choose_gpu_branches, repeating_batch
+from pretend_cuda import CUDA, move, pretend_cuda
+
+from data.formats import read_interactions
+from data.graphs import nearest_neighbours
+from dataloader import Sampler
+from procedure import final_scorer, make_splits
+from training.ranking import evaluate, rank_items
+
+ALL = {**TRAINED, **UNTRAINED}
+FAST = {"sinkhorn_iters": 10}
+
+
+# ---------------------------------------------------------------- the pretended device
+
+
+@pytest.mark.parametrize(
+    "wrong",
+    [
+        lambda x: x + torch.ones(5, 4),
+        lambda x: torch.cat([x, torch.ones(5, 4)]),
+        lambda x: x.index_select(0, torch.tensor([1])),
+        lambda x: torch.mm(x, x.T, out=torch.empty(5, 5)),
+        lambda x: torch.mm(x, x.T, out=torch.empty(5, 5, dtype=torch.float64, device=x.device)),
+        lambda x: torch.ones(5, 5).to_sparse_csr() @ x,
+        lambda x: move(torch.ones(5, 5).double().to_sparse_csr()) @ x,
+    ],
+)
+def test_a_mistake_is_noticed(wrong):
+    with pretend_cuda(), pytest.raises((RuntimeError, AssertionError)):
+        wrong(torch.ones(5, 4, device="cuda"))
+
+
+def test_values_are_those_of_the_cpu_and_waits_are_named():
+    x, rows = torch.arange(12.0).view(4, 3), torch.tensor([2, 0])
+    with pretend_cuda() as cuda:
+        y = move(x)
+        y[:, 0] = 7
+        assert cuda.waits == []
+        chosen = y[move(rows), 1:].cpu()
+        assert cuda.waits == ["_to_copy"]
+        assert y.sum().item() == 76 and len((y > 6.5).nonzero()) == 8 and float(y[y > 10]) == 11
+    assert cuda.waits[1:] == ["_local_scalar_dense", "nonzero", "nonzero", "_local_scalar_dense"]
+    assert chosen.device == CPU and chosen.tolist() == [[7, 8], [1, 2]]
+
+
+# ---------------------------------------------------------------- a run
+
+
+@pytest.mark.parametrize("changes", TRAINED.values(), ids=TRAINED)
+def test_loss_of_a_step_has_its_values_and_does_not_wait(small_dataset, monkeypatch, changes):
+    model, batch = build(small_dataset, **FAST, **changes).train(), repeating_batch()
+
+    def step():
+        torch.manual_seed(3)
+        model.begin_step(0)
+        begun = len(cuda.waits)
+        return model.loss(batch), begun
+
+    with pretend_cuda() as cuda, monkeypatch.context() as context:
+        choose_gpu_branches(context)
+        expected, _ = step()
+    model, batch = move(build(small_dataset, **FAST, **changes).train()), move(batch)
+    with pretend_cuda() as cuda:
+        terms, begun = step()
+        assert cuda.waits[begun:] == []
+        if changes.get("model") != "freedom":  # its graph of an epoch is moved to the GPU
+            assert begun == 0
+        assert all(value.device == CUDA for value in terms.values())
+        torch.testing.assert_close({name: value.cpu() for name, value in terms.items()}, expected)
+
+
+@pytest.mark.parametrize("changes", ALL.values(), ids=ALL)
+def test_evaluation(small_dataset, changes):
+    model, data = build(small_dataset, **FAST, **changes), read_interactions(small_dataset, min_items=30)
+    config = model.config
+
+    def score(model, device):
+        splits = make_splits(data, config, device)
+        with final_scorer(model, data, config) as scorer:
+            lists = [top for _, _, top, _ in rank_items(scorer, splits[1], 5)]
+            return evaluate(scorer, splits, (3, 5)), torch.cat(lists).cpu()
+
+    metrics, lists = score(model, CPU)
+    with pretend_cuda():
+        cuda_metrics, cuda_lists = score(move(model), CUDA)
+    assert [*map(pytest.approx, metrics)] == cuda_metrics
+    assert cuda_lists.tolist() == lists.tolist()
+
+
+@pytest.mark.parametrize("changes", TRAINED.values(), ids=TRAINED)
+def test_diagnostics_and_new_users_and_items(small_dataset, changes):
+    histories = sp.csr_matrix(np.random.default_rng(0).random((3, 30)) < 0.3)
+    model = move(build(small_dataset, **FAST, **changes).eval())
+    features = {m: move(torch.randn(2, size)) for m, size in model.feature_sizes().items()}
+    with pretend_cuda():
+        _, item = model.embeddings()
+        assert model.new_user_vectors(histories, item)[0].device == CUDA
+        assert not features or model.cold_item_vectors(features).device == CUDA
+        assert all(value.device == CUDA for value in model.diagnostics().values())
+        assert all(image.device == CUDA for image in model.images().values())
+
+
+def test_sampler():
+    train = random_pairs(0, 40, 30, 6)["train"]
+    expected = list(Sampler(train, 30, 50, 7, CPU).epoch())
+    with pretend_cuda():
+        batches = list(Sampler(train, 30, 50, 7, CUDA).epoch())
+        assert all(part.device == CUDA for batch in batches for part in batch)
+        assert [[part.tolist() for part in batch] for batch in batches] == [
+            [part.tolist() for part in batch] for batch in expected
+        ]
+
+
+def test_nearest_neighbours():
+    features = random_features(50, 6)
+    features[3] = 0
+    expected = nearest_neighbours(features, 4, CPU, block=16)
+    with pretend_cuda():
+        found = nearest_neighbours(features, 4, CUDA, block=16)
+    np.testing.assert_array_equal(found, expected)
