@@ -10,9 +10,12 @@ from pretend_cuda import CUDA, move, pretend_cuda
 
 from data.formats import read_interactions
 from data.graphs import nearest_neighbours
-from dataloader import Sampler
+from dataloader import Sampler, held_out, pairs_to_rows
+from layers.sparse import from_scipy
+from models.base import ItemWeights
 from procedure import final_scorer, make_splits
 from training.ranking import evaluate, rank_items
+from training.scoring import Scorer
 
 ALL = {**TRAINED, **UNTRAINED}
 FAST = {"sinkhorn_iters": 10}
@@ -120,9 +123,32 @@ def test_sampler():
 
 
 def test_nearest_neighbours():
-    features = random_features(50, 6)
+    features = random_features(1290, 6)
     features[3] = 0
-    expected = nearest_neighbours(features, 4, CPU, block=16)
+    expected = nearest_neighbours(features, 4, CPU, block=640)
     with pretend_cuda():
-        found = nearest_neighbours(features, 4, CUDA, block=16)
+        found = nearest_neighbours(features, 4, CUDA, block=640)
     np.testing.assert_array_equal(found, expected)
+
+
+@pytest.mark.parametrize("weighted", [False, True])
+def test_ranking_of_a_catalogue_that_is_searched_in_groups(weighted):
+    """It is large enough for the prefilter and for top_columns."""
+    rng = np.random.default_rng(0)
+    user, item = (torch.from_numpy(random_features(n, 6, seed)) for seed, n in enumerate((20, 2112)))
+    pairs = np.stack([rng.integers(20, size=300), rng.integers(2112, size=300)], 1)
+    train, test = np.unique(pairs[:200], axis=0), np.unique(pairs[200:], axis=0)
+    weights = from_scipy(sp.random(2112, 2112, 0.001, "csr", np.float32, rng), CPU)
+
+    def score(device, place):
+        chosen = ItemWeights(place(weights), 0.5) if weighted else None
+        scorer = Scorer(place(user), place(item), chosen, pairs_to_rows(train, 20, device))
+        split = held_out(test, [train], device)
+        lists = [top for _, _, top, _ in rank_items(scorer, split, 5)]
+        return evaluate(scorer, [split], (2, 5)), torch.cat(lists).cpu()
+
+    [metrics], lists = score(CPU, lambda tensor: tensor)
+    with pretend_cuda():
+        [cuda_metrics], cuda_lists = score(CUDA, move)
+    assert cuda_metrics == pytest.approx(metrics)
+    assert cuda_lists.tolist() == lists.tolist()
