@@ -56,7 +56,8 @@ def nearest_neighbours(features: np.ndarray, k: int, device: torch.device, block
     neighbour of any row. Where a row has fewer than k neighbours, the list is padded with the row itself.
     """
     x = torch.from_numpy(features).to(device)
-    is_zero = ~x.any(dim=1)
+    # Once for each block of rows: a GPU is waited for until they are found.
+    zeros = [(~rows.any(dim=1)).nonzero()[:, 0] for rows in x.split(block)]
     best = torch.full((len(x), k), -torch.inf, device=device)
     index = torch.arange(len(x), device=device)[:, None].repeat(1, k)
     starts = range(0, len(x), block)
@@ -74,8 +75,8 @@ def nearest_neighbours(features: np.ndarray, k: int, device: torch.device, block
             for second in range(first, len(x), block):
                 right = left if second == first else unit_rows(x[second : second + block])
                 similarity = left @ right.T
-                similarity[is_zero[first : first + block]] = -torch.inf
-                similarity[:, is_zero[second : second + block]] = -torch.inf
+                similarity.index_fill_(0, zeros[first // block], -torch.inf)
+                similarity.index_fill_(1, zeros[second // block], -torch.inf)
                 if second == first:
                     similarity.fill_diagonal_(-torch.inf)
                 else:

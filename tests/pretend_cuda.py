@@ -54,6 +54,19 @@ def waiting(func, args, kwargs):
     return False
 
 
+class Waits(TorchDispatchMode):
+    """Records the operations of a block, gradients included, for which the host would wait for a GPU."""
+
+    def __init__(self):
+        super().__init__()
+        self.names = []
+
+    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+        if waiting(func, args, kwargs or {}):
+            self.names.append(func.overloadpacket.__name__)
+        return func(*args, **(kwargs or {}))
+
+
 class CudaTensor(torch.Tensor):
     """A tensor "on" CUDA with its values on the CPU."""
 
