@@ -5,7 +5,9 @@
     python benchmarks/epoch.py --shape electronics --recdim 200 --steps 20    # extrapolated from 20 steps
 
 The functions are those of the trainer. Graphs are built without a cache. Each line is printed as soon as it
-is measured.
+is measured, with its lower bound: the phases of a step as benchmarks/step.py counts them, all scores of an
+evaluation, half of the similarities of a kNN graph. On a GPU, epoch and evaluation are made twice, and the
+first time, which loads kernels, does not count.
 """
 
 import argparse
@@ -21,8 +23,10 @@ import numpy as np
 import torch
 
 from benchmarks import bench
+from benchmarks.step import step_floor
 from data.graphs import nearest_neighbours
 from dataloader import Batch, Dataset, HeldOut, Sampler
+from layers.device import on_cpu
 from model import RecGOAT
 from procedure import float32_products, make_splits, score, train_epoch
 from training.memory import keep_freed_memory
@@ -50,17 +54,31 @@ class FirstBatches(Sampler):
 class Recorder:
     """Times calls, prints a line for each, and collects the figures."""
 
-    def __init__(self, device: torch.device):
-        self.device = device
+    def __init__(self, device: torch.device, machine: bench.Machine):
+        self.device, self.machine = device, machine
         self.figures: bench.Figures = {}
 
-    def measure(self, name: str, call: Callable[[], Result], scale: float = 1.0) -> Result:
-        """Result of a call. scale: factor by which its time is extrapolated."""
+    def measure(
+        self,
+        name: str,
+        call: Callable[[], Result],
+        floor: float = 0.0,
+        scale: float = 1.0,
+        warm_up: bool = False,
+    ) -> Result:
+        """Result of a call.
+
+        floor: lower bound of its seconds (0: unknown); scale: factor by which its time is extrapolated;
+        warm_up: whether a GPU makes it once before.
+        """
+        if warm_up and not on_cpu(self.device):
+            call()
         bench.reset_peak_memory()
         seconds, result = bench.time_call(call, self.device)
         seconds, peak = scale * seconds, bench.peak_memory(self.device)
-        self.figures[name] = {"seconds": seconds, "peak_memory_mb": peak}
-        print(f"{name:<28}{seconds:>9.3g} s   peak memory {peak:>6.0f} MB", flush=True)
+        self.figures[name] = {"seconds": seconds, "floor": floor, "peak_memory_mb": peak}
+        bound = f"   {seconds / floor:>5.1f} times its floor" if floor else ""
+        print(f"{name:<28}{seconds:>9.3g} s   peak memory {peak:>6.0f} MB{bound}", flush=True)
         return result
 
 
@@ -71,6 +89,7 @@ def build_dataset(args: argparse.Namespace, config: Config, recorder: Recorder) 
         return recorder.measure(
             f"kNN graph, {matrix.shape[0]} x {matrix.shape[1]}",
             lambda: nearest_neighbours(matrix, config.item_knn_k, recorder.device),
+            recorder.machine.floor(matrix.nbytes, matrix.shape[0] * matrix.size),
         )
 
     return bench.make_dataset(args.shape, config, recorder.device, args.data, find_neighbours)
@@ -79,22 +98,26 @@ def build_dataset(args: argparse.Namespace, config: Config, recorder: Recorder) 
 def measure_training(args: argparse.Namespace, run: Run, recorder: Recorder) -> None:
     """Train for an epoch, or for --steps of its steps."""
     steps, name = len(run.sampler), f"training epoch, {len(run.sampler)} steps"
-    batches, progress = FirstBatches(run.sampler, args.steps or steps), Progress()
-    optimizer = run.optimizer
-    assert optimizer is not None  # RecGOAT has parameters
+    batches, optimizer = FirstBatches(run.sampler, args.steps or steps), run.optimizer
+    assert optimizer is not None and isinstance(run.model, RecGOAT)
+    floor = steps * step_floor(run.model, next(batches.epoch()), recorder.machine)
+
+    def train() -> Progress:
+        progress = Progress()
+        train_epoch(run.model, optimizer, batches, progress)
+        return progress
+
     with float32_products("high" if run.config.precision == "tf32" else "highest"):
-        recorder.measure(
-            name, lambda: train_epoch(run.model, optimizer, batches, progress), steps / len(batches)
-        )
+        progress = recorder.measure(name, train, floor, steps / len(batches), warm_up=True)
     print(
         f"  {recorder.figures[name]['seconds'] / steps:.3g} s per step, measured over {len(batches)} steps; "
         f"mean loss {float(progress.sums['loss']) / len(batches):.4f}"
     )
 
 
-def measure(args: argparse.Namespace, device: torch.device) -> bench.Figures:
+def measure(args: argparse.Namespace, device: torch.device, machine: bench.Machine) -> bench.Figures:
     """Print the lines and return the figures."""
-    recorder = Recorder(device)
+    recorder = Recorder(device, machine)
     config = bench.baby_config(recdim=args.recdim, bpr_batch=args.batch, precision=args.precision)
     dataset = recorder.measure("data and graphs, all", lambda: build_dataset(args, config, recorder))
     model = RecGOAT(config, dataset).to(device)
@@ -103,11 +126,13 @@ def measure(args: argparse.Namespace, device: torch.device) -> bench.Figures:
     measure_training(args, run, recorder)
     data, splits = dataset.interactions, make_splits(dataset.interactions, config, device)
 
-    def evaluate(parts: list[HeldOut]) -> list[dict[str, float]]:
-        return score(model, data, parts, config)
+    def evaluate(name: str, parts: list[HeldOut]) -> list[dict[str, float]]:
+        scores = sum(len(part.users) for part in parts) * data.n_items
+        floor = machine.floor(4 * scores, 2 * scores * config.recdim)
+        return recorder.measure(name, lambda: score(model, data, parts, config), floor, warm_up=True)
 
-    recorder.measure("evaluation, valid", lambda: evaluate([splits[0]]))
-    metrics = recorder.measure("evaluation, valid and test", lambda: evaluate(list(splits)))
+    evaluate("evaluation, valid", [splits[0]])
+    metrics = evaluate("evaluation, valid and test", list(splits))
     print(
         f"  {len(splits[0].users)} and {len(splits[1].users)} users x {data.n_items} items; "
         f"metrics on valid {metrics[0]}"
@@ -131,7 +156,7 @@ def main() -> int:
         f"{bench.describe_machine(device, machine)}",
         flush=True,
     )
-    figures = measure(args, device)
+    figures = measure(args, device, machine)
     bench.write_figures(args, "epoch", {"machine": vars(machine), "figures": figures})
     return 0
 

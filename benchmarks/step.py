@@ -144,10 +144,26 @@ def plan_phase(model: RecGOAT) -> Phase:
 
 def adam_phase(model: RecGOAT, optimizer: torch.optim.Optimizer) -> Phase:
     """The optimiser alone, on random gradients."""
-    weights = [weight for weight in model.parameters() if weight.requires_grad]
-    for weight in weights:
+    for weight in trained_weights(model):
         weight.grad = 1e-3 * torch.randn_like(weight)
-    return Phase(optimizer.step, FLOAT * 7 * sum(weight.numel() for weight in weights), 0)
+    return Phase(optimizer.step, adam_bytes(model), 0)
+
+
+def trained_weights(model: RecGOAT) -> list[torch.nn.Parameter]:
+    """The parameters that the optimiser changes."""
+    return [weight for weight in model.parameters() if weight.requires_grad]
+
+
+def adam_bytes(model: RecGOAT) -> float:
+    """Bytes of a step of Adam: weight, gradient and two moments are read, all but the gradient written."""
+    return FLOAT * 7 * sum(weight.numel() for weight in trained_weights(model))
+
+
+def step_floor(model: RecGOAT, batch: Batch, machine: bench.Machine) -> float:
+    """Lower bound in seconds of the mean step: the sum over its phases, with its share of a plan refresh."""
+    floors = {name: machine.floor(p.nbytes, p.operations) for name, p in make_phases(model, batch).items()}
+    floors[PLAN] /= model.config.plan_every
+    return sum(floors.values()) + machine.floor(adam_bytes(model), 0)
 
 
 def graph_of(model: RecGOAT, modality: str) -> AttentionGraph:

@@ -1,12 +1,13 @@
 """The benchmarks time the program, and their textbook has its loss, gradients and metrics."""
 
 import typing
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
 import torch
 
-from benchmarks import bench, evaluate, step, textbook
+from benchmarks import bench, evaluate, profile_step, step, textbook
 from data.graphs import nearest_neighbours
 from dataloader import Batch, Dataset, Sampler
 from model import RecGOAT, Transport
@@ -91,6 +92,19 @@ def test_phases_of_a_step_leave_the_weights_unchanged(monkeypatch, tmp_path):
     assert all(torch.equal(a, b) for a, b in zip(before, ours.model.parameters(), strict=True))
     # Together the phases reach every weight that a step trains.
     assert all(weight.grad is not None for weight in ours.model.parameters() if weight.requires_grad)
+
+
+def test_profile_of_a_step_names_its_operations(monkeypatch, tmp_path):
+    monkeypatch.setattr(bench, "CACHE", tmp_path)
+    monkeypatch.setattr(step, "keep_freed_memory", lambda: None)
+    args = SimpleNamespace(shape=TINY, data="", recdim=16, batch=512, precision="fp32")
+    figures = profile_step.measure(args, CPU)
+    seconds = [operation["seconds"] for operation in figures["operations"].values()]
+    assert seconds == sorted(seconds, reverse=True) and 0.1 < figures["busy"] < 10
+    # Forward and backward pass: a sampled product of each modality.
+    assert figures["operations"]["aten::sparse_sampled_addmm"]["calls"] == 2
+    lines = profile_step.table(figures, 3).splitlines()
+    assert len(lines) == 4 and lines[1].split()[0] == next(iter(figures["operations"]))
 
 
 def test_bf16_changes_loss_and_gradient_direction_slightly():
