@@ -10,6 +10,7 @@ from helpers import dataset_of, stop_after
 from model_helpers import NO_DROPOUT, TRAINED, repeating_batch, settings
 from small_runs import command_line, only, read_json, read_metrics, read_state
 
+import recommend
 from benchmarks import bench, step
 from main import main, make_model
 from models.registry import MODELS
@@ -45,6 +46,9 @@ def test_every_model_runs(small_dataset, tmp_path, model):
     assert result["status"] == "finished" and result["device"] == "cuda:0" and result["peak_memory_mb"] > 0
     assert read_state(folder / "last.pt")["device"] == "cuda"
     assert main(["--evaluate_only", "1", "--checkpoint", str(folder / "best.pt")]) == 0
+    lists = tmp_path / "lists.tsv"
+    assert recommend.main(["--checkpoint", str(folder), "--topk", "3", "--output", str(lists)]) == 0
+    assert len(lists.read_text().splitlines()) > 100
 
 
 @pytest.mark.parametrize("model", ["mf", "lgn", "vbpr", "freedom", "lgn_mm"])
