@@ -168,6 +168,17 @@ def add_image_flags(parser: argparse.ArgumentParser) -> None:
     )
 
 
+def add_address_flag(parser: argparse.ArgumentParser) -> None:
+    """The flag --allow_private."""
+    parser.add_argument(
+        "--allow_private",
+        type=int,
+        choices=(0, 1),
+        default=0,
+        help="1: fetch pictures also from private addresses: this machine and its network",
+    )
+
+
 def add_user_flags(parser: argparse.ArgumentParser) -> None:
     """Flags of the users command alone."""
     parser.add_argument(
