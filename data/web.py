@@ -102,6 +102,9 @@ def parse_url(url: Any) -> Target:
         raise ValueError("contains a user name, which would be sent to the server; remove it")
     # UnicodeError, which idna raises for impossible names, is a ValueError.
     host = parts.hostname if parts.hostname.isascii() else parts.hostname.encode("idna").decode()
+    # idna turns some characters into spaces and punctuation.
+    if not re.fullmatch("[a-z0-9._:%-]+", host):
+        raise ValueError("is not an http:// or https:// URL")
     path = (parts.path or "/") + (f"?{parts.query}" if parts.query else "")
     # Escapes whatever is not printable ASCII, and leaves the escapes that are there.
     path = quote(path, safe="".join(map(chr, range(33, 127))))
@@ -119,6 +122,9 @@ def check_url(url: Any, where: str) -> None:
 
 def next_url(url: str, location: str) -> str:
     """The URL that a redirect leads to. Raises Forbidden if it must not be followed."""
+    # Servers send UTF-8, which http.client takes for Latin-1.
+    with contextlib.suppress(UnicodeError):
+        location = location.encode("latin-1").decode()
     try:
         new = urljoin(url, location)
         scheme = parse_url(new).scheme
@@ -145,7 +151,6 @@ class Access:
     named: str = ""
     # Any host may (--allow_private 1).
     allow_private: bool = False
-    redirects: int = MAX_REDIRECTS
 
     def allows_private(self, target: Target) -> bool:
         """Whether this host may have a private address."""
@@ -335,7 +340,7 @@ def open_url(
     server must not get: a body or an Authorization header. Raises Forbidden or Transient.
     """
     deadline, headers = time.monotonic() + timeout, headers or {}
-    redirects = 0 if body is not None or "Authorization" in headers else access.redirects
+    redirects = 0 if body is not None or "Authorization" in headers else MAX_REDIRECTS
     for _ in range(redirects + 1):
         response = request(method, url, headers, body, access, deadline)
         location = response.headers.get("Location")
