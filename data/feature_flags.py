@@ -35,6 +35,12 @@ def add_common_flags(parser: argparse.ArgumentParser, model: str, missing: str) 
         "--model", default=model, metavar="NAME", help="model of the Hugging Face hub, or a folder"
     )
     parser.add_argument("--revision", default="", metavar="REV", help="commit, tag or branch of a hub model")
+    parser.add_argument(
+        "--hub_token_env",
+        default="",
+        metavar="VAR",
+        help="environment variable that holds a hub token, for gated models; empty: no token is sent",
+    )
     parser.add_argument("--device", default="auto", help="cpu, cuda, cuda:1, ...; auto: a GPU if present")
     parser.add_argument(
         "--dtype",

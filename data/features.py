@@ -21,7 +21,7 @@ import numpy as np
 
 from cli import Parser, run_tool
 from data import pictures, profiles
-from data.encoders import image_encoder, text_encoder
+from data.encoders import hub_token, image_encoder, text_encoder
 from data.encoding import Output, batched, make_features
 from data.feature_flags import (
     add_address_flag,
@@ -80,6 +80,7 @@ def encode_texts(path: Path, texts: list[str], args: argparse.Namespace, counts:
         max_length=args.max_length,
         normalize=args.normalize,
         trust_remote_code=args.trust_remote_code,
+        token=hub_token(args.hub_token_env),
     )
     # Longest first: little padding, and a batch that does not fit into memory fails at once.
     order = sorted((row for row, text in enumerate(texts) if text), key=lambda row: (-len(texts[row]), row))
@@ -117,6 +118,7 @@ def image_command(args: argparse.Namespace) -> None:
         dtype=args.dtype,
         normalize=args.normalize,
         trust_remote_code=args.trust_remote_code,
+        token=hub_token(args.hub_token_env),
     )
     bar = progress_bar(sorted(paths.items()), desc="reading", unit="picture", leave=False, delay=2)
     inputs = content_hash([(row, file_sha256(path)) for row, path in bar])

@@ -120,6 +120,15 @@ def check_url(url: Any, where: str) -> None:
         raise UserError(f"{where}: '{shown}' {error}") from None
 
 
+def check_key(key: str, where: str) -> None:
+    """Raise UserError, beginning with `where`, for a secret that cannot stand in a header.
+
+    Other modules would do so with a message that shows it.
+    """
+    if not re.fullmatch("[!-~]*", key):
+        raise UserError(f"{where} holds spaces, line breaks or other characters of no key; set it again")
+
+
 def next_url(url: str, location: str) -> str:
     """The URL that a redirect leads to. Raises Forbidden if it must not be followed."""
     # Servers send UTF-8, which http.client takes for Latin-1.
@@ -411,7 +420,11 @@ def retry_after(headers: Any) -> float:
 
 
 def post_json(url: str, value: object, key: str, access: Access, *, max_bytes: int, timeout: float) -> bytes:
-    """Body of the answer to a POST of `value` as JSON. key: bearer token, "" for none. Raises as `fetch`."""
+    """Body of the answer to a POST of `value` as JSON. Raises as `fetch` and `check_key`.
+
+    key: bearer token, "" for none.
+    """
+    check_key(key, "the API key")
     headers = {"Content-Type": "application/json"} | ({"Authorization": f"Bearer {key}"} if key else {})
     body = json.dumps(value).encode()
     return fetch("POST", url, access, max_bytes=max_bytes, timeout=timeout, headers=headers, body=body)
