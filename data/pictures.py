@@ -22,7 +22,7 @@ from urllib.parse import unquote
 from data.encoders import require
 from data.progress import progress_bar
 from data.texts import json_lines, row_finder
-from data.web import PUBLIC, Access, Forbidden, Refused, Transient, check_url, fetch, with_retries
+from data.web import PUBLIC, Access, Forbidden, Refused, Transient, check_url, fetch, printable, with_retries
 from utils import UserError, atomic_write, write_text
 
 # The only formats that are decoded.
@@ -219,4 +219,4 @@ def read_refused(path: Path) -> dict[str, str]:
         return {}
     if not isinstance(refused, dict):
         return {}
-    return {url: reason for url, reason in refused.items() if isinstance(reason, str)}
+    return {url: printable(reason, 200) for url, reason in refused.items() if isinstance(reason, str)}
