@@ -24,6 +24,7 @@ from cli import Parser, run_tool
 from data.sources import DRIVE_URL, SOURCES, Remote, Source
 from data.transfer import Limits, Part, fetch, read_json
 from data.verify import verify
+from data.web import Access, check_url
 from utils import UserError, lock_file, write_text
 
 RECORDS = "download.json"
@@ -136,7 +137,7 @@ def make_parser() -> Parser:
         type=float,
         default=30.0,
         metavar="S",
-        help="seconds without data after which a try has failed (default 30)",
+        help="seconds for every 64 kB, after which a try has failed (default 30)",
     )
     parser.add_argument(
         "--retries",
@@ -144,6 +145,13 @@ def make_parser() -> Parser:
         default=6,
         metavar="N",
         help="further tries in a row without progress (default 6)",
+    )
+    parser.add_argument(
+        "--allow_private",
+        type=int,
+        choices=(0, 1),
+        default=0,
+        help="1: allow private addresses of hosts other than that of --base_url (default 0)",
     )
     return parser
 
@@ -176,12 +184,10 @@ def check_flags(args: argparse.Namespace) -> None:
         # Also catches NaN, for which every comparison is false.
         if not low <= value <= 10**6:
             raise UserError(f"--{flag} {value}: must be from {low:g} to 1000000")
-    is_url = re.fullmatch(r"https?://[!-~]+", args.base_url) and not re.search("[@?#]", args.base_url)
-    if args.base_url and not is_url:
-        raise UserError(
-            f"--base_url {args.base_url!r:.100}: give the http or https URL of a folder, without user name, "
-            "'?' or '#'"
-        )
+    if args.base_url:
+        check_url(args.base_url, "--base_url")
+        if re.search("[?#]", args.base_url):
+            raise UserError(f"--base_url {args.base_url!r:.100}: is not a folder; leave out '?' and '#'")
 
 
 def command(args: argparse.Namespace) -> None:
@@ -191,7 +197,8 @@ def command(args: argparse.Namespace) -> None:
     files, folder = choose_files(source, args.files), Path(args.data_root) / source.folder
     base_url = args.base_url.rstrip("/") or source.base_url
     remedy = f"{source.remedy}, put them into {folder}, and run this again"
-    limits = Limits(args.timeout, args.retries, int(args.max_gb * 1e9))
+    access = Access(named=args.base_url, allow_private=bool(args.allow_private))
+    limits = Limits(args.timeout, args.retries, int(args.max_gb * 1e9), access)
     fetching = base_url and not args.verify_only
     if fetching:
         folder.mkdir(parents=True, exist_ok=True)

@@ -12,15 +12,20 @@ import dataclasses
 import hashlib
 import importlib
 import logging
+import os
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 import torch
 
+from data.web import check_key
 from layers.device import on_cpu
 from utils import UserError
+
+# The hub's library would add a session id to its requests, and ask the hub which program has called it.
+os.environ.setdefault("HF_HUB_DISABLE_TELEMETRY", "1")
 
 # Import name -> package name, where they differ.
 PACKAGES = {"sentence_transformers": "sentence-transformers", "PIL": "pillow"}
@@ -72,6 +77,23 @@ def loading(name: str) -> Iterator[None]:
             f"--model {name}: cannot be loaded ({reason}); name a model of the Hugging Face hub or a folder "
             "with config.json, tokenizer or image processor, and safetensors weights"
         ) from None
+
+
+def hub_token(variable: str) -> str | Literal[False]:
+    """The hub token in an environment variable; False, which keeps the libraries from sending any, for "".
+
+    Raises UserError for a missing or malformed token, or if $HF_ENDPOINT would get it unencrypted.
+    """
+    if not variable:
+        return False
+    token = os.environ.get(variable, "")
+    if not token:
+        raise UserError(f"--hub_token_env {variable}: is not set; set it, or leave the flag out")
+    check_key(token, f"--hub_token_env {variable}:")
+    endpoint = require("huggingface_hub.constants").ENDPOINT
+    if not endpoint.startswith("https://"):
+        raise UserError(f"--hub_token_env: HF_ENDPOINT {endpoint} would get the token unencrypted; use https")
+    return token
 
 
 def choose_device(device: str, dtype: str) -> tuple[torch.device, torch.dtype]:
@@ -137,14 +159,15 @@ def text_encoder(
     max_length: int,
     normalize: int,
     trust_remote_code: int,
+    token: str | Literal[False] = False,
 ) -> Encoder:
     """Load a sentence-transformers model, or any Hugging Face text model with a pooling layer on top.
 
     pooling: last, mean or cls; auto: as configured in the model's folder, else the last token of a causal
     language model and the mean of others. instruction: verbatim prefix of every text. dimension: leading
     dimensions to keep (Matryoshka models), 0 for all. max_length: tokens, longer texts are truncated; 0 for
-    the model's own limit. Raises UserError for a model that cannot be loaded, or a dimension beyond the
-    model's.
+    the model's own limit. token: see hub_token. Raises UserError for a model that cannot be loaded, or a
+    dimension beyond the model's.
     """
     library = require("sentence_transformers")
     torch_device, torch_dtype = choose_device(device, dtype)
@@ -154,6 +177,7 @@ def text_encoder(
             device=str(torch_device),
             revision=revision,
             trust_remote_code=bool(trust_remote_code),
+            token=token,
             model_kwargs={"dtype": torch_dtype, "use_safetensors": True},
         )
         if pooling != "auto":
@@ -202,19 +226,32 @@ def with_pooling(library: Any, model: Any, mode: str) -> Any:
 
 
 def image_encoder(
-    name: str, *, revision: str | None, device: str, dtype: str, normalize: int, trust_remote_code: int
+    name: str,
+    *,
+    revision: str | None,
+    device: str,
+    dtype: str,
+    normalize: int,
+    trust_remote_code: int,
+    token: str | Literal[False] = False,
 ) -> Encoder:
     """Load a model with image features.
 
     CLIP and SigLIP give their image embedding. LLaVA gives the mean over the patches of the output of its
     vision tower and projector, which is in the embedding space of its language model; the layers of that
-    model are not loaded. Raises UserError for a model that cannot be loaded, or whose weights are incomplete.
+    model are not loaded. token: see hub_token. Raises UserError for a model that cannot be loaded, or whose
+    weights are incomplete.
     """
     library = require("transformers")
     require("PIL")
     torch_device, torch_dtype = choose_device(device, dtype)
     with loading(name):
-        processor, model, config = load_image_model(library, name, revision, torch_dtype, trust_remote_code)
+        source = {
+            "revision": revision or "main",
+            "trust_remote_code": bool(trust_remote_code),
+            "token": token,
+        }
+        processor, model, config = load_image_model(library, name, torch_dtype, source)
     model.eval().to(torch_device)
 
     def encode(pictures: list[Any]) -> np.ndarray:
@@ -243,16 +280,18 @@ def image_encoder(
 
 
 def load_image_model(
-    library: Any, name: str, revision: str | None, dtype: torch.dtype, trust_remote_code: int
+    library: Any, name: str, dtype: torch.dtype, source: dict[str, Any]
 ) -> tuple[Any, Any, Any]:
-    """(image processor, model, config). Raises ValueError if the model lacks weights or image features."""
-    pinned = {"revision": revision or "main", "trust_remote_code": bool(trust_remote_code)}
-    processor = library.AutoImageProcessor.from_pretrained(name, backend="pil", **pinned)
-    config = library.AutoConfig.from_pretrained(name, **pinned)
+    """(image processor, model, config). source: how the hub is asked.
+
+    Raises ValueError if the model lacks weights or image features.
+    """
+    processor = library.AutoImageProcessor.from_pretrained(name, backend="pil", **source)
+    config = library.AutoConfig.from_pretrained(name, **source)
     if config.model_type.startswith("llava"):
         config.text_config.num_hidden_layers = 0
     model, report = library.AutoModel.from_pretrained(
-        name, config=config, dtype=dtype, use_safetensors=True, output_loading_info=True, **pinned
+        name, config=config, dtype=dtype, use_safetensors=True, output_loading_info=True, **source
     )
     if report["missing_keys"]:
         raise ValueError(f"its files lack weights, such as {min(report['missing_keys'])}")

@@ -35,6 +35,12 @@ def add_common_flags(parser: argparse.ArgumentParser, model: str, missing: str) 
         "--model", default=model, metavar="NAME", help="model of the Hugging Face hub, or a folder"
     )
     parser.add_argument("--revision", default="", metavar="REV", help="commit, tag or branch of a hub model")
+    parser.add_argument(
+        "--hub_token_env",
+        default="",
+        metavar="VAR",
+        help="environment variable that holds a hub token, for gated models; empty: no token is sent",
+    )
     parser.add_argument("--device", default="auto", help="cpu, cuda, cuda:1, ...; auto: a GPU if present")
     parser.add_argument(
         "--dtype",
@@ -165,6 +171,17 @@ def add_image_flags(parser: argparse.ArgumentParser) -> None:
     )
     parser.add_argument(
         "--url_field", default="url", metavar="FIELD", help="field of the URL in JSON lines of --urls"
+    )
+
+
+def add_address_flag(parser: argparse.ArgumentParser) -> None:
+    """The flag --allow_private."""
+    parser.add_argument(
+        "--allow_private",
+        type=int,
+        choices=(0, 1),
+        default=0,
+        help="1: fetch pictures also from private addresses: this machine and its network",
     )
 
 

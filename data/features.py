@@ -20,9 +20,11 @@ from typing import Any
 import numpy as np
 
 from cli import Parser, run_tool
-from data.encoders import image_encoder, text_encoder
+from data import pictures, profiles
+from data.encoders import hub_token, image_encoder, text_encoder
 from data.encoding import Output, batched, make_features
 from data.feature_flags import (
+    add_address_flag,
     add_common_flags,
     add_field_flags,
     add_image_flags,
@@ -34,6 +36,7 @@ from data.feature_flags import (
 from data.progress import progress_bar
 from data.texts import catalogue_size, dataset_path, read_texts, train_histories
 from data.verify import file_sha256
+from data.web import Access
 from utils import UserError, content_hash, lock_file
 
 # Failures printed one by one; all of them are counted in features.json.
@@ -77,6 +80,7 @@ def encode_texts(path: Path, texts: list[str], args: argparse.Namespace, counts:
         max_length=args.max_length,
         normalize=args.normalize,
         trust_remote_code=args.trust_remote_code,
+        token=hub_token(args.hub_token_env),
     )
     # Longest first: little padding, and a batch that does not fit into memory fails at once.
     order = sorted((row for row, text in enumerate(texts) if text), key=lambda row: (-len(texts[row]), row))
@@ -104,9 +108,6 @@ def text_command(args: argparse.Namespace) -> None:
 
 def image_command(args: argparse.Namespace) -> None:
     """Item pictures -> image_feat.npy."""
-    # Imported here because it needs requests, which the other commands do not.
-    from data import pictures
-
     folder = dataset_path(args.data_root, args.name)
     n, ids = catalogue_size(folder, "item")
     paths, counts = item_pictures(args, folder, n, ids)
@@ -117,6 +118,7 @@ def image_command(args: argparse.Namespace) -> None:
         dtype=args.dtype,
         normalize=args.normalize,
         trust_remote_code=args.trust_remote_code,
+        token=hub_token(args.hub_token_env),
     )
     bar = progress_bar(sorted(paths.items()), desc="reading", unit="picture", leave=False, delay=2)
     inputs = content_hash([(row, file_sha256(path)) for row, path in bar])
@@ -147,8 +149,6 @@ def item_pictures(
     args: argparse.Namespace, folder: Path, n: int, ids: list[str] | None
 ) -> tuple[dict[int, Path], dict[str, Any]]:
     """({internal id: path} of the pictures named by the flags, counts)."""
-    from data import pictures
-
     if args.ids == "original" and ids is None:
         raise UserError(f"{folder}: has no item_ids.tsv, which --ids original needs; use --ids internal")
     if bool(args.pictures) == bool(args.urls):
@@ -167,6 +167,7 @@ def item_pictures(
         attempts=args.attempts,
         timeout=args.timeout,
         backoff=args.backoff,
+        access=Access(allow_private=bool(args.allow_private)),
     )
     print_notes([f"{urls[row][:200]}: {reason}" for row, reason in sorted(failed.items())])
     if not paths:
@@ -197,8 +198,6 @@ def ask_for_profiles(
     args: argparse.Namespace, folder: Path, n: int, user_ids: list[str] | None
 ) -> tuple[list[str], dict[str, Any]] | None:
     """(profiles, counts) of n users from the chat model; None if --until ends earlier."""
-    from data import profiles
-
     histories = train_histories(folder)
     n_items, item_ids = catalogue_size(folder, "item")
     path = args.texts or folder / "item_text.jsonl"
@@ -230,10 +229,8 @@ def ask_for_profiles(
     return [answers.get(user, "") for user in range(n)], {**counts, "llm": args.llm}
 
 
-def make_endpoint(args: argparse.Namespace) -> Any:
+def make_endpoint(args: argparse.Namespace) -> profiles.Endpoint:
     """The chat model of the flags."""
-    from data import profiles
-
     if not args.endpoint or not args.llm:
         raise UserError(
             "users needs --endpoint URL and --llm NAME, or --profiles FILE of finished user texts"
@@ -284,6 +281,7 @@ def make_parser() -> Parser:
     image = add_command("image", image_command, "item pictures through LLaVA, CLIP or SigLIP")
     add_common_flags(image, "llava-hf/llava-1.5-7b-hf", "mean")
     add_image_flags(image)
+    add_address_flag(image)
     add_request_flags(image, 8, 60.0)
 
     users = add_command(

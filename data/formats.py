@@ -198,9 +198,12 @@ def read_cells(path: str | Path) -> pd.DataFrame:
         "skip_blank_lines": False,
     }
     try:
-        # pandas renames repeated columns without notice, so the header is also read as an ordinary row.
-        header = pd.read_csv(path, header=None, nrows=1, **options).iloc[0]
-        cells = pd.read_csv(path, **options)
+        # An open file: pandas would fetch a path that looks like a URL.
+        with open(path, "rb") as file:
+            # pandas renames repeated columns without notice, so the header is also read as an ordinary row.
+            header = pd.read_csv(file, header=None, nrows=1, **options).iloc[0]
+            file.seek(0)
+            cells = pd.read_csv(file, **options)
     except OSError as error:
         raise UserError(f"{path}: cannot be read ({error.strerror})") from None
     except (pd.errors.ParserError, pd.errors.EmptyDataError, UnicodeDecodeError) as error:

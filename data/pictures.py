@@ -22,7 +22,7 @@ from urllib.parse import unquote
 from data.encoders import require
 from data.progress import progress_bar
 from data.texts import json_lines, row_finder
-from data.web import Refused, Transient, check_url, fetch, with_retries
+from data.web import PUBLIC, Access, Forbidden, Refused, Transient, check_url, fetch, printable, with_retries
 from utils import UserError, atomic_write, write_text
 
 # The only formats that are decoded.
@@ -148,10 +148,18 @@ def cache_path(cache: Path, url: str) -> Path:
 
 
 def download(
-    urls: dict[int, str], cache: Path, *, workers: int, attempts: int, timeout: float, backoff: float
+    urls: dict[int, str],
+    cache: Path,
+    *,
+    workers: int,
+    attempts: int,
+    timeout: float,
+    backoff: float,
+    access: Access = PUBLIC,
 ) -> tuple[dict[int, Path], dict[int, str]]:
     """Fetch the pictures that the cache lacks; urls: {internal id: URL}.
 
+    access: the URLs are a stranger's, so that public addresses alone are reached by default.
     Returns ({internal id: path}, {internal id: reason of failure}).
 
     Each picture is in the cache as soon as it has arrived, so a second call continues where the first one
@@ -166,7 +174,7 @@ def download(
     stop, pool = threading.Event(), ThreadPoolExecutor(workers)
 
     def submit(url: str) -> Future[None]:
-        call = functools.partial(store, url, cache, timeout)
+        call = functools.partial(store, url, cache, timeout, access)
         return pool.submit(with_retries, call, attempts, backoff, stop)
 
     try:
@@ -176,10 +184,11 @@ def download(
             finished = progress_bar(finished, total=len(jobs), desc="pictures", unit="picture")
         for job in finished:
             error, url = job.exception(), jobs[job]
-            if isinstance(error, Refused):
-                refused[url] = str(error)
-            elif isinstance(error, Transient):
+            # What this machine forbids may be allowed in the next run.
+            if isinstance(error, (Transient, Forbidden)):
                 failed[url] = str(error)
+            elif isinstance(error, Refused):
+                refused[url] = str(error)
             elif error:
                 raise error
     finally:
@@ -191,9 +200,9 @@ def download(
     return paths, {row: reasons[url] for row, url in urls.items() if url in reasons}
 
 
-def store(url: str, cache: Path, timeout: float) -> None:
+def store(url: str, cache: Path, timeout: float, access: Access) -> None:
     """Fetch one picture into the cache. Raises Refused if it is not a picture."""
-    body = fetch("GET", url, max_bytes=MAX_BYTES, timeout=timeout)
+    body = fetch("GET", url, access, max_bytes=MAX_BYTES, timeout=timeout)
     try:
         open_picture(io.BytesIO(body))
     except BrokenPicture as error:
@@ -210,4 +219,4 @@ def read_refused(path: Path) -> dict[str, str]:
         return {}
     if not isinstance(refused, dict):
         return {}
-    return {url: reason for url, reason in refused.items() if isinstance(reason, str)}
+    return {url: printable(reason, 200) for url, reason in refused.items() if isinstance(reason, str)}

@@ -20,7 +20,7 @@ from urllib.parse import urlsplit
 
 from data.progress import progress_bar
 from data.texts import json_lines
-from data.web import Refused, Transient, check_url, fetch, with_retries
+from data.web import Access, Refused, Transient, check_url, post_json, with_retries
 from utils import UserError, atomic_write, content_hash
 
 # Characters of a profile.
@@ -155,7 +155,10 @@ class Endpoint:
 
 
 def check_endpoint(endpoint: Endpoint) -> None:
-    """Raise UserError if the URL is unusable, or the API key would leave this machine unencrypted."""
+    """Raise UserError if the URL is unusable, or the API key would leave this machine unencrypted.
+
+    data.web refuses that too, by the address that the name of the host has; this says it before any request.
+    """
     check_url(endpoint.url, "--endpoint")
     url = urlsplit(endpoint.url)
     is_local = url.hostname in ("localhost", "127.0.0.1", "::1")
@@ -186,14 +189,12 @@ def ask_with_retries(endpoint: Endpoint, prompt: Prompt, stop: threading.Event) 
 
 def ask(endpoint: Endpoint, payload: dict[str, Any]) -> str:
     """The profile in the reply to one request. Raises Transient or Refused."""
-    headers = {"Authorization": f"Bearer {endpoint.key}"} if endpoint.key else {}
-    # No redirects: they could carry the API key to another server.
-    body = fetch(
-        "POST",
+    body = post_json(
         f"{endpoint.url.rstrip('/')}/chat/completions",
-        json=payload,
-        headers=headers,
-        allow_redirects=False,
+        payload,
+        endpoint.key,
+        # The user named this server, so it may be on this machine or in its network.
+        Access(named=endpoint.url),
         max_bytes=MAX_REPLY,
         timeout=endpoint.timeout,
     )

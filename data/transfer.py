@@ -1,7 +1,8 @@
 """Download one file over HTTP: retried after failures, resumed after breaks, never trusted.
 
     with Part(path).opened() as part:
-        fetch(url, part, Limits(timeout=30, retries=6, max_bytes=10**9), remedy="ask the authors")
+        limits = Limits(timeout=30, retries=6, max_bytes=10**9, access=PUBLIC)
+        fetch(url, part, limits, remedy="ask the authors")
         part.finish(path)
 
 The bytes arrive in <name>.part; <name>.part.json holds their URL, the total size and the ETag or date that
@@ -10,151 +11,64 @@ the server must confirm before the rest is requested.
 
 import contextlib
 import dataclasses
-import email.utils
 import fcntl
-import http.client
 import io
+import itertools
 import json
 import os
 import re
 import shutil
-import ssl
 import sys
 import time
-import urllib.error
-import urllib.request
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any
-from urllib.parse import urlsplit
 
 from tqdm import tqdm
 
 from data.progress import progress_bar
 from data.verify import is_web_page
+from data.web import Access, Refused, Response, Transient, is_transient, open_url, retry_after
 from utils import UserError, write_text
 
-# Bytes read at a time.
-READ_SIZE = 1 << 16
 # Seconds before the first retry, doubled for each further one, and their maximum.
 FIRST_WAIT, MAX_WAIT = 1.0, 60.0
 # An attempt that brings at least this many bytes resets the count of retries.
 MIN_PROGRESS = 1 << 20
 
 
-class TransferError(Exception):
-    """A transfer that failed but may succeed when repeated. wait: seconds that the server asked for."""
-
-    def __init__(self, reason: str, wait: float = 0.0) -> None:
-        super().__init__(reason)
-        self.wait = wait
-
-
 @dataclasses.dataclass(frozen=True)
 class Limits:
     """Limits of a transfer."""
 
-    # Seconds without a byte.
+    # Seconds for the head of an answer, and for every 64 kB of its body.
     timeout: float
     # Further attempts in a row without progress.
     retries: int
     # Size of a file.
     max_bytes: int
+    access: Access
 
 
 # ---------------------------------------------------------------- one request
 
 
-class Redirect(urllib.request.HTTPRedirectHandler):
-    """Follow a few redirects, to http and https only, and never from https to http."""
-
-    max_redirections = 5
-
-    def redirect_request(
-        self, req: urllib.request.Request, fp: Any, code: int, msg: str, headers: Any, newurl: str
-    ) -> urllib.request.Request | None:
-        """The request to follow a redirect. Raises HTTPError if it is not allowed."""
-        before, after = urlsplit(req.full_url).scheme, urlsplit(newurl).scheme
-        if after not in ("http", "https") or (before, after) == ("https", "http"):
-            reason = f"it redirects to {newurl[:100]}, which is not allowed"
-            raise urllib.error.HTTPError(req.full_url, code, reason, headers, None)
-        return super().redirect_request(req, fp, code, msg, headers, newurl)
-
-    def http_error_302(self, req: urllib.request.Request, fp: Any, code: int, msg: str, headers: Any) -> Any:
-        """Close the response before following the redirect.
-
-        The base class would read its body first, however long.
-        """
-        fp.close()
-        return super().http_error_302(req, fp, code, msg, headers)
-
-    http_error_301 = http_error_303 = http_error_307 = http_error_308 = http_error_302
-
-
-def make_opener() -> urllib.request.OpenerDirector:
-    """An opener for http and https alone; urllib's default one also opens file: and ftp: URLs."""
-    opener = urllib.request.OpenerDirector()
-    for handler in (
-        urllib.request.ProxyHandler,
-        urllib.request.HTTPHandler,
-        urllib.request.HTTPSHandler,
-        Redirect,
-        urllib.request.HTTPErrorProcessor,
-        urllib.request.HTTPDefaultErrorHandler,
-    ):
-        opener.add_handler(handler())
-    return opener
-
-
-def open_url(url: str, headers: dict[str, str], timeout: float, remedy: str) -> Any:
+def open_file(url: str, headers: dict[str, str], limits: Limits, remedy: str) -> Response:
     """The response to a GET request, with status 200, 206 or 416.
 
-    Raises UserError for failures that a retry cannot change, TransferError for others.
+    Raises UserError for failures that a retry cannot change, Transient for others.
     """
-    headers = {"User-Agent": "RecGOAT", "Accept-Encoding": "identity", **headers}
     try:
-        return make_opener().open(urllib.request.Request(url, headers=headers), timeout=timeout)
-    except urllib.error.HTTPError as error:
-        if error.code == 416:
-            return error
-        error.close()
-        raise http_failure(url, error, remedy) from None
-    # A malformed address in a redirect raises ValueError.
-    except (OSError, http.client.HTTPException, ValueError) as error:
-        reason = getattr(error, "reason", None) or error
-        if isinstance(reason, ssl.SSLCertVerificationError):
-            raise UserError(
-                f"{url}: its certificate is not valid ({reason.verify_message}); check the clock and the "
-                "certificates of this machine"
-            ) from None
-        raise TransferError(str(reason) or type(reason).__name__) from None
-
-
-def http_failure(url: str, error: urllib.error.HTTPError, remedy: str) -> Exception:
-    """The exception to raise for an HTTP error status."""
-    if error.code in (408, 425, 429) or error.code >= 500:
-        return TransferError(f"HTTP {error.code}", retry_after(error.headers))
-    reason = (str(error.msg or "").splitlines() or [""])[0][:200]
-    failure = "not found on the server" if error.code == 404 else "cannot be fetched"
-    return UserError(f"{url}: {failure} (HTTP {error.code} {reason}); {remedy}")
-
-
-def retry_after(headers: Any) -> float:
-    """Seconds that a server asks to wait, 0 if it does not say."""
-    value = headers.get("Retry-After", "")
-    if re.fullmatch("[0-9]{1,9}", value):
-        return float(value)
-    with contextlib.suppress(TypeError, ValueError):
-        return max(0.0, email.utils.parsedate_to_datetime(value).timestamp() - time.time())
-    return 0.0
-
-
-def read_block(response: Any) -> bytes:
-    """The next bytes of a response, b"" at its end. Raises TransferError."""
-    try:
-        return response.read1(READ_SIZE)
-    except (OSError, http.client.HTTPException, ValueError) as error:
-        raise TransferError(str(error) or type(error).__name__) from None
+        response = open_url("GET", url, limits.access, timeout=limits.timeout, headers=headers)
+    except Refused as error:
+        raise UserError(f"{url}: {error}; {remedy}") from None
+    if response.status in (200, 206, 416):
+        return response
+    response.close()
+    if is_transient(response.status):
+        raise Transient(f"HTTP {response.status}", retry_after(response.headers))
+    failure = "not found on the server" if response.status == 404 else "cannot be fetched"
+    raise UserError(f"{url}: {failure} (HTTP {response.status} {response.reason}); {remedy}")
 
 
 # ---------------------------------------------------------------- the incomplete file
@@ -246,7 +160,7 @@ def fetch(url: str, part: Part, limits: Limits, remedy: str) -> None:
         size_before = part.size
         try:
             return transfer(url, part, limits, remedy)
-        except TransferError as error:
+        except Transient as error:
             part.file.flush()
             failures = 1 if part.size - size_before >= MIN_PROGRESS else failures + 1
             if failures > limits.retries:
@@ -262,46 +176,44 @@ def fetch(url: str, part: Part, limits: Limits, remedy: str) -> None:
 def transfer(url: str, part: Part, limits: Limits, remedy: str) -> None:
     """One request for the file, or for the rest of it.
 
-    Raises TransferError or UserError if the file stays incomplete.
+    Raises Transient or UserError if the file stays incomplete.
     """
     validator = part.validator(url)
     if validator and part.size == part.state["total"]:
         return
     headers = {"Range": f"bytes={part.size}-", "If-Range": validator} if validator else {}
-    with contextlib.closing(open_url(url, headers, limits.timeout, remedy)) as response:
-        # Read the length before the body: http.client counts it down.
-        length = getattr(response, "length", None)
-        block = first_block(url, response, remedy)
-        total = prepare_part(url, part, response, length, limits)
-        receive(url, part, response, block, total, limits)
+    with open_file(url, headers, limits, remedy) as response:
+        blocks = response.blocks(limits.timeout)
+        first = first_block(url, response, blocks, remedy)
+        total = prepare_part(url, part, response, limits)
+        receive(url, part, itertools.chain([first], blocks), total, limits)
     if total is not None and part.size < total:
-        raise TransferError(f"the transfer ended after {part.size:,} of {total:,} bytes")
+        raise Transient(f"the transfer ended after {part.size:,} of {total:,} bytes")
 
 
-def receive(url: str, part: Part, response: Any, block: bytes, total: int | None, limits: Limits) -> None:
-    """Append the body of a response to `part`. block: the part of the body that has already been read."""
+def receive(url: str, part: Part, blocks: Iterable[bytes], total: int | None, limits: Limits) -> None:
+    """Append the body of a response to `part`."""
     name = part.path.stem
     with progress_bar(
         total=total, initial=part.size, desc=name, unit="B", unit_scale=True, leave=False
     ) as bar:
-        while block:
+        for block in blocks:
             if total is not None and part.size + len(block) > total:
                 part.discard()
-                raise TransferError("the server sent more bytes than announced")
+                raise Transient("the server sent more bytes than announced")
             check_size(url, part.size + len(block), limits)
             part.append(block)
             bar.update(len(block))
-            block = read_block(response)
 
 
-def first_block(url: str, response: Any, remedy: str) -> bytes:
-    """The first bytes of a body.
+def first_block(url: str, response: Response, blocks: Iterator[bytes], remedy: str) -> bytes:
+    """The first bytes of a body, b"" if it is empty or does not matter.
 
     Raises UserError if it is a web page, before any existing bytes are dropped.
     """
     if response.status == 416:
         return b""
-    block = read_block(response)
+    block = next(blocks, b"")
     content_type = response.headers.get_content_type()
     if content_type in ("text/html", "application/xhtml+xml") or is_web_page(block):
         raise UserError(
@@ -310,9 +222,9 @@ def first_block(url: str, response: Any, remedy: str) -> bytes:
     return block
 
 
-def prepare_part(url: str, part: Part, response: Any, length: int | None, limits: Limits) -> int | None:
+def prepare_part(url: str, part: Part, response: Response, limits: Limits) -> int | None:
     """Position `part` for the bytes of a response: at its end, or empty. Returns the total size or None."""
-    headers = response.headers
+    headers, length = response.headers, response.length
     if response.status == 200:
         check_size(url, length or 0, limits)
         check_space(part.path.parent, length or 0)
@@ -321,13 +233,13 @@ def prepare_part(url: str, part: Part, response: Any, length: int | None, limits
         return length
     if not continues(part, response):
         part.discard()
-        raise TransferError(f"HTTP {response.status} does not continue the partial file; starting again")
+        raise Transient(f"HTTP {response.status} does not continue the partial file; starting again")
     check_space(part.path.parent, part.state["total"] - part.size)
     part.file.seek(part.size)
     return part.state["total"]
 
 
-def continues(part: Part, response: Any) -> bool:
+def continues(part: Part, response: Response) -> bool:
     """Whether a response holds the rest of the same version of the file."""
     sent = re.fullmatch(
         r"bytes ([0-9]{1,18})-([0-9]{1,18})/([0-9]{1,18})", response.headers.get("Content-Range", "")

@@ -12,8 +12,6 @@ import subprocess
 import sys
 import threading
 import time
-import urllib.error
-import urllib.request
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 
@@ -102,7 +100,6 @@ def answers(status, *headers, body=b""):
 
 @pytest.fixture
 def server(monkeypatch):
-    monkeypatch.setenv("no_proxy", "127.0.0.1")
     monkeypatch.setattr(transfer, "FIRST_WAIT", 0.01)
     server = Server()
     yield server
@@ -118,7 +115,7 @@ def run(server, monkeypatch, tmp_path, capsys):
         monkeypatch.setitem(
             SOURCES, "toy", Source("toy", (Remote("rows", f"some/{name}", sha256),), server.url, "REMEDY")
         )
-        code = download.main(["toy", "--data_root", str(tmp_path), *flags])
+        code = download.main(["toy", "--data_root", str(tmp_path), "--allow_private", "1", *flags])
         return code, "".join(capsys.readouterr())
 
     return run
@@ -200,7 +197,7 @@ def test_parallel_downloads_keep_all_records(server, tmp_path, monkeypatch):
 
     server.script = [serve_together] * len(kinds)
     context = multiprocessing.get_context("fork")
-    flags = ["toy", "--data_root", str(tmp_path), "--files"]
+    flags = ["toy", "--data_root", str(tmp_path), "--allow_private", "1", "--files"]
     processes = [context.Process(target=download.main, args=([*flags, kind],)) for kind in kinds]
     for process in processes:
         process.start()
@@ -354,7 +351,7 @@ def test_killed_and_started_again_gives_the_same_files(server, tmp_path):
 
     def start(root):
         return subprocess.Popen(
-            [sys.executable, "-c", code, "toy", "--data_root", str(root)],
+            [sys.executable, "-c", code, "toy", "--data_root", str(root), "--allow_private", "1"],
             cwd=ROOT,
             stdout=subprocess.DEVNULL,
             stderr=subprocess.DEVNULL,
@@ -583,29 +580,29 @@ def test_follows_a_redirect(server, run, tmp_path, status):
 def test_refuses_other_schemes(server, run, tmp_path, target):
     server.script = [answers(302, ("Location", target))]
     code, said = run(sha256="")
-    assert code == 2 and "not allowed" in said and len(errors(said)) == 1 and names(tmp_path) == []
+    assert (
+        code == 2
+        and "which is not an http:// or https:// URL" in said
+        and len(errors(said)) == 1
+        and names(tmp_path) == []
+    )
 
 
 @pytest.mark.parametrize(
-    "target", ["http://[::", "http://127.0.0.1:port/", "http://" + "a" * 300 + ".example/"]
+    "target, expected",
+    [("http://[::", 2), ("http://127.0.0.1:port/", 2), ("http://" + "a" * 300 + ".example/", 1)],
 )
-def test_redirects_to_malformed_addresses(server, run, target):
+def test_redirects_to_malformed_addresses(server, run, target, expected):
     server.script = [answers(302, ("Location", target))] * 3
     code, said = run("--retries", "0")
-    assert code == 1 and len(errors(said)) == 1
-
-
-def test_refuses_https_to_http():
-    request = urllib.request.Request("https://example.org/a")
-    with pytest.raises(urllib.error.HTTPError, match="not allowed"):
-        transfer.Redirect().redirect_request(request, None, 302, "Found", {}, "http://example.org/b")
+    assert code == expected and len(errors(said)) == 1
 
 
 def test_endless_redirects_end(server, run):
     count = iter(range(10**6))
     server.script = [lambda handler: answers(302, ("Location", f"/{next(count)}"))(handler)] * 50
     code, said = run()
-    assert code == 2 and "infinite loop" in said and len(server.requests) < 10
+    assert code == 2 and "more than 5 redirects" in said and len(server.requests) < 10
     server.requests.clear()
     server.script = [answers(302, ("Location", "/same"))] * 50
     assert run()[0] == 2 and len(server.requests) < 10
@@ -701,7 +698,7 @@ def test_hugging_face_mirror(name, server, tmp_path, monkeypatch, capsys):
     inter = Remote("inter", f"{name}.inter", SHA)
     mirror = Source(source.folder, (inter,), server.url, source.remedy)
     monkeypatch.setitem(SOURCES, f"hf_{name}", mirror)
-    flags = [f"hf_{name}", "--data_root", str(tmp_path)]
+    flags = [f"hf_{name}", "--data_root", str(tmp_path), "--allow_private", "1"]
     server.script = [answers(404)]
     assert download.main(flags) == 2
     error = capsys.readouterr().err
@@ -760,9 +757,10 @@ def test_a_link_in_place_of_the_part_is_not_followed(server, run, tmp_path):
         (["amazon_baby", "--nope"], "--nope"),
         (["amazon_baby", "--files", "ratings,no"], "'no' is not one of"),
         (["amazon_baby", "--files", ","], "is not one of"),
-        (["amazon_baby", "--base_url", "file:///etc"], "http or https"),
-        (["amazon_baby", "--base_url", "http://a:b@host/"], "http or https"),
-        (["amazon_baby", "--base_url", "http://host/a b"], "http or https"),
+        (["amazon_baby", "--base_url", "file:///etc"], "not an http:// or https:// URL"),
+        (["amazon_baby", "--base_url", "http://a:b@host/"], "contains a user name"),
+        (["amazon_baby", "--base_url", "http://host/?a"], "leave out '?' and '#'"),
+        (["amazon_baby", "--base_url", "http://host/a b"], "not an http:// or https:// URL"),
         (["amazon_baby", "--timeout", "nan"], "--timeout"),
         (["amazon_baby", "--max_gb", "0"], "--max_gb"),
         (["amazon_baby", "--retries", "-1"], "--retries"),

@@ -17,7 +17,8 @@ from scripts.settings_page import page as settings_page
 from world import Config
 
 ROOT = Path(__file__).resolve().parents[1]
-PAGES = [ROOT / "README.md", ROOT / "CONTRIBUTING.md", *sorted((ROOT / "docs").glob("*.md"))]
+TOP_PAGES = ("README.md", "CONTRIBUTING.md", "SECURITY.md")
+PAGES = [*(ROOT / name for name in TOP_PAGES), *sorted((ROOT / "docs").glob("*.md"))]
 # The commands in the README of the paper's authors: (dataset, folder, k, epochs, recdim, contrastive weight).
 PUBLISHED = [
     ("baby_raw", "baby_raw", 20, 1000, 800, 0.032),
