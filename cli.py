@@ -9,6 +9,7 @@ Exit codes: 0 success, 1 failure, 2 bad input, 130 interrupted.
 import argparse
 import io
 import os
+import select
 import sys
 from collections.abc import Callable, Sequence
 from typing import NoReturn
@@ -50,7 +51,7 @@ def run_command(
         # Exceptions of network libraries are OSErrors too, but have neither filename nor strerror.
         where = f"{error.filename}: " if error.filename else ""
         reason = error.strerror or str(error) or type(error).__name__
-        if isinstance(error, BrokenPipeError) and not error.filename and drop_stdout():
+        if isinstance(error, BrokenPipeError) and drop_stdout():
             where, reason = "stdout: ", "was closed before everything was printed"
         return fail(f"{where}{reason}" + (f"; {io_hint}" if io_hint else ""), 1)
     except (MemoryError, RuntimeError) as error:
@@ -93,12 +94,12 @@ def make_streams_tolerant() -> None:
 
 def drop_stdout() -> bool:
     """Whether the reader of stdout has gone; if so, what is still buffered goes to the null device."""
-    try:
-        sys.stdout.flush()
+    poll = select.poll()
+    poll.register(sys.stdout.fileno(), 0)
+    if not any(event & (select.POLLERR | select.POLLHUP) for _, event in poll.poll(0)):
         return False
-    except BrokenPipeError:
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-        return True
+    os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+    return True
 
 
 def is_out_of_memory(error: Exception) -> bool:

@@ -11,7 +11,7 @@ from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
-from models.registry import config_class, is_external, label
+from models.registry import config_class, find_model, is_external, label
 from parse import make_config
 from training.folder import known_settings
 from training.records import LEAVE_OUT, read_evaluations, read_result
@@ -61,6 +61,18 @@ class Run:
     def interactions_hash(self) -> str:
         """Hash of the interactions; "unknown" for runs of versions that did not store it."""
         return self.result.get("data", {}).get("interactions", "unknown")
+
+    @property
+    def features(self) -> dict[str, str] | None:
+        """Hashes of the features that the run was trained on, by kind; None if its version did not store them.
+
+        {} for a model that uses none.
+        """
+        stored = self.result.get("data", {}).get("features")
+        if stored is None and not is_external(str(self.settings["model"])):
+            needs = find_model(self.config.model).data_needs(self.config)
+            return None if needs.features or needs.neighbours or needs.user_features else {}
+        return stored
 
     @property
     def protocol(self) -> str:
