@@ -103,12 +103,13 @@ def tsv_line(cells: Iterable[object]) -> str:
 # ---------------------------------------------------------------- JSON
 
 
-def json_text(value: Any, indent: int | None = None) -> str:
+def json_text(value: Any, indent: int | None = None, sort_keys: bool = False) -> str:
     """A value as JSON by the standard: NaN and infinity, which it lacks, become null."""
+    encoder = json.JSONEncoder(ensure_ascii=False, indent=indent, sort_keys=sort_keys, allow_nan=False)
     try:
-        text = json.dumps(value, ensure_ascii=False, indent=indent, allow_nan=False)
+        text = encoder.encode(value)
     except ValueError:  # seldom: the values are looked through only if they have to be
-        text = json.dumps(finite(value), ensure_ascii=False, indent=indent, allow_nan=False)
+        text = encoder.encode(finite(value))
     return SURROGATES.sub("\ufffd", text)
 
 

@@ -94,7 +94,7 @@ def train_epoch(
 
 
 def check_finite(model: Recommender, progress: Progress, terms: Mapping[str, torch.Tensor]) -> None:
-    """Raise Diverged, with the terms of the last loss, if its gradient, a weight or a buffer is NaN or Inf."""
+    """Raise Diverged, with the terms of the last loss, if its gradient, a weight or buffer is NaN or Inf."""
     where = f"epoch {progress.epoch + 1}, step {progress.step}"
     if progress.grad_norm is not None and not progress.grad_norm.isfinite():
         raise Diverged(f"{where}: the gradient is not finite ({sizes(terms)})")

@@ -243,7 +243,7 @@ def read_neighbours(path: str | Path, n: int, k: int) -> tuple[np.ndarray, list[
 
 
 def check_distinct(neighbours: np.ndarray, own: np.ndarray, path: str | Path) -> None:
-    """Raise UserError if a row [n, k] names a neighbour twice, itself excepted (own: [n, k], where it does)."""
+    """Raise UserError if a row [n, k] names a neighbour twice; its own id (own: [n, k]) may be repeated."""
     # Distinct negative numbers stand for a row's own id, which pads short lists.
     ids = np.sort(np.where(own, -1 - np.arange(neighbours.shape[1]), neighbours.astype(np.int64)), axis=1)
     twice = ids[:, 1:] == ids[:, :-1]

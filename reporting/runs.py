@@ -6,12 +6,12 @@ Only JSON is read: for a run of a user's own model (--model file.py:Class), that
 """
 
 import dataclasses
-import json
 from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
 from models.registry import config_class, find_model, is_external, label
+from outgoing import json_text
 from parse import make_config
 from training.folder import known_settings
 from training.records import LEAVE_OUT, read_evaluations, read_result
@@ -64,9 +64,9 @@ class Run:
 
     @property
     def features(self) -> dict[str, str] | None:
-        """Hashes of the features that the run was trained on, by kind; None if its version did not store them.
+        """Hashes of the features that the run was trained on, by kind; {} for a model that uses none.
 
-        {} for a model that uses none.
+        None if the run is of a version that did not store them.
         """
         stored = self.result.get("data", {}).get("features")
         if stored is None and not is_external(str(self.settings["model"])):
@@ -77,7 +77,7 @@ class Run:
     @property
     def protocol(self) -> str:
         """Evaluation protocol as JSON, for comparison."""
-        return json.dumps(self.result.get("protocol"), sort_keys=True)
+        return json_text(self.result.get("protocol"), sort_keys=True)
 
     @property
     def metrics(self) -> list[str]:
@@ -124,7 +124,7 @@ def comparable(value: Any) -> SettingValue:
     """A JSON value as one that can be compared and hashed: lists become tuples, objects their JSON text."""
     if isinstance(value, list):
         return tuple(map(comparable, value))
-    return json.dumps(value, sort_keys=True) if isinstance(value, dict) else value
+    return json_text(value, sort_keys=True) if isinstance(value, dict) else value
 
 
 def find_run_folders(paths: Iterable[str | Path]) -> list[Path]:
