@@ -4,6 +4,7 @@ array = open_features("data/baby/text_feat.npy")                  # memory-mappe
 features = load_features(array, "data/baby/text_feat.npy", 7050)  # [7050, dim] float32, checks every value
 """
 
+import mmap
 import os
 import warnings
 from collections.abc import Iterator
@@ -85,11 +86,12 @@ def load_features(
 
 def row_blocks(array: np.ndarray, path: str | Path, block: int) -> Iterator[tuple[int, np.ndarray]]:
     """Yield (first row, rows) of memory-mapped features. Raises UserError if their file changes meanwhile."""
-    if not (isinstance(array, np.memmap) and array.flags.c_contiguous):
+    # The offset of a slice is that of the whole array, whose base is the map itself.
+    if not (isinstance(array, np.memmap) and isinstance(array.base, mmap.mmap) and array.flags.c_contiguous):
         yield from ((start, array[start : start + block]) for start in range(0, len(array), block))
         return
     # Read, not mapped: where a mapped file has been cut off, the kernel ends the process (SIGBUS).
-    with open(path, "rb") as file:
+    with open(str(array.filename), "rb") as file:
         before = os.fstat(file.fileno())
         whole = before.st_size >= array.offset + array.nbytes
         file.seek(array.offset)

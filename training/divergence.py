@@ -39,7 +39,7 @@ def remedy(config: Config, dataset: Dataset, at_first_step: bool) -> str:
         if matrix is not None and (largest := float(matrix.abs().max())) > LARGE:
             large.append(f"the {name} features, which reach {largest:.2g}")
     if large:
-        return f"start a run with a lower {' and '.join(large)}"
+        return f"lower {' and '.join(large)}, and start a new run"
     if at_first_step:
         return "no step had been made, so --lr is not the cause: lower the weight of the largest term"
     return "start a run with a lower --lr"

@@ -1,4 +1,4 @@
-"""Studies that others made: nothing of them becomes a command, and what does not fit is refused in one line."""
+"""Studies that others made: nothing of them becomes a command, what does not fit is refused in one line."""
 
 import json
 import shutil
