@@ -89,7 +89,7 @@ def train_epoch(
         bad = {name: value for name, value in found.items() if not math.isfinite(value)}
         named = sizes({name: value for name, value in bad.items() if name != "loss"} or bad)
         raise Diverged(f"epoch {progress.epoch + 1}, step {int(first_bad)}: the loss is not finite ({named})")
-    check_finite(model, progress, terms)
+    check_finite(model, progress, {name: value.detach() for name, value in terms.items()})
     return progress.step == len(sampler)
 
 

@@ -147,7 +147,9 @@ AS_USER = f"""
 import os, sys
 sys.path[:0] = [{str(ROOT)!r}]
 from main import main
-import report, recommend
+import cProfile, report, recommend, torch
+# Users without rights may not be able to read the libraries that are imported late.
+torch.optim.Adam([torch.nn.Parameter(torch.zeros(1))])
 tool = {{"main": main, "report": report.main, "recommend": recommend.main}}[sys.argv[1]]
 os.setgroups([]), os.setgid({NOBODY}), os.setuid({NOBODY})
 sys.exit(tool(sys.argv[2:]))

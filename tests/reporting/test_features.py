@@ -17,7 +17,7 @@ def warnings_of(root, capsys):
     """The paragraphs of the report about features."""
     assert run_report(root, "--figures", "0") == 0
     return [
-        line for line in capsys.readouterr().out.splitlines() if "features" in line or "neighbours" in line
+        line for line in capsys.readouterr().out.splitlines() if "of these hashes" in line or "Not recorded" in line
     ]
 
 

@@ -57,7 +57,8 @@ def tools(tmp_path, monkeypatch):
             "tensorboard": 0,
         }
         assert tune.main([*flags(search), "--space", "lr=1e-3..1e-2:log"]) == 0
-        argv = ["user", "small", "--data_root", "data", "--until", "prompts"]
+        argv = ["users", "small", "--data_root", "data", "--until", "prompts"]
+        argv += ["--endpoint", "http://127.0.0.1:9/v1", "--llm", "x"]
         assert features.main(argv) == 0
         assert report.main(["trials", "--list"]) == 0
         return folder
