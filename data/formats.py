@@ -64,11 +64,14 @@ def dataset_folder(config: DatasetName) -> tuple[Path, str | None]:
             "give its parent as --data_root"
         )
     folder = Path(config.data_root) / name
-    if folder.is_dir():
-        return folder, None
     raw = folder.with_name(f"{folder.name}_raw")
-    if raw.is_dir():
-        return raw, f"note: {folder} does not exist; using {raw}"
+    try:
+        if folder.is_dir():
+            return folder, None
+        if raw.is_dir():
+            return raw, f"note: {folder} does not exist; using {raw}"
+    except OSError as error:
+        raise UserError(f"{folder}: cannot be read ({error.strerror}); correct the permissions") from None
     raise UserError(
         f"{folder}: no such dataset folder; select one with --dataset and --data_root (README, 'Data')"
     )

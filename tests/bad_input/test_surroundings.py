@@ -5,10 +5,11 @@ import os
 import shutil
 import subprocess
 import sys
+import tempfile
 import time
 from multiprocessing.pool import ThreadPool
+from pathlib import Path
 
-import numpy as np
 import pytest
 from broken import ROOT, assert_refused, command_line, runs_folder
 
@@ -143,53 +144,77 @@ def test_several_processes_that_write_lists_to_one_file(trained, tmp_path):
 
 
 NOBODY = 65534
-AS_USER = f"""
-import os, sys
+# Runs tools one after the other as a user who owns nothing, and prints [exit code, stdout, stderr] of each.
+# Libraries that are imported late are imported before, in case that user may not read them.
+AS_NOBODY = f"""
+import contextlib, cProfile, io, json, os, sys
 sys.path[:0] = [{str(ROOT)!r}]
-from main import main
-import cProfile, report, recommend, torch
-# Users without rights may not be able to read the libraries that are imported late.
+import torch, main, recommend, report
 torch.optim.Adam([torch.nn.Parameter(torch.zeros(1))])
-tool = {{"main": main, "report": report.main, "recommend": recommend.main}}[sys.argv[1]]
 os.setgroups([]), os.setgid({NOBODY}), os.setuid({NOBODY})
-sys.exit(tool(sys.argv[2:]))
+done = []
+for tool, *argv in json.loads(sys.argv[1]):
+    with contextlib.redirect_stdout(io.StringIO()) as out, contextlib.redirect_stderr(io.StringIO()) as err:
+        code = {{"main": main, "recommend": recommend, "report": report}}[tool].main(argv)
+    done.append([code, out.getvalue(), err.getvalue()])
+print(json.dumps(done))
 """
 
 
 @pytest.fixture
-def as_nobody(small_dataset, tmp_path):
-    """Function that runs a tool as a user who may read the dataset and write nowhere: (code, stderr)."""
-    if os.geteuid() != 0:
-        pytest.skip("only root can become another user")
-    for path in [tmp_path, *tmp_path.parents]:
-        if path.stat().st_uid == 0 and path != path.parent and not path.stat().st_mode & 0o001:
-            path.chmod(path.stat().st_mode | 0o001)
-
-    def run(tool, *argv):
-        words = [sys.executable, "-c", AS_USER, tool, *map(str, argv)]
-        done = subprocess.run(words, capture_output=True, text=True, check=False, timeout=120, cwd=tmp_path)
-        assert "Traceback" not in done.stdout + done.stderr, done.stderr
-        return done.returncode, done.stderr, done.stdout
-
-    return run
+def public(small_dataset, trained):
+    """A folder that everyone may read, unlike tmp_path: datasets in data/, a trained run, and mine/ of nobody."""
+    with tempfile.TemporaryDirectory() as name:
+        root = Path(name)
+        root.chmod(0o755)
+        for dataset in ("small", "secret", "hidden/small"):
+            shutil.copytree(small_dataset, root / "data" / dataset)
+        (root / "data" / "secret" / "text_feat.npy").chmod(0o600)
+        (root / "data" / "hidden").chmod(0o700)
+        shutil.copytree(trained[1], root / "run")
+        (root / "mine").mkdir()
+        os.chown(root / "mine", NOBODY, NOBODY)
+        yield root
 
 
-def test_a_user_without_rights(small_dataset, as_nobody, tmp_path):
-    argv = command_line(small_dataset, "--model", "lgn_mm", "--recdim", 8)
-    code, err, _ = as_nobody("main", *argv)
-    assert_refused(code, err, ["runs", "cannot be created or written", "Permission denied", "--path"])
-    (tmp_path / "mine").mkdir()
-    os.chown(tmp_path / "mine", NOBODY, NOBODY)
-    argv = ["--path" if word == "--path" else word for word in argv]
-    argv[argv.index("--path") + 1] = str(tmp_path / "mine")
-    code, err, out = as_nobody("main", *argv)
-    assert code == 0 and "kNN graph not cached" in out and "Permission denied" in out
-    (run_folder,) = (tmp_path / "mine").iterdir()
-    code, err, _ = as_nobody("recommend", "--checkpoint", run_folder, "--output", tmp_path / "lists.tsv")
-    assert code == 1 and "lists.tsv" in err and "Permission denied" in err
-    code, err, _ = as_nobody("report", run_folder, "--output", tmp_path / "out", "--figures", 0)
-    assert_refused(code, err, [f"{tmp_path}/out: cannot be created (Permission denied)", "--output"])
-    (small_dataset / "text_feat.npy").chmod(0o600)
-    code, err, _ = as_nobody("main", *argv)
-    assert_refused(code, err, ["text_feat.npy: cannot be read (Permission denied)"])
-    np.load(small_dataset / "text_feat.npy")
+@pytest.mark.skipif(os.geteuid() != 0, reason="only root can become another user")
+def test_a_user_without_rights(public):
+    def training(path, dataset):
+        argv = command_line(public / "data" / "small", "--model", "lgn_mm", "--recdim", 8)
+        argv[argv.index("--path") + 1] = str(public / path)
+        return ["main", *argv, "--dataset", dataset]
+
+    lists = [
+        "recommend",
+        "--checkpoint",
+        public / "run",
+        "--data_root",
+        public / "data",
+        "--output",
+        public / "a",
+    ]
+    commands = [
+        training("runs", "small"),
+        training("mine", "small"),
+        training("mine", "secret"),
+        training("mine", "hidden/small"),
+        ["report", public / "run", "--output", public / "out", "--figures", "0"],
+        lists,
+    ]
+    argv = [
+        sys.executable,
+        "-c",
+        AS_NOBODY,
+        json.dumps([[str(word) for word in words] for words in commands]),
+    ]
+    process = subprocess.run(argv, capture_output=True, text=True, check=True, timeout=300, cwd="/")
+    no_runs, cached, secret, hidden, no_report, no_lists = json.loads(process.stdout.splitlines()[-1])
+    assert_refused(
+        no_runs[0], no_runs[2], ["runs", "cannot be created or written (Permission denied)", "--path"]
+    )
+    assert cached[0] == 0 and "kNN graph not cached" in cached[1] and "Permission denied" in cached[1]
+    assert_refused(secret[0], secret[2], ["text_feat.npy: cannot be read (Permission denied)"])
+    assert_refused(hidden[0], hidden[2], ["data/hidden/small: cannot be read (Permission denied)"])
+    assert_refused(no_report[0], no_report[2], ["out: cannot be created (Permission denied)", "--output"])
+    assert no_lists[0] == 1 and no_lists[2].splitlines()[-1].endswith("Permission denied")
+    assert sorted(path.name for path in public.iterdir()) == ["data", "mine", "run"]

@@ -17,7 +17,9 @@ def warnings_of(root, capsys):
     """The paragraphs of the report about features."""
     assert run_report(root, "--figures", "0") == 0
     return [
-        line for line in capsys.readouterr().out.splitlines() if "of these hashes" in line or "Not recorded" in line
+        line
+        for line in capsys.readouterr().out.splitlines()
+        if "of these hashes" in line or "Not recorded" in line
     ]
 
 
