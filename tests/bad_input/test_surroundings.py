@@ -163,7 +163,7 @@ print(json.dumps(done))
 
 @pytest.fixture
 def public(small_dataset, trained):
-    """A folder that everyone may read, unlike tmp_path: datasets in data/, a trained run, and mine/ of nobody."""
+    """A folder that everyone may read, unlike tmp_path: data/, a trained run, and mine/ of nobody."""
     with tempfile.TemporaryDirectory() as name:
         root = Path(name)
         root.chmod(0o755)
@@ -199,7 +199,7 @@ def test_a_user_without_rights(public):
         training("mine", "secret"),
         training("mine", "hidden/small"),
         ["report", public / "run", "--output", public / "out", "--figures", "0"],
-        lists,
+        [*lists, "--output", public / "a"],
     ]
     argv = [
         sys.executable,

@@ -16,11 +16,8 @@ def write(root, seed, features, **settings):
 def warnings_of(root, capsys):
     """The paragraphs of the report about features."""
     assert run_report(root, "--figures", "0") == 0
-    return [
-        line
-        for line in capsys.readouterr().out.splitlines()
-        if "of these hashes" in line or "Not recorded" in line
-    ]
+    lines = capsys.readouterr().out.splitlines()
+    return [line for line in lines if "of these hashes" in line or "Not recorded" in line]
 
 
 def test_rows_of_other_features_are_named(root, capsys):
