@@ -150,7 +150,7 @@ AS_NOBODY = f"""
 import contextlib, cProfile, io, json, os, sys
 sys.path[:0] = [{str(ROOT)!r}]
 import torch, main, recommend, report
-torch.optim.Adam([torch.nn.Parameter(torch.zeros(1))])
+torch.optim.Adam([torch.nn.Parameter(torch.zeros(1))]), b"".decode("cp437")
 os.setgroups([]), os.setgid({NOBODY}), os.setuid({NOBODY})
 done = []
 for tool, *argv in json.loads(sys.argv[1]):
