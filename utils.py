@@ -96,6 +96,14 @@ def atomic_write(path: str | Path, mode: Literal["w", "wb"] = "wb") -> Iterator[
         raise
 
 
+def leftovers(folder: str | Path) -> set[Path]:
+    """Files in or below a folder that processes left when they were killed in atomic_write.
+
+    They may be removed where no other process is writing.
+    """
+    return set(Path(folder).rglob(".*.tmp"))
+
+
 def names_open_file(path: str | Path) -> bool:
     """Whether a path leads, over any links, through /proc: to a file that a process has open."""
     link = os.fspath(path)

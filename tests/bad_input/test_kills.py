@@ -108,5 +108,5 @@ def test_every_file_is_old_or_new(make, trained, tmp_path):
         assert contents(folder) == new
         shutil.rmtree(folder)
         # All points of tools that write one file, and some of the others.
-        number += 1 if len(new) == 1 else 5
+        number += 1 if len(new) == 1 else 7
     assert kills >= 2
