@@ -147,10 +147,11 @@ NOBODY = 65534
 # Runs tools one after the other as a user who owns nothing, and prints [exit code, stdout, stderr] of each.
 # Libraries that are imported late are imported before, in case that user may not read them.
 AS_NOBODY = f"""
-import contextlib, cProfile, io, json, os, sys
+import codecs, contextlib, cProfile, io, json, os, sys
 sys.path[:0] = [{str(ROOT)!r}]
 import torch, main, recommend, report
-torch.optim.Adam([torch.nn.Parameter(torch.zeros(1))]), b"".decode("cp437")
+torch.optim.Adam([torch.nn.Parameter(torch.zeros(1))])
+codecs.lookup("cp437")
 os.setgroups([]), os.setgid({NOBODY}), os.setuid({NOBODY})
 done = []
 for tool, *argv in json.loads(sys.argv[1]):
