@@ -7,6 +7,9 @@ Exit codes: 0 success, 1 failure, 2 bad input, 130 interrupted.
 """
 
 import argparse
+import io
+import os
+import select
 import sys
 from collections.abc import Callable, Sequence
 from typing import NoReturn
@@ -37,8 +40,9 @@ def run_command(
 
     io_hint: remedy to add to the message of an OSError. memory_hint: remedy for running out of memory.
     """
+    make_streams_tolerant()
     try:
-        return work() or 0
+        return work_and_flush(work)
     except UserError as error:
         return fail(error, 2)
     except TrainingError as error:
@@ -47,6 +51,8 @@ def run_command(
         # Exceptions of network libraries are OSErrors too, but have neither filename nor strerror.
         where = f"{error.filename}: " if error.filename else ""
         reason = error.strerror or str(error) or type(error).__name__
+        if isinstance(error, BrokenPipeError) and drop_stdout():
+            where, reason = "stdout: ", "was closed before everything was printed"
         return fail(f"{where}{reason}" + (f"; {io_hint}" if io_hint else ""), 1)
     except (MemoryError, RuntimeError) as error:
         if not is_out_of_memory(error):
@@ -63,6 +69,37 @@ def run_tool(
 ) -> int:
     """Parse `argv` (default: sys.argv), call `command` and return an exit code as run_command does."""
     return run_command(lambda: command(parser.parse_args(argv)), memory_hint=TOOL_MEMORY_HINT)
+
+
+def work_and_flush(work: Callable[[], int | None]) -> int:
+    """Call `work` and print what is buffered, so that a pipe that was closed is an error as any other."""
+    try:
+        code = work() or 0
+    except SystemExit:  # --help
+        sys.stdout.flush()
+        raise
+    sys.stdout.flush()
+    return code
+
+
+def make_streams_tolerant() -> None:
+    """Escape what a stream cannot encode, and open the null device in place of a closed one."""
+    for name in ("stdout", "stderr"):
+        stream = getattr(sys, name)
+        if stream is None:
+            setattr(sys, name, open(os.devnull, "w"))  # noqa: SIM115, open for the rest of the process
+        elif isinstance(stream, io.TextIOWrapper):
+            stream.reconfigure(errors="backslashreplace")
+
+
+def drop_stdout() -> bool:
+    """Whether the reader of stdout has gone; if so, what is still buffered goes to the null device."""
+    poll = select.poll()
+    poll.register(sys.stdout.fileno(), 0)
+    if not any(event & (select.POLLERR | select.POLLHUP) for _, event in poll.poll(0)):
+        return False
+    os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+    return True
 
 
 def is_out_of_memory(error: Exception) -> bool:

@@ -55,6 +55,8 @@ class Dataset:
     user_neighbours: np.ndarray | None  # [U, k] int32 user ids, nearest first
     fingerprint: str  # content hash of all of the above
     notes: list[str]  # lines worth telling the user
+    # Content hashes of the features and of neighbours from files, by name: what a model was trained on.
+    feature_hashes: dict[str, str] = dataclasses.field(default_factory=dict)
 
 
 def load_dataset(config: Config, needs: Needs, device: torch.device) -> Dataset:
@@ -85,10 +87,11 @@ def load_dataset(config: Config, needs: Needs, device: torch.device) -> Dataset:
     features, neighbours, user_features, user_neighbours = {}, {}, None, None
     if item_features:
         features = {m: load_features(array, paths[m], interactions.n_items) for m, array in arrays.items()}
+    hashes = {m: content_hash(matrix) for m, matrix in features.items()}
     if needs.neighbours:
         for m, matrix in features.items():
             path = getattr(config, f"item_{m}_graph")
-            neighbours[m], found = knn_table(matrix, path, config.item_knn_k, config, device)
+            neighbours[m], found = knn_table(matrix, path, config.item_knn_k, config, device, hashes[m])
             notes += found
     if needs.user_features and config.user_text_feat:
         user_features = user_text_features(config, interactions, features, user_array)
@@ -96,6 +99,15 @@ def load_dataset(config: Config, needs: Needs, device: torch.device) -> Dataset:
             user_features, config.user_text_graph, config.user_knn_k, config, device
         )
         notes += found
+    if user_array is not None:
+        hashes["user text"] = content_hash(user_features)
+    if user_neighbours is not None and config.user_text_graph:
+        hashes["user neighbours"] = content_hash(user_neighbours)
+    hashes |= {
+        f"{m} neighbours": content_hash(table)
+        for m, table in neighbours.items()
+        if getattr(config, f"item_{m}_graph")
+    }
     inputs = [*features.values(), *neighbours.values(), user_features, user_neighbours]
     fingerprint = content_hash(
         interactions_hash(interactions), list(features), *(array for array in inputs if array is not None)
@@ -106,7 +118,15 @@ def load_dataset(config: Config, needs: Needs, device: torch.device) -> Dataset:
     tensors = {m: to_device(features.pop(m), needs, device) for m in names}
     user_tensor = None if user_features is None else to_device(user_features, needs, device)
     return Dataset(
-        interactions, adjacency, tensors, neighbours, user_tensor, user_neighbours, fingerprint, notes
+        interactions,
+        adjacency,
+        tensors,
+        neighbours,
+        user_tensor,
+        user_neighbours,
+        fingerprint,
+        notes,
+        hashes,
     )
 
 

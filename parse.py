@@ -19,7 +19,8 @@ from pathlib import Path
 from cli import Parser
 from models.registry import MODELS, checked, config_class, is_external, label
 from training.checkpoint import read_checkpoint
-from training.folder import changed_settings, known_settings, read_settings
+from training.folder import changed_settings, known_settings
+from training.records import read_settings
 from utils import UserError
 from world import GROUPS, RECIPES, Config
 
@@ -27,6 +28,10 @@ EPILOG = """examples:
   python main.py --dataset demo --model lgn
   python main.py --dataset baby_raw --model lgn_mm --recdim 800 --contrastive_weight 0.032
 Results are written to a new folder under --path; view them with: tensorboard --logdir runs"""
+
+RESUME_REMEDY = "--resume takes a run folder"
+# A run writes config.json first: a run folder without it was left by a process that was killed at its start.
+NO_CONFIG = f"{RESUME_REMEDY}; if it was killed before it wrote anything, remove it and start a new run"
 
 # Flags of the released code's parser that have no effect there either, so that its command lines still run.
 NO_EFFECT = {
@@ -100,7 +105,7 @@ def parse_args(argv: Sequence[str] | None = None) -> tuple[Config, list[str]]:
     named, stored = named_model(argv), {}
     if named["resume"]:
         source = str(Path(named["resume"]) / "config.json")
-        stored = read_settings(Path(source))
+        stored = read_settings(source, RESUME_REMEDY if Path(source).exists() else NO_CONFIG)
     elif named["checkpoint"]:
         source = named["checkpoint"]
         stored = read_checkpoint(source)["config"]

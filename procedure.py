@@ -8,9 +8,10 @@ by the restored best model (train items masked; validation items stay candidates
 from __future__ import annotations
 
 import contextlib
+import math
 import time
 import typing
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 
 import numpy as np
@@ -24,6 +25,7 @@ from models.base import Recommender
 from models.registry import is_external
 from training import projector
 from training.checkpoint import read_checkpoint
+from training.divergence import remedy, sizes
 from training.folder import provenance
 from training.memory import peak_memory_mb
 from training.ranking import evaluate, rank_items
@@ -54,7 +56,7 @@ def train_epoch(
     """
     model.train()
     # Finiteness is recorded on the device and read once an epoch: a GPU never waits within it.
-    first_bad, finite_at_first_bad = torch.tensor(-1, device=sampler.pairs.device), torch.empty(0)
+    first_bad, at_first_bad = torch.tensor(-1, device=sampler.pairs.device), torch.empty(0)
     batches = tqdm(
         sampler.epoch(progress.step),
         total=len(sampler),
@@ -73,32 +75,33 @@ def train_epoch(
         progress.step += 1
         for name, value in terms.items():
             progress.sums[name] = progress.sums.get(name, 0) + value.detach()
-        finite = torch.stack([value.detach() for value in terms.values()]).isfinite()
-        first_bad = torch.where((first_bad < 0) & ~finite.all(), progress.step, first_bad)
-        if not len(finite_at_first_bad):
-            finite_at_first_bad = finite
-        finite_at_first_bad = torch.where(first_bad == progress.step, finite, finite_at_first_bad)
+        values = torch.stack([value.detach() for value in terms.values()])
+        first_bad = torch.where((first_bad < 0) & ~values.isfinite().all(), progress.step, first_bad)
+        if not len(at_first_bad):
+            at_first_bad = values
+        at_first_bad = torch.where(first_bad == progress.step, values, at_first_bad)
         if stop():
             break
     batches.close()
     gradients = [p.grad for p in model.parameters() if p.grad is not None]
     progress.grad_norm = torch.nn.utils.get_total_norm(gradients) if gradients else torch.zeros(())
     if first_bad > 0:
-        bad = [name for name, good in zip(terms, finite_at_first_bad.tolist(), strict=True) if not good]
-        named = ", ".join([name for name in bad if name != "loss"] or bad)
+        found = dict(zip(terms, at_first_bad.tolist(), strict=True))
+        bad = {name: value for name, value in found.items() if not math.isfinite(value)}
+        named = sizes({name: value for name, value in bad.items() if name != "loss"} or bad)
         raise Diverged(f"epoch {progress.epoch + 1}, step {int(first_bad)}: the loss is not finite ({named})")
-    check_finite(model, progress)
+    check_finite(model, progress, {name: value.detach() for name, value in terms.items()})
     return progress.step == len(sampler)
 
 
-def check_finite(model: Recommender, progress: Progress) -> None:
-    """Raise Diverged if the last gradient or a weight is NaN or Inf."""
+def check_finite(model: Recommender, progress: Progress, terms: Mapping[str, torch.Tensor]) -> None:
+    """Raise Diverged, with the terms of the last loss, if its gradient, a weight or buffer is NaN or Inf."""
     where = f"epoch {progress.epoch + 1}, step {progress.step}"
     if progress.grad_norm is not None and not progress.grad_norm.isfinite():
-        raise Diverged(f"{where}: the gradient is not finite")
-    bad = [name for name, weight in model.named_parameters() if not weight.isfinite().all()]
+        raise Diverged(f"{where}: the gradient is not finite ({sizes(terms)})")
+    bad = [name for name, tensor in model.state_dict().items() if not tensor.isfinite().all()]
     if bad:
-        raise Diverged(f"{where}: weights are not finite ({', '.join(bad)[:80]})")
+        raise Diverged(f"{where}: weights are not finite ({', '.join(bad)[:80]}; {sizes(terms)})")
 
 
 # ---------------------------------------------------------------- scoring a model
@@ -222,7 +225,8 @@ def train_one(run: Run, stop: Callable[[], bool]) -> bool:
         with float32_products("high" if run.config.precision == "tf32" else "highest"):
             return train_epoch(run.model, run.optimizer, run.sampler, run.progress, stop)
     except Diverged as error:
-        raise Diverged(f"{error}; {last_good(run.folder)}; start a run with a lower --lr") from None
+        hint = remedy(run.config, run.dataset, str(error).startswith("epoch 1, step 1:"))
+        raise Diverged(f"{error}; {last_good(run.folder)}; {hint}") from None
 
 
 def postfix(means: Metrics, metrics: Metrics | None, name: str) -> dict[str, str]:
@@ -361,7 +365,11 @@ def finish(run: Run, log: RunLog) -> Result:
         config.select_on: best["metrics"],
         "test": test,
         "protocol": protocol(config),
-        "data": {"interactions": interactions_hash(data), "all": run.dataset.fingerprint},
+        "data": {
+            "interactions": interactions_hash(data),
+            "features": run.dataset.feature_hashes,
+            "all": run.dataset.fingerprint,
+        },
         "seconds": run.progress.seconds,
         "seconds_to_best": best["seconds"],
         "test_seconds": time.perf_counter() - started,

@@ -33,6 +33,7 @@ from reporting.tables import (
     breakdown,
     describe_protocol,
     environment_notes,
+    features_notes,
     published_table,
     read_published,
     results_table,
@@ -57,6 +58,7 @@ def section_blocks(
         blocks.append(Text(warning, warning=True))
     blocks += [
         results_table(section),
+        *features_notes(section),
         *environment_notes(section),
         significance(section, args.ours, rankings),
         published_table(section, published, section.metrics, "Published test results", "published"),

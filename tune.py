@@ -18,7 +18,6 @@ import dataclasses
 import functools
 import importlib.util
 import re
-import shlex
 import sys
 import time
 import typing
@@ -33,6 +32,7 @@ from data.formats import interactions_hash
 from dataloader import Dataset, Needs
 from main import RESUME_HINT, load, make_model, set_up
 from models.registry import find_model
+from outgoing import printable, shell_command, shell_comment
 from parse import make_parser as main_parser
 from parse import parse_args, restored_config
 from procedure import Metrics, Result, fit, format_metrics
@@ -60,6 +60,8 @@ if HAS_OPTUNA:
         requeue,
         storage_errors,
         stored_space,
+        study_record,
+        trial_record,
     )
 
 # All settings that loading a dataset reads. Trials that agree in them share one dataset.
@@ -179,7 +181,7 @@ def trial_line(trial: optuna.Trial, outcome: str) -> str:
 def format_params(params: Mapping[str, typing.Any]) -> str:
     """'lr 0.0012  layer 3'"""
     return "  ".join(
-        f"{name} {value:.3g}" if isinstance(value, float) else f"{name} {value}"
+        f"{name} {value:.3g}" if isinstance(value, float) else printable(f"{name} {value}")
         for name, value in params.items()
     )
 
@@ -216,7 +218,8 @@ def update_bar(bar: tqdm, search: Search) -> int:
 def config_of_trial(study: optuna.Study, trial: optuna.trial.FrozenTrial, model: str) -> Config:
     """Config of a trial as a run of its own. model: --model, which a study of a user's own class needs."""
     source = f"study '{study.study_name}'"
-    return restored_config(study.user_attrs["settings"], source, model, **trial.params, **PROCESS_SETTINGS)
+    settings = study_record(study)["settings"]
+    return restored_config(settings, source, model, **trial.params, **PROCESS_SETTINGS)
 
 
 def command_line(config: Config) -> str:
@@ -226,7 +229,7 @@ def command_line(config: Config) -> str:
     for name, value in vars(config).items():
         if value != defaults[name] and name not in ("dataset", "model"):
             words += [f"--{name}", ",".join(map(str, value)) if isinstance(value, tuple) else str(value)]
-    return shlex.join(words)
+    return shell_command(words)
 
 
 def summary(
@@ -235,8 +238,10 @@ def summary(
     """The first `count` of the complete trials as a table, and the importance of each setting."""
     lines = [f"{'trial':>5} {'valid ' + metric:>16} {'epoch':>6}  settings"]
     for trial in trials[:count]:
-        number, epoch = trial.user_attrs["number"], trial.user_attrs["epoch"]
-        lines.append(f"{number:>5} {trial.value:>16.4f} {epoch:>6}  {format_params(trial.params)}")
+        record = trial_record(study, trial)
+        lines.append(
+            f"{record['number']:>5} {trial.value:>16.4f} {record['epoch']:>6}  {format_params(trial.params)}"
+        )
     if len(trials) >= MIN_TRIALS_FOR_IMPORTANCE:
         lines.append("importance  " + format_params(optuna.importance.get_param_importances(study)))
     return "\n".join(lines)
@@ -250,12 +255,13 @@ def conclude(study: optuna.Study, folder: Path, model: str) -> None:
         return
     best, config = trials[0], config_of_trial(study, trials[0], model)
     command, path = command_line(config), folder / f"{study.study_name}.best.sh"
-    write_text(
-        path,
-        f"#!/usr/bin/env bash\n# Trial {best.user_attrs['number']} of study {study.study_name}: validation "
-        f"{config.selection_metric} {best.value:.4f}, the best of {len(trials)} complete trials.\n"
-        f'# Flags given to this script are appended.\n{command} "$@"\n',
+    number = trial_record(study, best)["number"]
+    comment = shell_comment(
+        f"Trial {number} of study {study.study_name}: validation {config.selection_metric} "
+        f"{best.value:.4f}, the best of {len(trials)} complete trials."
     )
+    appended = shell_comment("Flags given to this script are appended.")
+    write_text(path, f'#!/usr/bin/env bash\n{comment}\n{appended}\n{command} "$@"\n')
     print(summary(study, trials, config.selection_metric), f"{path}:", command, sep="\n")
 
 

@@ -7,7 +7,6 @@ with atomic_write(folder / "result.json", "w") as file:
 import contextlib
 import fcntl
 import hashlib
-import json
 import os
 import secrets
 import stat
@@ -16,6 +15,8 @@ from pathlib import Path
 from typing import IO, Any, Literal
 
 import numpy as np
+
+from outgoing import json_text
 
 
 class UserError(Exception):
@@ -60,27 +61,32 @@ def atomic_write(path: str | Path, mode: Literal["w", "wb"] = "wb") -> Iterator[
 
     The content is on disk before it replaces the old one, so that neither a crash nor a power cut leaves half
     a file. Text is UTF-8. A new file gets the permissions that open() would give it, an existing one keeps
-    its own. Symbolic links are followed. Devices and FIFOs cannot be replaced and are written directly.
+    its own, and its owner as far as this process may. Symbolic links are followed. What cannot be replaced is
+    written directly: devices, FIFOs, and files that are open already and named as such, as /dev/stdout.
     """
-    encoding = None if "b" in mode else "utf-8"
+    text: dict[str, Any] = {} if "b" in mode else {"encoding": "utf-8", "errors": "replace"}
     try:
-        existing = os.stat(path).st_mode
+        existing = os.stat(path)
     except FileNotFoundError:
         existing = None
-    if existing is not None and not stat.S_ISREG(existing):
-        with open(path, mode, encoding=encoding) as file:
+    if existing and (not stat.S_ISREG(existing.st_mode) or names_open_file(path)):
+        # Appending: others may have written to an open file, and they own what is before the end.
+        with open(path, mode.replace("w", "a") if stat.S_ISREG(existing.st_mode) else mode, **text) as file:
             yield file
         return
     # os.replace would put the new file in place of a link, not of the file that the link points to.
     target = Path(os.path.realpath(path))
     # Same folder: os.replace is atomic only within one file system.
-    temporary = target.with_name(f".{target.name}.{secrets.token_hex(4)}.tmp")
+    # A name may have 255 bytes, of which a character takes up to four.
+    temporary = target.with_name(f".{target.name[:50]}.{secrets.token_hex(4)}.tmp")
     # Mode "x" lets the kernel apply the umask; reading it here would mean setting it, for all threads.
-    file = open(temporary, mode.replace("w", "x"), encoding=encoding)  # noqa: SIM115
+    file = open(temporary, mode.replace("w", "x"), **text)  # noqa: SIM115
     try:
         with file:
-            if existing is not None:
-                os.fchmod(file.fileno(), stat.S_IMODE(existing))
+            if existing:
+                with contextlib.suppress(PermissionError):
+                    os.fchown(file.fileno(), existing.st_uid, existing.st_gid)
+                os.fchmod(file.fileno(), stat.S_IMODE(existing.st_mode))
             yield file
             file.flush()
             os.fsync(file.fileno())
@@ -90,10 +96,29 @@ def atomic_write(path: str | Path, mode: Literal["w", "wb"] = "wb") -> Iterator[
         raise
 
 
+def leftovers(folder: str | Path) -> set[Path]:
+    """Files in or below a folder that processes left when they were killed in atomic_write.
+
+    They may be removed where no other process is writing.
+    """
+    return set(Path(folder).rglob(".*.tmp"))
+
+
+def names_open_file(path: str | Path) -> bool:
+    """Whether a path leads, over any links, through /proc: to a file that a process has open."""
+    link = os.fspath(path)
+    while True:
+        if os.path.realpath(os.path.dirname(link)).startswith("/proc/"):
+            return True
+        if not os.path.islink(link):
+            return False
+        link = os.path.join(os.path.dirname(link), os.readlink(link))
+
+
 def write_text(path: str | Path, text: str) -> None:
-    """Write `text` to `path` in UTF-8, atomically."""
+    """Write `text` to `path` in UTF-8, atomically; halves of surrogate pairs, which it lacks, become "?"."""
     with atomic_write(path) as file:
-        file.write(text.encode())
+        file.write(text.encode(errors="replace"))
 
 
 def content_hash(*parts: Any) -> str:
@@ -109,5 +134,5 @@ def content_hash(*parts: Any) -> str:
 
 
 def write_json(path: str | Path, value: object) -> None:
-    """Write a value as JSON, atomically."""
-    write_text(path, json.dumps(value, indent=1) + "\n")
+    """Write a value as JSON, atomically; see json_text."""
+    write_text(path, json_text(value, indent=1) + "\n")

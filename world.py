@@ -23,6 +23,7 @@ from utils import UserError
 
 GROUPS = ("data", "model", "alignment", "training", "evaluation", "run")
 MODALITIES = ("text", "image", "audio")
+MAX_FLOAT = 1e30  # of a setting: its products with ordinary numbers are finite in float32
 
 
 def setting(
@@ -356,7 +357,9 @@ class Config:
     seed: int = setting(2025, "run", "seed of all random numbers", low=0, high=2**32 - 1)
     cuda: int = switch(1, "run", "1 uses a GPU if there is one, 0 never", free=True)
     gpu_id: int = setting(0, "run", "index of the GPU", low=0, free=True)
-    threads: int = setting(0, "run", "CPU threads; 0: torch's default", low=0, free=True)
+    threads: int = setting(
+        0, "run", "CPU threads; 0: torch's default; another number changes the last digits", low=0, free=True
+    )
     path: str = setting("runs", "run", "folder in which the run folder is created", free=True)
     name: str = setting("", "run", "name of this run in tables (default: its model)", free=True)
     resume: str = setting(
@@ -462,8 +465,8 @@ def check_value(field: dataclasses.Field, value: typing.Any) -> None:
         raise UserError(f"--{field.name} {value}: must be at least {rules['low']}")
     if rules["high"] is not None and not value <= rules["high"]:
         raise UserError(f"--{field.name} {value}: must be at most {rules['high']}")
-    if kind is float and not np.isfinite(value):
-        raise UserError(f"--{field.name} {value}: must be a finite number")
+    if kind is float and not abs(value) <= MAX_FLOAT:
+        raise UserError(f"--{field.name} {value}: must be finite and at most {MAX_FLOAT:g}")
     if field.name == "topks" and not (value and all(type(k) is int and k >= 1 for k in value)):
         raise UserError(f"--topks {list(value)}: give one or more whole numbers of at least 1, as 10,20")
 

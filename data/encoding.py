@@ -8,7 +8,6 @@ how, is recorded in features.json beside it.
 """
 
 import dataclasses
-import json
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
@@ -20,7 +19,7 @@ from data.encoders import Encoder
 from data.progress import progress_bar
 from data.texts import parse_object
 from data.verify import file_sha256
-from utils import UserError, atomic_write, content_hash, lock_file, write_text
+from utils import UserError, atomic_write, content_hash, lock_file, write_json
 
 RECORD = "features.json"
 MAX_RECORD_SIZE = 2**26
@@ -217,4 +216,4 @@ def write_record(path: Path, entry: dict[str, Any]) -> None:
     with lock_file(record.with_name(f".{RECORD}.lock"), wait=True):
         # Another command may be making another feature file of the same folder.
         records = {**read_record(record), path.name: entry}
-        write_text(record, json.dumps(records, indent=1) + "\n")
+        write_json(record, records)

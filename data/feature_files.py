@@ -4,7 +4,10 @@ array = open_features("data/baby/text_feat.npy")                  # memory-mappe
 features = load_features(array, "data/baby/text_feat.npy", 7050)  # [7050, dim] float32, checks every value
 """
 
+import mmap
+import os
 import warnings
+from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
@@ -59,7 +62,8 @@ def load_features(
 ) -> np.ndarray:
     """Copy memory-mapped features into a float32 array [rows, dim], `block` rows at a time.
 
-    Raises UserError if the number of rows differs from `rows`, or for the first row with NaN or Inf.
+    Raises UserError if the number of rows differs from `rows`, for the first row with NaN or Inf, or if the
+    file changes meanwhile.
     """
     if len(array) != rows:
         raise UserError(
@@ -67,10 +71,10 @@ def load_features(
         )
     features = np.empty(array.shape, np.float32)
     # Block by block, so that the check needs little memory beyond the result.
-    for start in range(0, rows, block):
+    for start, found in row_blocks(array, path, block):
         part = features[start : start + block]
         with np.errstate(over="ignore"):
-            part[:] = array[start : start + block]
+            part[:] = found
         finite = np.isfinite(part).all(axis=1)
         if not finite.all():
             raise UserError(
@@ -78,3 +82,24 @@ def load_features(
                 "for float32; replace it, for example by the mean of its column"
             )
     return features
+
+
+def row_blocks(array: np.ndarray, path: str | Path, block: int) -> Iterator[tuple[int, np.ndarray]]:
+    """Yield (first row, rows) of memory-mapped features. Raises UserError if their file changes meanwhile."""
+    # The offset of a slice is that of the whole array, whose base is the map itself.
+    if not (isinstance(array, np.memmap) and isinstance(array.base, mmap.mmap) and array.flags.c_contiguous):
+        yield from ((start, array[start : start + block]) for start in range(0, len(array), block))
+        return
+    # Read, not mapped: where a mapped file has been cut off, the kernel ends the process (SIGBUS).
+    with open(str(array.filename), "rb") as file:
+        before = os.fstat(file.fileno())
+        whole = before.st_size >= array.offset + array.nbytes
+        file.seek(array.offset)
+        for start in range(0, len(array) if whole else 0, block):
+            rows = min(block, len(array) - start)
+            part = np.fromfile(file, array.dtype, rows * array.shape[1])
+            if whole := part.size == rows * array.shape[1]:
+                yield start, part.reshape(rows, -1)
+        after = os.fstat(file.fileno())
+    if not whole or (before.st_size, before.st_mtime_ns) != (after.st_size, after.st_mtime_ns):
+        raise UserError(f"{path}: was changed while it was read; start again when nothing writes to it")

@@ -5,7 +5,6 @@ interactions.train     # [n, 2] int64, pairs of (user, item)
 """
 
 import dataclasses
-import json
 import re
 from pathlib import Path
 from typing import Any, Protocol
@@ -13,6 +12,8 @@ from typing import Any, Protocol
 import numpy as np
 import pandas as pd
 
+from incoming import parse_json
+from outgoing import printable
 from utils import UserError, content_hash
 
 SPLITS = ("train", "valid", "test")
@@ -63,11 +64,14 @@ def dataset_folder(config: DatasetName) -> tuple[Path, str | None]:
             "give its parent as --data_root"
         )
     folder = Path(config.data_root) / name
-    if folder.is_dir():
-        return folder, None
     raw = folder.with_name(f"{folder.name}_raw")
-    if raw.is_dir():
-        return raw, f"note: {folder} does not exist; using {raw}"
+    try:
+        if folder.is_dir():
+            return folder, None
+        if raw.is_dir():
+            return raw, f"note: {folder} does not exist; using {raw}"
+    except OSError as error:
+        raise UserError(f"{folder}: cannot be read ({error.strerror}); correct the permissions") from None
     raise UserError(
         f"{folder}: no such dataset folder; select one with --dataset and --data_root (README, 'Data')"
     )
@@ -399,14 +403,14 @@ def read_titles(path: str | Path, count: int) -> list[str] | None:
     titles = [""] * count
     for number, line in enumerate(read_lines(path), 1):
         try:
-            record = json.loads(line)
+            record = parse_json(line)
             item, title = record["item"], record.get("title", "")
             # type() and not isinstance: JSON's true is an int in Python.
             if type(item) is not int or not 0 <= item < count or not isinstance(title, str):
                 raise ValueError
-        except (ValueError, KeyError, TypeError, AttributeError, RecursionError):
+        except (ValueError, KeyError, TypeError, AttributeError):
             raise UserError(
                 f'{path}, line {number}: must be {{"item": number below {count}, "title": text, ...}}'
             ) from None
-        titles[item] = " ".join(title.split())
+        titles[item] = printable(" ".join(title.split()))
     return titles

@@ -115,14 +115,20 @@ def merge_best(
 
 
 def cached_neighbours(
-    features: np.ndarray, k: int, cache_dir: str | Path, rebuild: bool | int, device: torch.device
+    features: np.ndarray,
+    k: int,
+    cache_dir: str | Path,
+    rebuild: bool | int,
+    device: torch.device,
+    features_hash: str = "",
 ) -> tuple[np.ndarray, list[str]]:
     """Return nearest_neighbours(features, k, device) and notes to the user, through a cache file if possible.
 
     The file is named after the content of the features and k. A damaged file is rebuilt, and a cache that
-    cannot be written is not an error; both give a note. rebuild: ignore an existing file.
+    cannot be written is not an error; both give a note. rebuild: ignore an existing file. features_hash:
+    content_hash(features), if it is known.
     """
-    key = content_hash(features, k, CACHE_VERSION)[:32]
+    key = content_hash(features_hash or content_hash(features), k, CACHE_VERSION)[:32]
     path = Path(cache_dir) / f"knn_{key}.npz"
     notes: list[str] = []
     if not rebuild and path.exists():
@@ -224,6 +230,7 @@ def read_neighbours(path: str | Path, n: int, k: int) -> tuple[np.ndarray, list[
             f"{path}, row {row}: has neighbour {neighbours[row][outside[row]][0]}; ids go from 0 to {n - 1}"
         )
     own = neighbours == np.arange(n)[:, None]
+    check_distinct(neighbours, own, path)
     # A stable sort by "is the row itself" moves its own id to the end and keeps the order of the others.
     order = np.argsort(own, axis=1, kind="stable")[:, :k]
     chosen = np.take_along_axis(neighbours, order, axis=1).astype(np.int64)
@@ -236,8 +243,20 @@ def read_neighbours(path: str | Path, n: int, k: int) -> tuple[np.ndarray, list[
     return chosen, notes
 
 
+def check_distinct(neighbours: np.ndarray, own: np.ndarray, path: str | Path) -> None:
+    """Raise UserError if a row [n, k] names a neighbour twice; its own id (own: [n, k]) may be repeated."""
+    # Distinct negative numbers stand for a row's own id, which pads short lists.
+    ids = np.sort(np.where(own, -1 - np.arange(neighbours.shape[1]), neighbours.astype(np.int64)), axis=1)
+    twice = ids[:, 1:] == ids[:, :-1]
+    if twice.any():
+        row = twice.any(axis=1).argmax()
+        raise UserError(
+            f"{path}, row {row}: names neighbour {ids[row, 1:][twice[row]][0]} twice; name each of them once"
+        )
+
+
 def knn_table(
-    features: np.ndarray, path: str, k: int, config: Config, device: torch.device
+    features: np.ndarray, path: str, k: int, config: Config, device: torch.device, features_hash: str = ""
 ) -> tuple[np.ndarray, list[str]]:
     """Return k neighbours of each row [n, k], best first, and notes to the user.
 
@@ -251,4 +270,4 @@ def knn_table(
             f"lower --item_knn_k or --user_knn_k below {len(features)}"
         )
     cache_dir = config.cache_dir or Path(config.data_root) / ".cache"
-    return cached_neighbours(features, k, cache_dir, config.force_build_item_knn, device)
+    return cached_neighbours(features, k, cache_dir, config.force_build_item_knn, device, features_hash)

@@ -15,7 +15,6 @@ and counts.
 """
 
 import argparse
-import json
 import sys
 from collections.abc import Iterator, Sequence
 from datetime import UTC, datetime
@@ -40,7 +39,7 @@ from data.writers import (
     write_texts,
     write_txt,
 )
-from utils import UserError, write_text
+from utils import UserError, write_json
 
 MARK = "prepare.json"
 FEATURES = ("text", "image", "audio", "user_text")
@@ -171,7 +170,7 @@ def prepare(args: argparse.Namespace, folder: Path) -> None:
         settings = {key: value for key, value in vars(args).items() if key in SETTINGS and value is not None}
         files = [{"file": Path(path).name, **facts} for path, facts in inputs.items()]
         record = {"settings": settings, "inputs": files, **made}
-        write_text(work / MARK, json.dumps(record, indent=1) + "\n")
+        write_json(work / MARK, record)
     print("\n".join(report(folder, args, made)))
 
 

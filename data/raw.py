@@ -17,7 +17,6 @@ import gzip
 import hashlib
 import io
 import itertools
-import json
 import os
 import re
 import warnings
@@ -30,6 +29,7 @@ import numpy as np
 import pandas as pd
 
 from data.progress import progress_bar
+from incoming import parse_json
 from utils import UserError
 
 # Role -> column names it may have, in order of preference.
@@ -163,7 +163,7 @@ def parse_record(line: bytes, path: str | Path, number: int) -> dict[str, Any]:
     try:
         text = line.decode("utf-8-sig").strip()
         try:
-            record = json.loads(text)
+            record = parse_json(text)
         except ValueError:
             # Accepts constants and containers only and executes nothing.
             record = ast.literal_eval(text)

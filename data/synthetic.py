@@ -26,7 +26,6 @@ the use of content.
 """
 
 import argparse
-import json
 import sys
 from collections.abc import Sequence
 from pathlib import Path
@@ -35,7 +34,7 @@ from typing import Any, TypedDict
 import numpy as np
 
 from cli import Parser, run_tool
-from utils import UserError, atomic_write, write_text
+from utils import UserError, atomic_write, leftovers, write_json, write_text
 
 
 class FeatureSettings(TypedDict):
@@ -198,10 +197,12 @@ def write_dataset(folder: str | Path, dataset: SyntheticDataset, settings: dict[
     """
     folder = Path(folder)
     try:
-        if folder.exists() and any(folder.iterdir()) and not (folder / MARK).exists():
-            raise UserError(f"{folder}: was not made by this tool; give another NAME, or remove it")
         folder.mkdir(parents=True, exist_ok=True)
-        write_text(folder / MARK, json.dumps(settings, indent=1) + "\n")
+        if not (folder / MARK).exists() and set(folder.iterdir()) - leftovers(folder):
+            raise UserError(f"{folder}: was not made by this tool; give another NAME, or remove it")
+        for path in leftovers(folder):
+            path.unlink(missing_ok=True)
+        write_json(folder / MARK, settings)
         for split, items_of in dataset["splits"].items():
             lines = (f"{user} {' '.join(map(str, items))}\n" for user, items in enumerate(items_of))
             write_text(folder / f"{split}.txt", "".join(lines))

@@ -3,13 +3,13 @@
 texts, counts = read_texts(folder / "item_text.jsonl", 7050)   # texts[r]: the text of id r, or ""
 """
 
-import json
 import re
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
 from data.formats import inter_path, read_ids, read_inter, read_interactions, read_txt
+from incoming import parse_json
 from utils import UserError
 
 # Bytes of one JSON line.
@@ -85,8 +85,8 @@ def json_lines(path: str | Path) -> Iterator[tuple[int, dict[str, Any]]]:
 def parse_object(line: bytes, where: str) -> dict[str, Any]:
     """The JSON object in `line`. Raises UserError, beginning with `where`, for anything else."""
     try:
-        record = json.loads(line)
-    except (ValueError, RecursionError) as error:
+        record = parse_json(line)
+    except ValueError as error:
         raise UserError(f"{where}: is not JSON ({str(error)[:60]}); write one object per line") from None
     if not isinstance(record, dict):
         raise UserError(f"{where}: is a JSON {type(record).__name__}; write one object per line")

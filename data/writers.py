@@ -6,7 +6,6 @@ with new_folder(Path("data/shop")) as work:
 """
 
 import contextlib
-import json
 import os
 import shutil
 from collections.abc import Iterable, Iterator, Mapping, Sequence
@@ -21,6 +20,7 @@ from data.interaction_log import InteractionLog
 from data.metadata import TEXTS, item_records
 from data.raw import IMAGE, Inputs, hash_input, image_records, row_ids
 from data.splits import TEST, TRAIN, VALID
+from outgoing import json_text, tsv_line
 from utils import UserError, atomic_write, lock_file, write_text
 
 # Original id -> row number.
@@ -211,7 +211,7 @@ def write_texts(path: Path, source: str, id_column: str | None, index: Index, in
             f"{source}: describes none of the {len(index)} items; its ids must be those of the interactions"
         )
     records = ({"item": row, "id": name, **texts[row]} for name, row in index.items())
-    write_text(path, "".join(json.dumps(record, ensure_ascii=False) + "\n" for record in records))
+    write_text(path, "".join(json_text(record) + "\n" for record in records))
     return {
         "found": int(found.sum()),
         "missing": int((~found).sum()),
@@ -221,4 +221,4 @@ def write_texts(path: Path, source: str, id_column: str | None, index: Index, in
 
 def write_ids(path: Path, ids: Sequence[str]) -> None:
     """Write user_ids.tsv or item_ids.tsv: internal id, tab, original id."""
-    write_text(path, "".join(f"{code}\t{name}\n" for code, name in enumerate(ids)))
+    write_text(path, "".join(map(tsv_line, enumerate(ids))))

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from numpy.typing import ArrayLike
 
+from outgoing import printable
 from utils import UserError
 
 if TYPE_CHECKING:
@@ -60,7 +61,7 @@ def line_style(index: int) -> dict[str, Any]:
 
 def literal(name: str) -> str:
     """Escape a name for matplotlib, which typesets $...$ and leaves names starting with _ out of legends."""
-    return (" " if name.startswith("_") else "") + name.replace("$", r"\$")
+    return (" " if name.startswith("_") else "") + printable(name).replace("$", r"\$")
 
 
 def encode(image: "Figure", format: str) -> bytes:

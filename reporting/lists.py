@@ -6,11 +6,11 @@ import contextlib
 import dataclasses
 import io
 import itertools
-import json
 import sys
 import typing
 from collections.abc import Iterable, Iterator
 
+from outgoing import json_text, tsv_line
 from utils import atomic_write
 
 TopList = tuple[list[int], list[float]]  # item indices, best first, and their scores
@@ -39,11 +39,11 @@ def write_tsv(lists: Lists, file: typing.TextIO) -> None:
     """A line for each item, with a header: query, rank from 1, item, score and, where known, title."""
     titled = lists.titles is not None
     header = [lists.columns[0], "rank", lists.columns[1], "score", *(["title"] if titled else [])]
-    file.write("\t".join(header) + "\n")
+    file.write(tsv_line(header))
     for name, items, scores, titles in lists.rows():
         columns = [items, map(repr, scores), *([titles] if titles is not None else [])]
         for rank, row in enumerate(zip(*columns, strict=True), 1):
-            file.write("\t".join((name, str(rank), *row)) + "\n")
+            file.write(tsv_line((name, rank, *row)))
 
 
 def write_jsonl(lists: Lists, file: typing.TextIO) -> None:
@@ -52,7 +52,7 @@ def write_jsonl(lists: Lists, file: typing.TextIO) -> None:
         record = {lists.columns[0]: name, lists.columns[1]: items, "score": scores}
         if titles is not None:
             record["title"] = titles
-        file.write(json.dumps(record, ensure_ascii=False) + "\n")
+        file.write(json_text(record) + "\n")
 
 
 def write_parquet(lists: Lists, file: typing.BinaryIO) -> None:
@@ -92,7 +92,7 @@ def open_output(path: str, binary: bool) -> Iterator[typing.Any]:
         if binary:
             yield file
             return
-        text = io.TextIOWrapper(file, encoding="utf-8", newline="\n")
+        text = io.TextIOWrapper(file, encoding="utf-8", errors="replace", newline="\n")
         yield text
         text.flush()
         text.detach()

@@ -2,8 +2,8 @@
 
 import base64
 from collections.abc import Sequence
-from html import escape
 
+from outgoing import html_text
 from reporting.blocks import Block, Cell, Figure, Heading, Number, Table, Text
 from reporting.drawing import encode
 
@@ -40,7 +40,7 @@ figure { margin: 1.8rem 0; } figure .scroll { background: none; } img { display:
 
 def html_cell(cell: Cell, right: bool) -> str:
     """A table cell: best result bold, second best underlined."""
-    text = escape(str(cell))
+    text = html_text(str(cell))
     if isinstance(cell, Number) and cell.mark:
         text = f"<b>{text}</b>" if cell.mark == "best" else f"<u>{text}</u>"
     style = ' class="right"' if right else ' class="long"' if len(str(cell)) > LONG_CELL else ""
@@ -50,7 +50,7 @@ def html_cell(cell: Cell, right: bool) -> str:
 def html_header_cell(name: str, right: bool) -> str:
     """A cell of the header."""
     style = ' class="right"' if right else ""
-    return f'<th scope="col"{style}>{escape(name)}</th>'
+    return f'<th scope="col"{style}>{html_text(name)}</th>'
 
 
 def html_table(table: Table) -> str:
@@ -63,14 +63,14 @@ def html_table(table: Table) -> str:
         style = ' class="group"' if starts_group else ""
         rows.append(f"<tr{style}>{''.join(map(html_cell, row, numeric))}</tr>")
     lines = [
-        f'<div class="scroll"><table><caption>{escape(table.title)}</caption>',
+        f'<div class="scroll"><table><caption>{html_text(table.title)}</caption>',
         f"<thead><tr>{head}</tr></thead>",
         "<tbody>",
         *rows,
         "</tbody></table></div>",
     ]
     if table.note:
-        lines.append(f'<p class="note">{escape(table.note)}</p>')
+        lines.append(f'<p class="note">{html_text(table.note)}</p>')
     return "\n".join(lines)
 
 
@@ -79,7 +79,7 @@ def html_figure(figure: Figure) -> str:
     inches = figure.image.get_figwidth()
     size = f'width="{PIXELS_PER_INCH * inches:.0f}" style="min-width: {MIN_PIXELS_PER_INCH * inches:.0f}px"'
     data = base64.b64encode(encode(figure.image, "png")).decode()
-    caption = escape(figure.caption)
+    caption = html_text(figure.caption)
     return (
         f'<figure><div class="scroll"><img alt="{caption}" {size} src="data:image/png;base64,{data}"></div>\n'
         f"<figcaption>{caption}</figcaption></figure>"
@@ -90,10 +90,10 @@ def html_block(block: Block) -> str:
     """Any block in HTML."""
     match block:
         case Heading(text):
-            return f"<h2>{escape(text)}</h2>"
+            return f"<h2>{html_text(text)}</h2>"
         case Text(text, warning):
             style = ' class="warning"' if warning else ""
-            return f"<p{style}>{escape(text)}</p>"
+            return f"<p{style}>{html_text(text)}</p>"
         case Table():
             return html_table(block)
         case Figure():
@@ -106,9 +106,9 @@ def html_page(title: str, blocks: Sequence[Block]) -> str:
         "<!DOCTYPE html>",
         '<html lang="en">',
         '<head><meta charset="utf-8"><meta name="viewport" content="width=device-width, initial-scale=1">',
-        f"<title>{escape(title)}</title>",
+        f"<title>{html_text(title)}</title>",
         f"<style>{STYLE}</style></head>",
-        f"<body>\n<h1>{escape(title)}</h1>",
+        f"<body>\n<h1>{html_text(title)}</h1>",
         *map(html_block, blocks),
         "</body>\n</html>\n",
     ]

@@ -3,13 +3,11 @@
 write_report("report", "My runs", [Heading("Baby"), Table(...), Figure(...)])
 """
 
-import csv
-import io
 import math
-import re
 from collections.abc import Sequence
 from pathlib import Path
 
+from outgoing import csv_text, latex_text, markdown_text
 from reporting.blocks import Block, Cell, Figure, Heading, Number, Table, Text
 from reporting.drawing import encode
 from reporting.page import html_page
@@ -18,14 +16,9 @@ from utils import UserError, atomic_write
 # ---------------------------------------------------------------- Markdown
 
 
-def escape_markdown(text: object) -> str:
-    """Escape what Markdown would interpret, within a table too."""
-    return re.sub(r"[\\`*<|\[]|&(?=[#\w])", r"\\\g<0>", str(text))
-
-
 def markdown_cell(cell: Cell) -> str:
     """A table cell: best result bold, second best underlined."""
-    text = escape_markdown(cell)
+    text = markdown_text(cell)
     if isinstance(cell, Number) and cell.mark:
         return f"**{text}**" if cell.mark == "best" else f"<u>{text}</u>"
     return text
@@ -33,7 +26,7 @@ def markdown_cell(cell: Cell) -> str:
 
 def markdown_table(table: Table) -> str:
     """A table with aligned columns, its title above and its note below."""
-    header = [escape_markdown(name) for name in table.header]
+    header = [markdown_text(name) for name in table.header]
     rows = [[markdown_cell(cell) for cell in row] for row in table.rows]
     widths = [max(map(len, column)) for column in zip(header, *rows)]
     numeric = table.numeric_columns()
@@ -46,9 +39,9 @@ def markdown_table(table: Table) -> str:
         ]
         return f"| {' | '.join(padded)} |"
 
-    lines = [f"**{escape_markdown(table.title)}**", "", *map(line, [header, rule, *rows])]
+    lines = [f"**{markdown_text(table.title)}**", "", *map(line, [header, rule, *rows])]
     if table.note:
-        lines += ["", escape_markdown(table.note)]
+        lines += ["", markdown_text(table.note)]
     return "\n".join(lines)
 
 
@@ -56,13 +49,13 @@ def markdown_block(block: Block) -> str:
     """Any block in Markdown."""
     match block:
         case Heading(text):
-            return f"## {escape_markdown(text)}"
+            return f"## {markdown_text(text)}"
         case Text(text, warning):
-            return ("**Warning.** " if warning else "") + escape_markdown(text)
+            return ("**Warning.** " if warning else "") + markdown_text(text)
         case Table():
             return markdown_table(block)
         case Figure():
-            return f"![{escape_markdown(block.caption)}]({block.slug}.png)"
+            return f"![{markdown_text(block.caption)}]({block.slug}.png)"
 
 
 def markdown(blocks: Sequence[Block]) -> str:
@@ -82,47 +75,27 @@ def csv_table(table: Table) -> str:
     header = []
     for name, two in zip(table.header, has_sd):
         header += [name, f"{name} sd"] if two else [name]
-    file = io.StringIO()
-    writer = csv.writer(file, lineterminator="\n")
-    writer.writerow(header)
-    for row in table.rows:
-        writer.writerow([value for cell, two in zip(row, has_sd) for value in csv_values(cell)[: 1 + two]])
-    return file.getvalue()
+    rows = [
+        [value for cell, two in zip(row, has_sd) for value in csv_values(cell)[: 1 + two]]
+        for row in table.rows
+    ]
+    return csv_text([header, *rows])
 
 
-def csv_values(cell: Cell) -> list[str | int]:
+def csv_values(cell: Cell) -> list[str | int | float]:
     """A table cell as [value, standard deviation]; empty where there is none."""
     if not isinstance(cell, Number):
         return [cell, ""]
     pair = (cell.mean, cell.sd)
-    return ["" if value is None or math.isnan(value) else repr(float(value)) for value in pair]
+    return ["" if value is None or math.isnan(value) else float(value) for value in pair]
 
 
 # ---------------------------------------------------------------- LaTeX
 
-LATEX = {
-    "\\": r"\textbackslash{}",
-    "~": r"\textasciitilde{}",
-    "^": r"\textasciicircum{}",
-    "±": r"$\pm$",
-    "–": "--",
-    "≥": r"$\ge$",
-    "≤": r"$\le$",
-    "×": r"$\times$",
-    "<": r"\textless{}",
-    ">": r"\textgreater{}",
-    **{character: "\\" + character for character in "&%$#_{}"},
-}
-
-
-def escape_latex(text: object) -> str:
-    """Escape what LaTeX would interpret."""
-    return "".join(LATEX.get(character, character) for character in str(text))
-
 
 def latex_cell(cell: Cell) -> str:
     """A table cell: best result bold, second best underlined."""
-    text = escape_latex(cell)
+    text = latex_text(cell)
     if isinstance(cell, Number) and cell.mark:
         return rf"\textbf{{{text}}}" if cell.mark == "best" else rf"\underline{{{text}}}"
     return text
@@ -130,10 +103,10 @@ def latex_cell(cell: Cell) -> str:
 
 def latex_table(table: Table) -> str:
     """A table environment; needs the packages booktabs and graphicx."""
-    rows = [[escape_latex(name) for name in table.header]]
+    rows = [[latex_text(name) for name in table.header]]
     rows += [[latex_cell(cell) for cell in row] for row in table.rows]
     header, *body = [" & ".join(cells) + r" \\" for cells in rows]
-    caption = escape_latex(f"{table.title}. {table.note}".strip())
+    caption = latex_text(f"{table.title}. {table.note}".strip())
     columns = "".join("r" if right else "l" for right in table.numeric_columns())
     lines = [
         r"\begin{table}",
@@ -165,7 +138,7 @@ def write_report(folder: str | Path, title: str, blocks: Sequence[Block]) -> lis
     figures = [block for block in blocks if isinstance(block, Figure)]
     files: dict[str, str | bytes] = {
         "report.html": html_page(title, blocks),
-        "report.md": f"# {escape_markdown(title)}\n\n{markdown(blocks)}",
+        "report.md": f"# {markdown_text(title)}\n\n{markdown(blocks)}",
         "tables.tex": "% needs \\usepackage{booktabs,graphicx}\n" + "\n".join(map(latex_table, tables)),
     }
     files |= {f"{table.slug}.csv": csv_table(table) for table in tables}

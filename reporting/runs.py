@@ -6,13 +6,16 @@ Only JSON is read: for a run of a user's own model (--model file.py:Class), that
 """
 
 import dataclasses
-import json
 from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
-from models.registry import config_class, is_external, label
+from models.registry import config_class, find_model, is_external, label
+from outgoing import json_text
+from parse import make_config
 from training.folder import known_settings
+from training.records import LEAVE_OUT, read_evaluations, read_result
+from training.records import read_settings as read_config
 from utils import UserError
 from world import Config
 
@@ -60,9 +63,21 @@ class Run:
         return self.result.get("data", {}).get("interactions", "unknown")
 
     @property
+    def features(self) -> dict[str, str] | None:
+        """Hashes of the features that the run was trained on, by kind; {} for a model that uses none.
+
+        None if the run is of a version that did not store them.
+        """
+        stored = self.result.get("data", {}).get("features")
+        if stored is None and not is_external(str(self.settings["model"])):
+            needs = find_model(self.config.model).data_needs(self.config)
+            return None if needs.features or needs.neighbours or needs.user_features else {}
+        return stored
+
+    @property
     def protocol(self) -> str:
         """Evaluation protocol as JSON, for comparison."""
-        return json.dumps(self.result.get("protocol"), sort_keys=True)
+        return json_text(self.result.get("protocol"), sort_keys=True)
 
     @property
     def metrics(self) -> list[str]:
@@ -81,21 +96,17 @@ def read_run(folder: Path) -> Run:
     """Read a run folder. Raises UserError if one of its files is damaged."""
     config, settings = read_settings(folder / "config.json")
     path = folder / "result.json"
-    result = read_json_object(path) if path.exists() else {}
-    if not all(isinstance(result.get(part, {}), dict) for part in ("test", "data", "protocol", "versions")):
-        raise UserError(f"{path}: is not a result of main.py; fix it or leave this run out")
+    result = read_result(path) if path.exists() else {}
     run = Run(folder, config, settings, result, read_evaluations(folder / "metrics.jsonl"))
-    test = result.get("test", {})
-    if run.status == "finished" and not all(isinstance(test.get(metric), float) for metric in run.metrics):
-        raise UserError(f"{path}: lacks test metrics; fix it or leave this run out")
+    if run.status == "finished" and not set(run.metrics) <= result["test"].keys():
+        raise UserError(f"{path}: lacks test metrics; {LEAVE_OUT}")
     return run
 
 
 def read_settings(path: Path) -> tuple[Config, dict[str, SettingValue]]:
     """The Config and all settings of a config.json. Raises UserError for settings that do not exist."""
-    stored = read_json_object(path)
-    model, extra = stored.get("model"), {}
-    if isinstance(model, str) and is_external(model):
+    stored, extra = read_config(path), {}
+    if is_external(stored.get("model", "")):
         # A report must not run code of strangers, so the user's class cannot say which settings it defines
         # and what they may be. They are kept as they are stored.
         names = stored.keys() - CONFIG_FIELDS - {"provenance"}
@@ -103,7 +114,7 @@ def read_settings(path: Path) -> tuple[Config, dict[str, SettingValue]]:
         stored = {name: value for name, value in stored.items() if name not in extra}
     try:
         cls = config_class(stored.get("model", Config.model))
-        config = cls(**known_settings(stored, path, cls))
+        config = make_config(cls, known_settings(stored, path, cls))
     except UserError as error:
         raise UserError(str(error) if str(path) in str(error) else f"{path}: {error}") from None
     return config, {field.name: getattr(config, field.name) for field in dataclasses.fields(config)} | extra
@@ -113,30 +124,7 @@ def comparable(value: Any) -> SettingValue:
     """A JSON value as one that can be compared and hashed: lists become tuples, objects their JSON text."""
     if isinstance(value, list):
         return tuple(map(comparable, value))
-    return json.dumps(value, sort_keys=True) if isinstance(value, dict) else value
-
-
-def read_json_object(path: Path) -> dict[str, Any]:
-    """Read a JSON object. Raises UserError if the file holds anything else."""
-    try:
-        value = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError, RecursionError) as error:
-        reason = str(error)[:80]
-        raise UserError(f"{path}: cannot be read ({reason}); fix it or leave this run out") from None
-    if not isinstance(value, dict):
-        raise UserError(f"{path}: is not a JSON object; fix it or leave this run out")
-    return value
-
-
-def read_evaluations(path: Path) -> list[dict[str, Any]]:
-    """Read metrics.jsonl; a run that was killed may have no such file or an incomplete last line."""
-    evaluations = []
-    for line in path.read_text(encoding="utf-8", errors="replace").splitlines() if path.exists() else []:
-        try:
-            evaluations.append(json.loads(line))
-        except ValueError:
-            continue
-    return [entry for entry in evaluations if isinstance(entry, dict) and "epoch" in entry]
+    return json_text(value, sort_keys=True) if isinstance(value, dict) else value
 
 
 def find_run_folders(paths: Iterable[str | Path]) -> list[Path]:

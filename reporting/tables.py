@@ -65,6 +65,31 @@ def environment_notes(section: Section) -> list[Text]:
     return notes
 
 
+def features_notes(section: Section) -> list[Text]:
+    """A warning for every kind of features of which the rows have different ones, or have not recorded them.
+
+    A model that uses no features has none. Rows with and without some features may share a table.
+    """
+    seen: dict[str, dict[str, list[str]]] = collections.defaultdict(lambda: collections.defaultdict(list))
+    unknown = []
+    for group in section.groups:
+        features = group.first.features
+        if features is None:
+            unknown.append(group.name)
+        for kind, digest in (features or {}).items():
+            seen[kind][digest[:8]].append(group.name)
+    notes = []
+    for kind, rows in seen.items():
+        if len(rows) > 1:
+            listed = "; ".join(f"{digest} ({', '.join(names)})" for digest, names in rows.items())
+            text = f"The rows were trained on different {kind} features, of these hashes: {listed}."
+            notes.append(Text(text.replace("neighbours features", "neighbours"), warning=True))
+    if unknown and len(section.groups) > 1:
+        names = ", ".join(unknown)
+        notes.append(Text(f"Not recorded by their version, and not compared: the features of {names}."))
+    return notes
+
+
 # ---------------------------------------------------------------- test results
 
 

@@ -8,7 +8,6 @@ A run is named after its model or, where the runs lie in different folders, afte
 
 import argparse
 import dataclasses
-import json
 import statistics
 import sys
 from collections.abc import Sequence
@@ -18,6 +17,8 @@ sys.path[:0] = [str(Path(__file__).resolve().parents[1])]
 
 from cli import Parser, run_tool
 from models.registry import label
+from outgoing import printable
+from training.records import LEAVE_OUT, read_result, read_settings
 from utils import UserError
 
 METRIC_NAMES = ("recall", "ndcg")
@@ -39,8 +40,8 @@ class Row:
 def read_row(folder: Path) -> Row:
     """Read config.json and result.json of a run folder. Raises UserError if the run has not finished."""
     try:
-        config = json.loads((folder / "config.json").read_text())
-        result = json.loads((folder / "result.json").read_text())
+        config = read_settings(folder / "config.json", LEAVE_OUT)
+        result = read_result(folder / "result.json")
         return Row(
             folder=folder.resolve().parent.name,
             model=config["model"],
@@ -50,8 +51,6 @@ def read_row(folder: Path) -> Row:
             seconds=result["seconds"],
             test=result["test"],
         )
-    except (OSError, ValueError, TypeError) as error:
-        raise UserError(f"{folder}: not a finished run ({error}); leave it out") from None
     except KeyError as error:
         raise UserError(f"{folder}: not a finished run (its JSON files lack {error}); leave it out") from None
 
@@ -59,14 +58,14 @@ def read_row(folder: Path) -> Row:
 def row_names(rows: Sequence[Row]) -> list[str]:
     """Name of each run: its model, or its folder if there are several."""
     several = len({row.folder for row in rows}) > 1
-    return [row.folder if several else label(row.model) for row in rows]
+    return [printable(row.folder if several else label(row.model)) for row in rows]
 
 
 def common_metrics(rows: Sequence[Row]) -> list[str]:
     """Metrics that all runs have, as ["recall@10", "recall@20", "ndcg@10", ...]."""
     shared = set.intersection(*(set(row.test) for row in rows))
-    parts = [(metric.split("@")[0], int(metric.split("@")[1])) for metric in shared]
-    known = [(name, k) for name, k in parts if name in METRIC_NAMES]
+    parts = [metric.partition("@") for metric in shared]
+    known = [(name, int(k)) for name, _, k in parts if name in METRIC_NAMES and k.isdecimal()]
     known.sort(key=lambda part: (METRIC_NAMES.index(part[0]), part[1]))
     return [f"{name}@{k}" for name, k in known]
 
@@ -129,7 +128,7 @@ def command(args: argparse.Namespace) -> None:
     rows = [read_row(folder) for folder in args.folders]
     lines = mean_table(rows) if args.mean else run_table(rows)
     datasets = sorted({row.dataset for row in rows})
-    print(f"Test results on {', '.join(datasets)} at the epoch selected on validation")
+    print(f"Test results on {printable(', '.join(datasets))} at the epoch selected on validation")
     print("\n".join(lines))
 
 

@@ -1,6 +1,7 @@
 """How commands end: exit codes and messages."""
 
 import errno
+import os
 import subprocess
 import sys
 from pathlib import Path
@@ -133,3 +134,45 @@ def test_run_tool_reads_the_command_line_by_default(monkeypatch):
     parser.add_argument("--rows", type=int)
     monkeypatch.setattr(sys, "argv", ["tool", "--rows", "4"])
     assert run_tool(lambda args: args.rows, parser) == 4
+
+
+# ---------------------------------------------------------------- streams
+
+PRINT = """
+import sys
+sys.path.insert(0, {root!r})
+import cli
+sys.exit(cli.run_command(lambda: {work}))
+"""
+
+
+def as_process(work, command='"$0" -c "$1"', **environment):
+    """Run a command whose work is an expression, through a shell command line. Returns (stdout, stderr)."""
+    script = PRINT.format(root=str(ROOT), work=work)
+    done = subprocess.run(
+        ["bash", "-c", command, sys.executable, script],
+        capture_output=True,
+        env={**os.environ, **environment},
+        check=False,
+        timeout=60,
+    )
+    return done.stdout, done.stderr.decode()
+
+
+@pytest.mark.parametrize("count", [1, 20_000])
+def test_a_reader_that_leaves_is_an_error_of_one_line(count):
+    work = f"__import__('time').sleep(0.3) or [print('x' * 50) for n in range({count})] and None"
+    _, err = as_process(work, '("$0" -c "$1"; echo $? >&2) | true')
+    assert err == "error: stdout: was closed before everything was printed\n1\n"
+
+
+def test_a_command_may_run_without_stdout_and_stderr():
+    assert as_process("print('a') or sys.stdout.flush()", '"$0" -c "$1" >&-; echo $?') == (b"0\n", "")
+    assert as_process("print('a') or 3", '"$0" -c "$1" >&- 2>&-; echo $?') == (b"3\n", "")
+
+
+def test_a_stream_prints_what_its_encoding_lacks_as_escapes():
+    out, err = as_process("print('a \\u00b1 \\ud800')", PYTHONIOENCODING="ascii")
+    assert (out, err) == (b"a \\xb1 \\ud800\n", "")
+    out, err = as_process("print('a \\u00b1 \\ud800')", PYTHONIOENCODING="utf-8")
+    assert (out, err) == ("a ± \\ud800\n".encode(), "")

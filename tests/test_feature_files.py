@@ -1,5 +1,7 @@
 """Feature files: .npy matrices whose row r belongs to id r."""
 
+import os
+
 import numpy as np
 import pytest
 from helpers import random_features
@@ -46,3 +48,29 @@ def test_feature_paths_are_the_flags_or_else_the_files_of_the_folder(tmp_path):
     assert feature_paths(Config(model="lgn", use_multimodal=0), tmp_path) == {}
     (tmp_path / "empty").mkdir()
     assert feature_paths(Config(model="lgn"), tmp_path / "empty") == {}
+
+
+def test_a_file_that_is_cut_off_while_it_is_mapped(tmp_path):
+    """A mapped page beyond the end of its file would end the process, as SIGBUS."""
+    np.save(tmp_path / "f.npy", random_features(20_000, 8))
+    array = open_features(tmp_path / "f.npy")
+    os.truncate(tmp_path / "f.npy", 4096)
+    with pytest.raises(UserError, match=r"f\.npy: was changed while it was read"):
+        load_features(array, tmp_path / "f.npy", 20_000)
+
+
+def test_a_file_that_is_written_while_it_is_read(tmp_path, monkeypatch):
+    np.save(tmp_path / "f.npy", random_features(100, 8))
+    array = open_features(tmp_path / "f.npy")
+    original = np.fromfile
+
+    def fromfile(file, dtype, count):
+        with open(tmp_path / "f.npy", "r+b") as other:
+            other.seek(-4, os.SEEK_END)
+            other.write(b"\0\0\0\0")
+        os.utime(tmp_path / "f.npy", ns=(1, 1))
+        return original(file, dtype, count)
+
+    monkeypatch.setattr(np, "fromfile", fromfile)
+    with pytest.raises(UserError, match=r"f\.npy: was changed while it was read"):
+        load_features(array, tmp_path / "f.npy", 100, block=10)

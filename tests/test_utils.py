@@ -192,6 +192,44 @@ def test_atomic_write_in_text_mode_is_utf8(tmp_path):
     assert (tmp_path / "a").read_bytes() == b"\xc3\xa9\n"
 
 
+@pytest.mark.parametrize("content", [b"", b"before\n"])
+def test_atomic_write_appends_to_a_file_that_is_open_already(tmp_path, content):
+    """As stdout is in a shell's '>> file': replacing the file would lose what others write to it."""
+    path = tmp_path / "a.txt"
+    path.write_bytes(content)
+    with open(path, "ab") as stdout:
+        (tmp_path / "stdout").symlink_to(f"/proc/self/fd/{stdout.fileno()}")
+        write_text(tmp_path / "stdout", "new\n")
+        stdout.write(b"after\n")
+    assert path.read_bytes() == content + b"new\nafter\n"
+
+
+@pytest.mark.skipif(os.geteuid() != 0, reason="only root may give files to others")
+def test_atomic_write_keeps_the_owner_of_an_existing_file(tmp_path):
+    path = tmp_path / "a.txt"
+    path.write_text("old")
+    os.chown(path, 1234, 2345)
+    path.chmod(0o600)
+    write_text(path, "new")
+    state = path.stat()
+    assert (state.st_uid, state.st_gid, permissions(path)) == (1234, 2345, 0o600)
+    assert path.read_text() == "new"
+
+
+@pytest.mark.parametrize("character", ["a", "é", "語"])
+def test_atomic_write_takes_every_name_that_the_file_system_takes(tmp_path, character):
+    path = tmp_path / (character * (255 // len(character.encode())))
+    write_text(path, "new")
+    assert path.read_text() == "new" and list(tmp_path.iterdir()) == [path]
+
+
+def test_text_that_utf8_lacks_is_written_as_question_marks(tmp_path):
+    write_text(tmp_path / "a", "\ud800é")
+    with atomic_write(tmp_path / "b", "w") as file:
+        file.write("\ud800é")
+    assert (tmp_path / "a").read_text("utf-8") == (tmp_path / "b").read_text("utf-8") == "?é"
+
+
 # ---------------------------------------------------------------- locks
 
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-import json
 import platform
 import subprocess
 import time
@@ -70,23 +69,6 @@ def git(*arguments: str) -> str | None:
     except (OSError, subprocess.TimeoutExpired):
         return None
     return done.stdout.strip() if done.returncode == 0 else None
-
-
-def read_settings(path: Path) -> dict[str, typing.Any]:
-    """The entries of a run folder's config.json. Raises UserError if the file does not contain settings."""
-    try:
-        with open(path, "rb") as file:
-            text = file.read(10**6 + 1)
-        if len(text) > 10**6:
-            raise ValueError("over 1 MB")
-        stored = json.loads(text)
-    except OSError as error:
-        raise UserError(f"{path}: cannot be read ({error.strerror}); --resume takes a run folder") from None
-    except (ValueError, RecursionError) as error:
-        raise UserError(f"{path}: is not JSON ({str(error)[:60]}); --resume takes a run folder") from None
-    if not isinstance(stored, dict):
-        raise UserError(f"{path}: contains no settings")
-    return stored
 
 
 def known_settings(

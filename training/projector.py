@@ -16,6 +16,7 @@ import numpy as np
 import torch
 
 from data.formats import Interactions, dataset_folder, names_of, read_titles
+from outgoing import tsv_line
 from utils import atomic_write, write_text
 from world import Config
 
@@ -67,4 +68,4 @@ def write_vectors(folder: Path, user: torch.Tensor, item: torch.Tensor) -> None:
 def table(columns: dict[str, Iterable]) -> str:
     """Tab-separated text with a header, from equally long columns."""
     rows = zip(*columns.values(), strict=True)
-    return "".join("\t".join(map(str, row)) + "\n" for row in (columns, *rows))
+    return "".join(map(tsv_line, (columns, *rows)))

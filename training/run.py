@@ -15,8 +15,9 @@ from layers.device import on_cpu
 from models.base import Recommender
 from models.registry import source_hash
 from training.checkpoint import CHECKPOINT_FORMAT, newest_checkpoint, read_checkpoint
-from training.folder import read_settings, write_config
-from utils import TrainingError, UserError, atomic_write
+from training.folder import write_config
+from training.records import read_settings
+from utils import TrainingError, UserError, atomic_write, leftovers
 from world import Config
 
 
@@ -100,8 +101,8 @@ class Run:
 
     def resume(self) -> list[str]:
         """Restore the furthest checkpoint of the run folder, if there is one. Returns lines for the user."""
-        for leftover in self.folder.glob(".*.tmp"):  # left by a process that was killed while writing
-            leftover.unlink(missing_ok=True)
+        for path in leftovers(self.folder):
+            path.unlink(missing_ok=True)
         state, notes = newest_checkpoint(self.folder)
         if state:
             self.restore(state)

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import json
 import sys
 import time
 import typing
@@ -16,7 +15,9 @@ from tensorboardX.event_file_writer import EventsWriter
 from tensorboardX.proto.event_pb2 import Event, SessionLog
 from tqdm import tqdm
 
+from incoming import parse_json
 from models.base import Recommender
+from outgoing import json_text
 from utils import atomic_write
 from world import Config
 
@@ -79,7 +80,7 @@ class RunLog:
 
     def record(self, entry: Mapping[str, typing.Any]) -> None:
         """Write one evaluation as a line of metrics.jsonl."""
-        print(json.dumps(entry), file=self.lines, flush=True)
+        print(json_text(entry), file=self.lines, flush=True)
 
     def scalars(self, group: str, values: Numbers, epoch: int) -> None:
         """Write numbers as TensorBoard scalars group/name."""
@@ -146,7 +147,7 @@ def drop_lines(path: Path, epoch: int) -> None:
     kept = []
     for line in path.read_text(encoding="utf-8", errors="replace").splitlines():
         try:
-            if json.loads(line)["epoch"] <= epoch:
+            if parse_json(line)["epoch"] <= epoch:
                 kept.append(line + "\n")
         except (ValueError, KeyError, TypeError):
             continue

@@ -9,8 +9,9 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
+import sqlite3
 import typing
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 
 import numpy as np
@@ -18,11 +19,17 @@ import optuna
 from optuna.trial import TrialState
 from sqlalchemy.exc import SQLAlchemyError
 
+from incoming import ANY, COUNT, TEXT, Schema, check
 from models.registry import config_class, is_external, label
 from training.folder import make_run_folder
 from training.space import Space
 from utils import UserError, lock_file
 from world import Config
+
+# What a study and its trials record beside the values of optuna. The file may come from others.
+STUDY = {"settings": {str: ANY}, "space": {str: TEXT}, "data": TEXT}
+TRIAL = {"number": COUNT, "epoch": COUNT, "folder": TEXT}
+OTHER_STUDY = "it was not written by this program; name another study with --study or --storage"
 
 # ---------------------------------------------------------------- the file
 
@@ -47,7 +54,12 @@ def study_lock(path: Path) -> contextlib.AbstractContextManager[None]:
 
 def open_storage(path: Path) -> optuna.storages.RDBStorage:
     """The database of an SQLite file, created if there is none."""
-    return optuna.storages.RDBStorage(f"sqlite:///{path}", engine_kwargs={"connect_args": {"timeout": 60}})
+
+    # A URL would give ?, % and braces of the path a meaning; a connection is opened by the path as it is.
+    def connect() -> sqlite3.Connection:
+        return sqlite3.connect(path.absolute(), timeout=60, check_same_thread=False)
+
+    return optuna.storages.RDBStorage("sqlite:///study.db", engine_kwargs={"creator": connect})
 
 
 def load_study(name: str, path: Path) -> optuna.Study:
@@ -91,7 +103,7 @@ def check_unchanged(
     study: optuna.Study, settings: Mapping[str, typing.Any], space: Mapping[str, str], data: str
 ) -> None:
     """Raise UserError if these settings, this space or these data differ from those of the study."""
-    stored = study.user_attrs
+    stored = study_record(study)
     before, now = dict(stored["settings"]), dict(settings)
     if is_external(now["model"]) and label(now["model"]) == label(before["model"]):
         before["model"] = now["model"]  # the file of the class may have moved
@@ -115,10 +127,36 @@ def check_unchanged(
 
 def stored_space(study: optuna.Study) -> Space:
     """The search space that a study was created with."""
-    return {
-        name: optuna.distributions.json_to_distribution(text)
-        for name, text in study.user_attrs["space"].items()
-    }
+    try:
+        return {
+            name: optuna.distributions.json_to_distribution(text)
+            for name, text in study_record(study)["space"].items()
+        }
+    except (ValueError, KeyError, TypeError) as error:
+        raise UserError(
+            f"study '{study.study_name}': its space is damaged ({str(error)[:60]}); {OTHER_STUDY}"
+        ) from None
+
+
+def study_record(study: optuna.Study) -> dict[str, typing.Any]:
+    """What join_study recorded with a study. Raises UserError if it is incomplete or of other types."""
+    return complete(study.user_attrs, STUDY, f"study '{study.study_name}'", STUDY.keys())
+
+
+def trial_record(study: optuna.Study, trial: optuna.trial.FrozenTrial) -> dict[str, typing.Any]:
+    """What was recorded with a complete trial. Raises UserError if it is incomplete or of other types."""
+    source = f"study '{study.study_name}', trial {trial.number}"
+    return complete(trial.user_attrs, TRIAL, source, ("number", "epoch"))
+
+
+def complete(
+    record: dict[str, typing.Any], schema: Schema, source: str, names: Iterable[str]
+) -> dict[str, typing.Any]:
+    """A record that fits a schema and has these names. Raises UserError for any other."""
+    missing = [name for name in names if name not in record]
+    if missing:
+        raise UserError(f"{source}: lacks {', '.join(missing)}; {OTHER_STUDY}")
+    return check(record, schema, source, OTHER_STUDY)
 
 
 def complete_trials(study: optuna.Study) -> list[optuna.trial.FrozenTrial]:
@@ -172,7 +210,7 @@ def claim_trial(search: Search) -> Iterator[Claim | None]:
         claim = None
         with search.exclusive():
             for trial in search.trials(TrialState.RUNNING):
-                if not is_in_use(trial.user_attrs.get("folder")):
+                if not is_in_use(run_folder(search.study, trial)):
                     requeue(search.study, trial.number)
             started = len(search.trials(TrialState.COMPLETE, TrialState.PRUNED, TrialState.RUNNING))
             if started < search.target:
@@ -188,14 +226,14 @@ def draw_trial(search: Search, number: int) -> Claim:
     seed = int(np.random.SeedSequence([search.base.seed, number]).generate_state(1)[0])
     search.study.sampler = optuna.samplers.TPESampler(seed=seed)
     trial = search.study.ask(search.space)
+    folder = run_folder(search.study, trial)
     # A trial that was queued again keeps its number.
     number = trial.user_attrs.get("number", number)
     trial.set_user_attr("number", number)
     name = f"{search.base.name or search.study.study_name}_{number}"
     config = dataclasses.replace(search.base, **trial.params, name=name)
-    folder = trial.user_attrs.get("folder")
-    if folder and (Path(folder) / "last.pt").exists():
-        return Claim(trial, dataclasses.replace(config, resume=folder), Path(folder))
+    if folder and (folder / "last.pt").exists():
+        return Claim(trial, dataclasses.replace(config, resume=str(folder)), folder)
     return Claim(trial, config, make_run_folder(config))
 
 
@@ -216,12 +254,19 @@ def requeue(study: optuna.Study, number: int) -> None:
         )
 
 
-def is_in_use(folder: str | None) -> bool:
+def run_folder(study: optuna.Study, trial: optuna.Trial | optuna.trial.FrozenTrial) -> Path | None:
+    """The run folder recorded with a trial; None if there is none, or none that is a run folder."""
+    record = complete(trial.user_attrs, TRIAL, f"study '{study.study_name}', trial {trial.number}", ())
+    folder = Path(record["folder"]) if "folder" in record else None
+    return folder if folder and (folder / "config.json").is_file() else None
+
+
+def is_in_use(folder: Path | None) -> bool:
     """Whether a process holds the lock of a run folder. False if there is no such folder."""
-    if not folder or not Path(folder).is_dir():
+    if not folder:
         return False
     try:
-        with lock_file(Path(folder) / ".lock"):
+        with lock_file(folder / ".lock"):
             return False
     except UserError:
         return True

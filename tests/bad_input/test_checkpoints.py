@@ -243,7 +243,7 @@ CONFIG = {
     "not text": (write_config(b"\xff\xfe\x00\x01"), ["config.json: is not JSON"]),
     "too large": (write_config(b"[" + b"1," * 10**6 + b"1]"), ["config.json: is not JSON (over 1 MB)"]),
     "deeply nested": (write_config(b"[" * 10**5 + b"]" * 10**5), ["config.json: is not JSON"]),
-    "a list": (write_config(b"[1, 2]"), ["config.json: contains no settings"]),
+    "a list": (write_config(b"[1, 2]"), ["config.json: is not a JSON object"]),
     "an unknown setting": (change_settings(warp=9), ["unknown settings (warp)"]),
     "lr a string": (change_settings(lr="0.1"), ["--lr 0.1: must be of type float"]),
     "lr a list": (change_settings(lr=[0.1]), ["--lr", "must be of type float"]),

@@ -2,7 +2,15 @@
 
 import importlib
 
-KINDS = ("interactions", "features", "neighbour_files", "checkpoints", "command_lines")
+KINDS = (
+    "interactions",
+    "features",
+    "neighbour_files",
+    "checkpoints",
+    "command_lines",
+    "run_folders",
+    "studies",
+)
 
 
 def test_the_corpus_has_enough_cases_of_each_kind(capsys):

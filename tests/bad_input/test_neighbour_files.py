@@ -61,6 +61,11 @@ KNN = {
     "floats": (save_nbr(np.zeros((30, 6))), ["float64", *NOT_INTEGERS]),
     "too large an id": (save_nbr(np.eye(30, 6, -4, dtype=int) * 30), ["row 4", "neighbour 30", "0 to 29"]),
     "negative id": (save_nbr(-np.eye(30, 6, -9, dtype=int)), ["row 9", "neighbour -1", "0 to 29"]),
+    "a neighbour twice": (save_nbr(np.ones((30, 2), int) * 7), ["row 0", "names neighbour 7 twice"]),
+    "neighbours twice far apart": (
+        save_nbr(np.tile(np.arange(3), (30, 2))),
+        ["row 0", "names neighbour 1 twice"],
+    ),
     "no nbr": (lambda path: np.savez(path, neighbours=np.zeros((30, 6), int)), NOT_NBR),
     "pickled": (save_nbr(np.array([[{}]], dtype=object)), NOT_NBR),
     "not a zip": (lambda path: path.write_text("0 1 2\n"), NOT_NPZ),

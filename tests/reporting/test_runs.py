@@ -37,10 +37,10 @@ def test_unfinished_runs_are_listed_and_left_out(root, capsys):
 @pytest.mark.parametrize(
     "file, content, message",
     [
-        ("result.json", "{", "cannot be read"),
+        ("result.json", "{", "is not JSON"),
         ("result.json", "[]", "is not a JSON object"),
         ("result.json", '{"status": "finished", "test": {}}', "lacks test metrics"),
-        ("result.json", '{"status": "finished", "test": []}', "is not a result of main.py"),
+        ("result.json", '{"status": "finished", "test": []}', "test is not an object"),
         ("config.json", '{"lerning": 1}', "unknown settings"),
         ("config.json", '{"model": "lgn", "lerning": 1}', "unknown settings"),
         ("config.json", '{"lr": -1}', "--lr -1"),

@@ -61,7 +61,7 @@ def test_a_loss_that_is_not_finite(small_dataset, tmp_path, monkeypatch, capsys,
         make_nan(patch, 21, term)
         assert main(command(small_dataset, tmp_path / "runs", **MODELS["lgn"])) == 1
     folder, error = only(tmp_path / "runs"), last_error(capsys)
-    assert f"epoch 3, step 5: the loss is not finite ({term})" in error
+    assert f"epoch 3, step 5: the loss is not finite ({term} nan)" in error
     assert f"the last good checkpoint is {folder / 'last.pt'}" in error
     assert failure(folder) in error and newest_checkpoint(folder)[0]["progress"]["epoch"] == 2
     assert main(["--resume", str(folder)]) == 0
@@ -82,7 +82,7 @@ def test_weights_that_are_not_finite_although_every_loss_is(small_dataset, tmp_p
     monkeypatch.setattr(MF, "loss", loss)
     assert main(command(small_dataset, tmp_path / "runs", model="mf")) == 1
     error = last_error(capsys)
-    assert "epoch 2, step 8: weights are not finite (user)" in error and "last.pt" in error
+    assert "epoch 2, step 8: weights are not finite (user; loss " in error and "last.pt" in error
     assert failure(only(tmp_path / "runs"))
 
 
