@@ -33,7 +33,12 @@ from models.lightgcn import LightGCN
 from utils import UserError
 from world import MODALITIES, Config
 
+# Order of the modality vectors in pairs, the first of a pair being the anchor, by --contrastive_anchor.
+PAIR_ORDER = {"text": MODALITIES, "image": ("image", "text", "audio")}
 FUSION_WEIGHTS = {"text": "beta", "image": "alpha", "audio": "audio_weight"}  # names of the settings
+
+
+Plans = dict[str, torch.Tensor]  # {modality: T0 [d, d]}
 
 
 def product_dtype(config: Config) -> torch.dtype | None:
@@ -73,43 +78,48 @@ class Transport(nn.Module):
         self.register_buffer("figures", torch.zeros(3))  # of the last refresh, for the log
 
     def cost(self, z_m: torch.Tensor, z_id: torch.Tensor) -> torch.Tensor:
-        """Cost between the dimensions of z_m and z_id, [n, d] of the same items each: [d, d] (eq. 9-10)."""
+        """Cost between the dimensions of z_m and z_id, [n, d] of the same items each: [d, d] (eq. 10)."""
         return self.config.ot_scale * COSTS[self.config.ot_cost](z_m, z_id)
 
     @torch.no_grad()
+    def optimal(self, cost: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        """Optimal transport of a cost [d, d] (eq. 10-11): plan [d, d] and potential [d]."""
+        config = self.config
+        scaled = cost / cost_unit(cost, config.ot_unit)
+        if config.sinkhorn == "exp":
+            return sinkhorn_exp(scaled, config.ot_epsilon, config.sinkhorn_iters), self.potential
+        return sinkhorn_log(scaled, config.ot_epsilon, config.sinkhorn_iters, self.potential)
+
+    @torch.no_grad()
     def refresh(self, z_m: torch.Tensor, z_id: torch.Tensor) -> None:
-        """Set T0 to the optimal transport between these representations [I, d] (eq. 10-11).
+        """Set T0 to the optimal transport between these representations [I, d].
 
         W1 and the relative lengths of transported vectors, over about 1,024 items, are kept for the log.
         """
-        config, cost = self.config, self.cost(z_m, z_id)
-        scaled = cost / cost_unit(cost, config.ot_unit)
-        if config.sinkhorn == "exp":
-            plan = sinkhorn_exp(scaled, config.ot_epsilon, config.sinkhorn_iters)
-        else:
-            plan, potential = sinkhorn_log(scaled, config.ot_epsilon, config.sinkhorn_iters, self.potential)
-            self.potential.copy_(potential)
+        cost = self.cost(z_m, z_id)
+        plan, potential = self.optimal(cost)
         self.plan.copy_(plan)
+        self.potential.copy_(potential)
         sample = z_m[:: max(len(z_m) // 1024, 1)]
         lengths = [(sample @ matrix).norm() / sample.norm() for matrix in (self.scale * plan, self.residual)]
         self.figures.copy_(torch.stack([(plan * cost).sum(), *lengths]))
 
-    def forward(self, z_m: torch.Tensor) -> torch.Tensor:
-        """Transported vectors (eq. 13) of any items: [n, d] -> [n, d]."""
-        kind = self.config.transport
+    def forward(self, z_m: torch.Tensor, plan: torch.Tensor | None = None) -> torch.Tensor:
+        """Transported vectors (eq. 13) of any items: [n, d] -> [n, d]. plan: [d, d], by default T0."""
+        kind, plan = self.config.transport, self.plan if plan is None else plan
         if kind == "none":
             return z_m
         if kind == "residual":
             matrix: torch.Tensor = self.residual
         elif kind == "plan":
-            matrix = self.scale * self.plan
+            matrix = self.scale * plan
         else:
-            matrix = self.residual + self.scale * self.plan
+            matrix = self.residual + self.scale * plan
         return product(z_m, matrix, product_dtype(self.config))
 
-    def w1(self, z_m: torch.Tensor, z_id: torch.Tensor) -> torch.Tensor:
+    def w1(self, z_m: torch.Tensor, z_id: torch.Tensor, plan: torch.Tensor | None = None) -> torch.Tensor:
         """Regularised 1-Wasserstein distance <T0, C> (eq. 11), with gradients through the cost."""
-        return (self.plan * self.cost(z_m, z_id)).sum()
+        return ((self.plan if plan is None else plan) * self.cost(z_m, z_id)).sum()
 
     def diagnostics(self) -> dict[str, torch.Tensor]:
         """Mass, entropy (relative to its maximum 2 ln d) and marginal error of T0; figures of refresh.
@@ -167,10 +177,25 @@ class Fusion(nn.Module):
         """The transport of one modality; there are transports with fusion "oat" alone."""
         return typing.cast(Transport, self.transports[m])
 
-    def forward(self, z_id: torch.Tensor, z: dict[str, torch.Tensor]) -> torch.Tensor:
-        """Unified vectors [n, d] of any items. z_id: [n, d] ID vectors; z: {m: [n, d]}, the same items."""
-        transported = self.config.fusion == "oat"
-        parts = [z_id, *(self.transport(m)(z[m]) if transported else z[m] for m in self.modalities)]
+    @torch.no_grad()
+    def plans(self, z_id: torch.Tensor, z: dict[str, torch.Tensor]) -> Plans:
+        """{m: T0 of these very vectors [d, d]}, or {} where the stored T0 is to be used."""
+        if not uses_plan(self.config) or self.config.plan_from == "items":
+            return {}
+        transports = {m: self.transport(m) for m in self.modalities}
+        return {m: each.optimal(each.cost(z[m], z_id))[0] for m, each in transports.items()}
+
+    def forward(
+        self, z_id: torch.Tensor, z: dict[str, torch.Tensor], plans: Plans | None = None
+    ) -> torch.Tensor:
+        """Unified vectors [n, d] of any items.
+
+        z_id: [n, d] ID vectors; z: {m: [n, d]}, the same items; plans: those of `plans`, by default T0.
+        """
+        parts = [z_id, *(z[m] for m in self.modalities)]
+        if self.config.fusion == "oat":
+            plans = plans or {}
+            parts[1:] = [self.transport(m)(z[m], plans.get(m)) for m in self.modalities]
         if self.config.fuse_input == "l2":
             parts = [F.normalize(part, dim=1) for part in parts]
         if self.config.fusion == "concat":
@@ -219,6 +244,9 @@ class RecGOAT(Recommender):
         # The neighbourhood term belongs to the whole model.
         self.backbone = LightGCN(dataclasses.replace(config, neighbour_weight=0.0), dataset)
         self.modalities = [m for m in MODALITIES if m in dataset.features]
+        absent = ("text", "image") if config.absent_modality == "id" else ()
+        # Those that are fused: of an absent one the ID vectors.
+        self.fused = [m for m in MODALITIES if m in {*self.modalities, *absent}]
         dtype = product_dtype(config) or torch.float32
         for m in self.modalities:
             self.register_buffer(f"{m}_features", dataset.features[m].to(dtype), persistent=False)
@@ -232,11 +260,12 @@ class RecGOAT(Recommender):
             self.register_buffer("user_features", dataset.user_features.to(dtype), persistent=False)
             self.user_graph = self.make_graph(dataset.user_neighbours)
             self.user_branch = self.make_branch(self.user_features.shape[1], config.user_branch_layers)
-        self.fusion = Fusion(config, self.modalities)
+        self.fusion = Fusion(config, self.fused)
 
     def make_graph(self, neighbours: typing.Any) -> AttentionGraph:
         """The attention graph of a neighbour table [n, k], on the device of the features."""
-        graph = AttentionGraph.from_neighbours(neighbours, self.config.attn_heads)
+        directed = self.config.knn_graph == "directed"
+        graph = AttentionGraph.from_neighbours(neighbours, self.config.attn_heads, directed)
         return graph.to(self.backbone.adjacency.device)
 
     def make_branch(self, d_in: int, layers: int) -> Branch:
@@ -252,6 +281,8 @@ class RecGOAT(Recommender):
             config.branch_dropout,
             bool(config.feat_proj),
             product_dtype(config),
+            bool(config.attn_bias),
+            config.attn_init,
         )
 
     @classmethod
@@ -295,15 +326,20 @@ class RecGOAT(Recommender):
         Given users [v] or items [r] int64, each once, only theirs.
         """
         user, z_id = self.backbone.embeddings(users, items)
-        z = {m: self.modality_vectors(m, items) for m in self.modalities}
+        z = self.modality_vectors(z_id, items)
         if self.user_graph is not None:  # sec. 3.4
             eta = self.config.eta
             user = (1 - eta) * user + eta * self.user_branch(self.user_graph, self.user_features, users)
         return user, z_id, z
 
-    def modality_vectors(self, m: str, items: torch.Tensor | None = None) -> torch.Tensor:
-        """Vectors Z^m of one modality (eq. 3): [I, d], or the given rows of them."""
-        return self.branches[m](self.graphs[m], self.features(m), items)
+    def modality_vectors(
+        self, z_id: torch.Tensor, items: torch.Tensor | None = None
+    ) -> dict[str, torch.Tensor]:
+        """Vectors Z^m (eq. 3) of every fused modality: [I, d], or the given rows; z_id: ID vectors."""
+        return {
+            m: self.branches[m](self.graphs[m], self.features(m), items) if m in self.modalities else z_id
+            for m in self.fused
+        }
 
     def features(self, m: str) -> torch.Tensor:
         """Frozen features of one modality: [I, d_m]."""
@@ -313,8 +349,24 @@ class RecGOAT(Recommender):
         self, users: torch.Tensor | None = None, items: torch.Tensor | None = None
     ) -> tuple[torch.Tensor, torch.Tensor]:
         """User vectors [U, d] and unified item vectors [I, d] (eq. 14), or the given rows of them."""
-        user, z_id, z = self.represent(users, items)
-        return user, self.fusion(z_id, z)
+        whole = self.config.plan_from != "items"
+        user, item, *_ = self.unify(users, items, whole)
+        return user, item
+
+    def unify(
+        self, users: torch.Tensor | None, items: torch.Tensor | None, whole: bool
+    ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor, dict[str, torch.Tensor], Plans]:
+        """Users, unified vectors, and the item vectors and plans they are made of, of the given rows.
+
+        whole: plans that are computed anew are those of all items, rather than of the given rows.
+        """
+        user, z_id, z = self.represent(users, None if whole else items)
+        plans = self.fusion.plans(z_id, z)
+        item = self.fusion(z_id, z, plans)
+        if whole and items is not None:
+            item, z_id = item.index_select(0, items), z_id.index_select(0, items)
+            z = {m: vectors.index_select(0, items) for m, vectors in z.items()}
+        return user, item, z_id, z, plans
 
     # ---- training
 
@@ -327,15 +379,16 @@ class RecGOAT(Recommender):
         training = self.training
         self.eval()
         _, z_id = self.backbone.embeddings()
-        for m in self.modalities:
-            self.fusion.transport(m).refresh(self.modality_vectors(m), z_id)
+        for m, z_m in self.modality_vectors(z_id).items():
+            self.fusion.transport(m).refresh(z_m, z_id)
         self.train(training)
 
     def loss(self, batch: Batch) -> dict[str, torch.Tensor]:
         """The total and its terms, from the vectors of the batch's users and items alone."""
         config = self.config
-        user, z_id, z = self.represent(batch.unique_users, batch.unique_items)
-        item = self.fusion(z_id, z)
+        user, item, z_id, z, plans = self.unify(
+            batch.unique_users, batch.unique_items, config.plan_from == "forward"
+        )
         terms = {"bpr": batch_bpr(user, item, batch), "norm": self.backbone.norm(batch)}
         loss = terms["bpr"] + config.decay * terms["norm"]
         if config.modality_decay:
@@ -344,12 +397,13 @@ class RecGOAT(Recommender):
             )
             loss = loss + config.modality_decay * terms["modality_norm"]
         if config.contrastive_weight:
-            contrastive = self.contrastive(user, item, [z_id, *z.values()], batch)
+            views = [z_id, *(z[m] for m in PAIR_ORDER[config.contrastive_anchor] if m in z)]
+            contrastive = self.contrastive(user, item, views, batch)
             terms.update(contrastive)
             loss = loss + config.contrastive_weight * contrastive["contrastive"]
         if config.w1_weight and config.fusion == "oat":
-            # Each item of the batch is a sample of the mean in the cost (eq. 9).
-            terms["w1"] = total(self.fusion.transport(m).w1(z[m], z_id) for m in self.modalities)
+            # Each item of the batch is a sample of the mean in the cost (eq. 10).
+            terms["w1"] = total(self.fusion.transport(m).w1(z[m], z_id, plans.get(m)) for m in self.fused)
             loss = loss + config.w1_weight * terms["w1"]
         return {"loss": loss, **terms}
 
@@ -358,6 +412,7 @@ class RecGOAT(Recommender):
     ) -> dict[str, torch.Tensor]:
         """w * (InfoNCE of the modality pairs, eq. 7-8) + (1 - w) * InfoNCE(user, positive), and both terms.
 
+        With --contrastive_sign repel the first is w * (1 - InfoNCE) instead.
         user: [v, d], unique users of the batch; item (fused) and views (ID and modality vectors): [r, d], its
         unique items.
         """
@@ -373,8 +428,8 @@ class RecGOAT(Recommender):
             terms["modality_nce"] = total(pairs) / (
                 len(pairs) if config.contrastive_reduction == "mean" else 1
             )
-            # The released code minimises the mean of 1 - InfoNCE; the constant has no gradient.
-            loss = loss + (w if config.contrastive_sign == "attract" else -w) * terms["modality_nce"]
+            attract = config.contrastive_sign == "attract"
+            loss = loss + w * (terms["modality_nce"] if attract else 1 - terms["modality_nce"])
         if w < 1:
             candidates, target = batch.pos_index, None
             if config.contrastive_dedup:
@@ -391,7 +446,7 @@ class RecGOAT(Recommender):
         return {"contrastive": loss, **terms}
 
     def modality_pairs(self, views: list[torch.Tensor]) -> list[torch.Tensor]:
-        """InfoNCE of every pair of views (ID, text, image, audio), [n, d] each (eq. 8)."""
+        """InfoNCE of every pair of views, the ID vectors first, [n, d] each (eq. 8)."""
         views = [F.normalize(view, dim=1) for view in views]
         return [
             unit_info_nce(a, b, self.config.temperature, dtype=product_dtype(self.config))
@@ -405,7 +460,7 @@ class RecGOAT(Recommender):
         """Norms, fusion weights, and the figures of each transport plan ("plan/text/mass", ...)."""
         numbers = self.backbone.diagnostics()
         if self.config.fusion == "oat":
-            for m, weight in zip(self.modalities, self.fusion.weights, strict=True):
+            for m, weight in zip(self.fused, self.fusion.weights, strict=True):
                 numbers[f"fusion/{m}"] = weight
                 for name, value in self.fusion.transport(m).diagnostics().items():
                     numbers[f"plan/{m}/{name}"] = value
@@ -416,7 +471,7 @@ class RecGOAT(Recommender):
         """Each transport plan, relative to its largest entry."""
         if not uses_plan(self.config):
             return {}
-        plans = {m: self.fusion.transport(m).plan for m in self.modalities}
+        plans = {m: self.fusion.transport(m).plan for m in self.fused}
         return {f"plan/{m}": plan / plan.max().clamp_min(1e-30) for m, plan in plans.items()}
 
     # ---- users and items that were not in training
@@ -456,4 +511,5 @@ class RecGOAT(Recommender):
         near = z_id[torch.cat(neighbours, 1)]  # [n, modalities * k, d]
         # A mean is shorter than the vectors it averages; at its own length these items would rank last.
         length = near.norm(dim=2).mean(1, keepdim=True)
-        return self.fusion(F.normalize(near.mean(1), dim=1) * length, z)
+        stand_in = F.normalize(near.mean(1), dim=1) * length
+        return self.fusion(stand_in, {m: z.get(m, stand_in) for m in self.fused})

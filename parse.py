@@ -22,7 +22,7 @@ from training.checkpoint import read_checkpoint
 from training.folder import changed_settings, known_settings
 from training.records import read_settings
 from utils import UserError
-from world import GROUPS, RECIPES, Config
+from world import GROUPS, Config, recipe_settings
 
 EPILOG = """examples:
   python main.py --dataset demo --model lgn
@@ -118,7 +118,7 @@ def parse_args(argv: Sequence[str] | None = None) -> tuple[Config, list[str]]:
         for name, reason in without_effect(cls).items()
         if given.pop(name, None) is not None
     ]
-    given = {**RECIPES.get(given.get("recipe", "paper"), {}), **given}
+    given = {**recipe_settings(given.get("recipe", Config.recipe), given), **given}
     if given.get("resume"):
         return resumed_config(make_config(cls, stored), given, source), notes
     return checked(make_config(cls, {**stored, "resume": "", **given})), notes

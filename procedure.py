@@ -29,7 +29,7 @@ from training.divergence import remedy, sizes
 from training.folder import provenance
 from training.memory import peak_memory_mb
 from training.ranking import evaluate, rank_items
-from training.run import Progress, Run
+from training.run import Progress, Run, set_random_state
 from training.runlog import RunLog
 from training.scoring import Scorer
 from training.stop import Stop
@@ -108,8 +108,8 @@ def check_finite(model: Recommender, progress: Progress, terms: Mapping[str, tor
 
 
 @contextlib.contextmanager
-def final_scorer(model: Recommender, data: Interactions, config: Config) -> Iterator[Scorer]:
-    """Scorer of the model's final vectors, in eval mode; with --eval_dropout 1, only dropout stays on.
+def scoring_mode(model: Recommender, config: Config) -> Iterator[None]:
+    """Eval and inference mode; with --eval_dropout 1, dropout stays on.
 
     Restores the mode of the model, and leaves the random numbers of training as they are.
     """
@@ -120,18 +120,59 @@ def final_scorer(model: Recommender, data: Interactions, config: Config) -> Iter
             module.train(bool(config.eval_dropout))
     devices = [] if on_cpu(device) else [device]
     with torch.inference_mode(), torch.random.fork_rng(devices, enabled=bool(config.eval_dropout)):
-        user, item = model.embeddings()
-        weights, history = model.item_weights(), None
-        if weights is not None:
-            history = pairs_to_rows(data.train, data.n_users, weights.matrix.device)
-        yield Scorer(user, item, weights, history)
+        yield
     model.train(training)
+
+
+def make_scorer(model: Recommender, data: Interactions) -> Scorer:
+    """Scorer of the model's vectors in its present mode."""
+    user, item = model.embeddings()
+    weights, history = model.item_weights(), None
+    if weights is not None:
+        history = pairs_to_rows(data.train, data.n_users, weights.matrix.device)
+    return Scorer(user, item, weights, history)
+
+
+@contextlib.contextmanager
+def final_scorer(model: Recommender, data: Interactions, config: Config) -> Iterator[Scorer]:
+    """Scorer of the model's final vectors, in scoring mode."""
+    with scoring_mode(model, config):
+        yield make_scorer(model, data)
+
+
+def scored_parts(
+    model: Recommender, data: Interactions, split: HeldOut, config: Config
+) -> Iterator[tuple[Scorer, HeldOut]]:
+    """The users of a split and their scorer; with --eval_dropout_users n, n users after n users.
+
+    Each part then has dropout masks of its own. To be used in scoring mode.
+    """
+    size = config.eval_dropout_users if config.eval_dropout else 0
+    for rows in torch.arange(len(split.users), device=split.users.device).split(size or len(split.users)):
+        yield make_scorer(model, data), split.select(rows)
 
 
 def score(model: Recommender, data: Interactions, splits: list[HeldOut], config: Config) -> list[Metrics]:
     """Metrics of a model on each split."""
-    with final_scorer(model, data, config) as scorer:
-        return evaluate(scorer, splits, config.topks, config.eval_chunk)
+    with scoring_mode(model, config):
+        if not (config.eval_dropout and config.eval_dropout_users):
+            return evaluate(make_scorer(model, data), splits, config.topks, config.eval_chunk)
+        return [score_parts(model, data, split, config)[0] for split in splits]
+
+
+def score_parts(
+    model: Recommender, data: Interactions, split: HeldOut, config: Config, k: int = 0
+) -> tuple[Metrics, list[torch.Tensor]]:
+    """Metrics over all parts of a split, and the best k items of its users [rows, k], part after part."""
+    means: Metrics = {}
+    lists: list[torch.Tensor] = []
+    for scorer, part in scored_parts(model, data, split, config):
+        [metrics] = evaluate(scorer, [part], config.topks, config.eval_chunk)
+        share = len(part.users) / len(split.users)
+        means = {name: means.get(name, 0.0) + share * value for name, value in metrics.items()}
+        if k:
+            lists += [top for _, _, top, _ in rank_items(scorer, part, k, config.eval_chunk)]
+    return means, lists
 
 
 def make_splits(data: Interactions, config: Config, device: torch.device) -> tuple[HeldOut, HeldOut]:
@@ -348,22 +389,23 @@ def finish(run: Run, log: RunLog) -> Result:
     """Restore best.pt, rank and score the test split once, and log the final table. Returns the result."""
     config, best, data, started = run.config, run.progress.best, run.dataset.interactions, time.perf_counter()
     assert best is not None  # a complete run has evaluated its last epoch
-    run.model.load_state_dict(read_checkpoint(run.folder / "best.pt")["model"])
+    state = read_checkpoint(run.folder / "best.pt")
+    run.model.load_state_dict(state["model"])
+    # Dropout in scoring (--eval_dropout 1) draws the masks with which this epoch was selected.
+    set_random_state(state["random"], run.device)
     _, split = make_splits(data, config, run.device)
-    with final_scorer(run.model, data, config) as scorer:
-        [test] = evaluate(scorer, [split], config.topks, config.eval_chunk)
-        lists = rank_items(scorer, split, max(config.topks), config.eval_chunk)
-        write_ranking(
-            run.folder / "test_ranking.npz", torch.cat([top for _, _, top, _ in lists]), split, data
-        )
+    with scoring_mode(run.model, config):
+        test, lists = score_parts(run.model, data, split, config, max(config.topks))
+        write_ranking(run.folder / "test_ranking.npz", torch.cat(lists), split, data)
         if config.projector:
-            projector.write_vectors(run.folder, scorer.user, scorer.item)
+            projector.write_vectors(run.folder, *run.model.embeddings())
+    # A best epoch that was selected on test is reported as it was selected.
+    splits = {"test": test} | {config.select_on: best["metrics"]}
     result = {
         "status": "finished",
         "best_epoch": best["epoch"],
         "epochs": run.progress.epoch,
-        config.select_on: best["metrics"],
-        "test": test,
+        **splits,
         "protocol": protocol(config),
         "data": {
             "interactions": interactions_hash(data),
@@ -377,7 +419,7 @@ def finish(run: Run, log: RunLog) -> Result:
         "device": str(run.device),
         "versions": provenance(),
     }
-    log.finish(config, best["epoch"], **{f"{config.select_on}_best": best["metrics"], "test": test})
+    log.finish(config, best["epoch"], **{f"{config.select_on}_best": best["metrics"], "test": splits["test"]})
     log.say(final_table(result, config))
     return result
 

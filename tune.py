@@ -41,7 +41,7 @@ from training.run import Run, start_run
 from training.runlog import RunLog
 from training.stop import Stop
 from utils import Diverged, TrainingError, UserError, write_text
-from world import RECIPES, Config, seed_everything, usable_precision
+from world import Config, recipe_settings, seed_everything, usable_precision
 
 # optuna is an optional package: without it, --help works and everything else names the remedy.
 HAS_OPTUNA = importlib.util.find_spec("optuna") is not None
@@ -224,7 +224,8 @@ def config_of_trial(study: optuna.Study, trial: optuna.trial.FrozenTrial, model:
 
 def command_line(config: Config) -> str:
     """The main.py command of a config: every setting that differs from the defaults of its recipe."""
-    defaults = {field.name: field.default for field in dataclasses.fields(config)} | RECIPES[config.recipe]
+    defaults = {field.name: field.default for field in dataclasses.fields(config)}
+    defaults |= recipe_settings(config.recipe, vars(config))
     words = ["python", "main.py", "--dataset", config.dataset, "--model", config.model]
     for name, value in vars(config).items():
         if value != defaults[name] and name not in ("dataset", "model"):

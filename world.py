@@ -4,8 +4,8 @@
     device = choose_device(config)
 
 The command line (parse.py) is made from the fields of `Config`. Defaults follow the paper (arXiv 2602.00682;
-equation numbers are the paper's); `RECIPES["released"]` holds the settings in which the authors' released
-code departs from it.
+equation numbers are the paper's) wherever it pays to; `RECIPES` has the settings of the literal paper and of
+the authors' released code.
 """
 
 from __future__ import annotations
@@ -15,6 +15,7 @@ import functools
 import random
 import timeit
 import typing
+from collections.abc import Mapping
 
 import numpy as np
 import torch
@@ -68,8 +69,9 @@ class Config:
     edge_weight: str = setting(
         "one",
         "data",
-        "weight of a user-item edge before normalisation (eq. 4): 1, or the rating",
-        choices=("one", "rating"),
+        "weight of a user-item edge before normalisation (eq. 4): 1, the rating, or auto: the rating if the "
+        "data has ratings",
+        choices=("one", "rating", "auto"),
     )
     use_multimodal: int = switch(
         1, "data", "0 ignores all features; ID models take only the number of items from them"
@@ -100,6 +102,13 @@ class Config:
     user_text_graph: str = setting("", "data", "user neighbours by text, likewise", free=True)
     item_knn_k: int = setting(20, "data", "neighbours of an item in each kNN graph (eq. 2)", low=1)
     user_knn_k: int = setting(20, "data", "neighbours of a user in the user-user graph (eq. 6)", low=1)
+    knn_graph: str = setting(
+        "symmetric",
+        "data",
+        "edges of the attention graphs; symmetric: from and to the neighbours, and a self loop; directed: "
+        "from the neighbours alone (eq. 2)",
+        choices=("symmetric", "directed"),
+    )
     force_build_item_knn: int = switch(0, "data", "1 rebuilds cached kNN graphs", free=True)
     cache_dir: str = setting(
         "", "data", "folder of cached kNN graphs (default <data_root>/.cache)", free=True
@@ -113,6 +122,13 @@ class Config:
     user_branch_layers: int = setting(2, "model", "graph attention layers of the user branch (eq. 6)", low=1)
     attn_heads: int = setting(8, "model", "attention heads; must divide recdim", low=1)
     attn_dropout: float = setting(0.1, "model", "dropout of the attention weights", low=0.0, high=0.95)
+    attn_bias: int = switch(1, "model", "0 keeps the bias of attention layers at zero: eq. 3 has none")
+    attn_init: str = setting(
+        "xavier",
+        "model",
+        "initialisation of attention layers: Glorot's uniform, or that of DGL's GATConv (released code)",
+        choices=("xavier", "dgl"),
+    )
     feat_dropout: float = setting(
         0.0, "model", "dropout of the input of each attention layer", low=0.0, high=0.95
     )
@@ -127,6 +143,13 @@ class Config:
         "model",
         "how item modalities are fused; oat: optimal adaptive transport (eq. 9-14)",
         choices=("concat", "sum", "oat"),
+    )
+    absent_modality: str = setting(
+        "skip",
+        "model",
+        "text or images without features: left out, or replaced by the ID vectors, with their transport, "
+        "fusion weight and modality pairs (released code)",
+        choices=("skip", "id"),
     )
     sum_proj: int = switch(0, "model", "1 adds a linear map after --fusion sum (released code)")
     fuse_input: str = setting(
@@ -239,6 +262,13 @@ class Config:
         "items of the modality pairs: the batch's positives, or its positives and negatives (released code)",
         choices=("pos", "pos_neg"),
     )
+    contrastive_anchor: str = setting(
+        "text",
+        "alignment",
+        "anchor of InfoNCE between text and images, whose candidates are the other: text (eq. 8) or image "
+        "(released code)",
+        choices=("text", "image"),
+    )
     contrastive_dedup: int = switch(
         1,
         "alignment",
@@ -263,7 +293,7 @@ class Config:
     ot_scale: float = setting(
         1.0,
         "alignment",
-        "factor s of the cost (eq. 9); has an effect with --ot_unit absolute alone",
+        "factor s of the cost (eq. 10); has an effect with --ot_unit absolute alone",
         low=1e-6,
     )
     ot_epsilon: float = setting(
@@ -290,7 +320,21 @@ class Config:
         "transport by d T0, whose rows sum to 1, or by T0, whose rows sum to 1/d (mass; released code)",
         choices=("barycentric", "mass"),
     )
-    plan_every: int = setting(10, "alignment", "training steps between two transport plans", low=1)
+    plan_from: str = setting(
+        "items",
+        "alignment",
+        "vectors that a plan is computed from; items: all items without dropout, every --plan_every steps; "
+        "batch: the items of the batch in every step, and all items in scoring (eq. 10); forward: all items "
+        "with their dropout in every forward pass, scoring too (released code)",
+        choices=("items", "batch", "forward"),
+    )
+    plan_every: int = setting(
+        10,
+        "alignment",
+        "training steps between two transport plans; with another --plan_from than items, between those of "
+        "the log",
+        low=1,
+    )
     w1_weight: float = setting(
         0.0, "alignment", "weight of the 1-Wasserstein term <T0, C>, over the items of the batch", low=0.0
     )
@@ -317,10 +361,10 @@ class Config:
         choices=("fp32", "tf32", "bf16"),
     )
     recipe: str = setting(
-        "paper",
+        "default",
         "training",
-        "paper: the defaults; released: every departure of the authors' code at once (explicit flags win)",
-        choices=("paper", "released"),
+        "paper: the literal paper; released: what the authors' code does (explicit flags win)",
+        choices=("default", "paper", "released"),
     )
 
     # ---- evaluation
@@ -344,6 +388,13 @@ class Config:
         0, "evaluation", "1 removes validation items from the candidates at test"
     )
     eval_dropout: int = switch(0, "evaluation", "1 keeps dropout on while scoring (released code)")
+    eval_dropout_users: int = setting(
+        0,
+        "evaluation",
+        "with --eval_dropout 1, users that are scored with the same dropout masks, before the model runs "
+        "again with others (released code: 100); 0: all users",
+        low=0,
+    )
     eval_chunk: int = setting(
         0,
         "evaluation",
@@ -420,12 +471,25 @@ class Config:
         return {key: list(value) if isinstance(value, tuple) else value for key, value in values.items()}
 
 
-# The released code's departures from the paper; docs/released.md says what each of them does.
+# The settings in which the literal paper and the released code differ from the defaults; docs/released.md has
+# a line on each.
 RECIPES: dict[str, dict[str, typing.Any]] = {
-    "paper": {},
+    "default": {},
+    "paper": dict(
+        knn_graph="directed",
+        edge_weight="auto",
+        attn_bias=0,
+        attn_dropout=0.0,
+        plan_from="batch",
+        plan_scale="mass",
+        w1_weight=0.01,
+        fuse_norm="none",
+        fuse_drop=0.0,
+        decay=0.0,
+    ),
     "released": dict(
-        feat_dropout=0.1,
-        branch_dropout=0.1,
+        attn_init="dgl",
+        absent_modality="id",
         feat_proj=1,
         sum_proj=1,
         learn_fusion_weights=1,
@@ -433,6 +497,7 @@ RECIPES: dict[str, dict[str, typing.Any]] = {
         modality_consistency_weight=0.5,
         contrastive_reduction="mean",
         contrastive_items="pos_neg",
+        contrastive_anchor="image",
         contrastive_dedup=0,
         ot_cost="squared",
         ot_scale=100.0,
@@ -440,12 +505,26 @@ RECIPES: dict[str, dict[str, typing.Any]] = {
         ot_unit="absolute",
         sinkhorn="exp",
         plan_scale="mass",
-        plan_every=1,
+        plan_from="forward",
         neg_reject=0,
+        topks=(10,),
+        eval_every=20,
+        patience=0,
         select_on="test",
         eval_dropout=1,
+        eval_dropout_users=100,
     ),
 }
+# In the released code --fuse_drop is the dropout of the attention layers too.
+FOLLOW_FUSE_DROP = ("attn_dropout", "feat_dropout", "branch_dropout")
+
+
+def recipe_settings(recipe: str, given: Mapping[str, typing.Any]) -> dict[str, typing.Any]:
+    """The settings of a recipe; given: the settings that are given explicitly, which some of them follow."""
+    values = dict(RECIPES.get(recipe, {}))
+    if recipe == "released":
+        values |= dict.fromkeys(FOLLOW_FUSE_DROP, given.get("fuse_drop", Config.fuse_drop))
+    return values
 
 
 def metric_names(ks: tuple[int, ...]) -> list[str]:

@@ -4,8 +4,8 @@
     loss = textbook.loss(model, graphs, users, pos, neg)    # that of model.loss(batch), up to rounding
 
 The functions take the parameters of a model.RecGOAT and share nothing else with it: sparse COO products with
-autograd, attention by gather and scatter, the [I, d, d] cost of eq. 9, Sinkhorn from zero in every step, full
-score matrices, and metrics user by user. Equation numbers are those of the paper (arXiv 2602.00682).
+autograd, attention by gather and scatter, the [I, d, d] cost of eq. 10, Sinkhorn from zero in every step,
+full score matrices, and metrics user by user. Equation numbers are those of the paper (arXiv 2602.00682).
 """
 
 import math
@@ -98,7 +98,7 @@ def represent(model: RecGOAT, graphs: Graphs) -> tuple[torch.Tensor, torch.Tenso
 
 
 def transport_plan(config: Config, z_m: torch.Tensor, z_id: torch.Tensor) -> torch.Tensor:
-    """T0 [d, d] of eq. 9-11: the cost through an [I, d, d] tensor, then all Sinkhorn iterations from zero."""
+    """T0 [d, d] (eq. 10-11): the cost through an [I, d, d] tensor, then Sinkhorn from zero."""
     difference = z_m[:, :, None] - z_id[:, None, :]
     cost = (difference.abs() if config.ot_cost == "l1" else difference.square()).mean(0)
     centred = cost - cost.mean(0) - cost.mean(1, keepdim=True) + cost.mean()

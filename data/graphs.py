@@ -32,11 +32,11 @@ def normalised_adjacency(interactions: Interactions, edge_weight: str, device: t
     """Return the symmetrically normalised user-item graph of the TRAIN split (eq. 4-5).
 
     Sparse CSR [U + I, U + I] float32. The edge between u and i has the coefficient r_ui / sqrt(deg u deg i),
-    where deg is the number of edges and r_ui is 1 (edge_weight "one") or the rating (edge_weight "rating").
-    Raises UserError if the data has no ratings.
+    where deg is the number of edges and r_ui is 1 (edge_weight "one"), the rating (edge_weight "rating"), or
+    the rating if the data has ratings (edge_weight "auto"). Raises UserError for "rating" without ratings.
     """
     weight: float | np.ndarray = 1.0
-    if edge_weight == "rating":
+    if edge_weight == "rating" or (edge_weight == "auto" and interactions.train_rating is not None):
         if interactions.train_rating is None:
             raise UserError(
                 f"{interactions.source}: has no ratings for --edge_weight rating; use a .inter table with a "

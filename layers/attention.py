@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+
 import numpy as np
 import scipy.sparse as sp
 import torch
@@ -22,7 +24,7 @@ class AttentionGraph(nn.Module):
     With h a head, i a target and j a source, row h * m + i and column h * n + j of a block-diagonal CSR
     pattern are an edge of that head. Features [H, n, c] viewed as [H * n, c] are thus multiplied head after
     head, and what one head gathers stays in the cache. from_neighbours gives the graph of all nodes, which is
-    symmetric; select_targets keeps the edges of some targets.
+    symmetric unless `directed`; select_targets keeps the edges of some targets.
 
     The tensors are buffers, so that the graph moves with its model, and stay out of the state dict.
     """
@@ -34,6 +36,7 @@ class AttentionGraph(nn.Module):
     transposed_crow: torch.Tensor  # [H * n + 1] int32, row pointers of the transposed pattern
     transposed_col: torch.Tensor  # [H * E] int32, its columns
     transposed_edge: torch.Tensor  # [E] int64, the edge that each of its entries is
+    directed = False  # whether a node attends to its own neighbours alone
     nodes: torch.Tensor | None  # [m] int64, the nodes that the targets are; None: all n, in order
 
     def __init__(
@@ -74,18 +77,25 @@ class AttentionGraph(nn.Module):
             self.register_buffer(name, tensor, persistent=False)
 
     @classmethod
-    def from_neighbours(cls, neighbours: np.ndarray, heads: int) -> AttentionGraph:
-        """Graph of a neighbour table [n, k]: edges in both directions, each once, and a self loop a node."""
+    def from_neighbours(cls, neighbours: np.ndarray, heads: int, directed: bool = False) -> AttentionGraph:
+        """Graph of a neighbour table [n, k]: edges in both directions, each once, and a self loop a node.
+
+        directed: only the edges from the neighbours to the node that they are neighbours of (eq. 2).
+        """
         n, k = neighbours.shape
         rows = np.repeat(np.arange(n), k)
-        directed = sp.csr_matrix((np.ones(n * k, np.float32), (rows, neighbours.ravel())), (n, n))
-        pattern = (directed + directed.T + sp.eye(n, format="csr", dtype=np.float32)).tocsr()
+        pattern = sp.csr_matrix((np.ones(n * k, np.float32), (rows, neighbours.ravel())), (n, n))
+        if not directed:
+            pattern = (pattern + pattern.T + sp.eye(n, format="csr", dtype=np.float32)).tocsr()
         pattern.sort_indices()
         edge = sp.csr_matrix((np.arange(pattern.nnz), pattern.indices, pattern.indptr), (n, n)).T.tocsr()
         edge.sort_indices()
         target = np.repeat(np.arange(n), np.diff(pattern.indptr))
-        arrays = (pattern.indptr, target, pattern.indices, edge.data)
-        return cls(heads, n, *(torch.from_numpy(array).long() for array in arrays))
+        arrays = (pattern.indptr, target, pattern.indices, edge.indptr, edge.indices, edge.data)
+        crow, of_edge, source, *rest = (torch.from_numpy(array).long() for array in arrays)
+        graph = cls(heads, n, crow, of_edge, source, (rest[0], rest[1], rest[2]) if directed else rest[2])
+        graph.directed = directed
+        return graph
 
     def select_targets(self, nodes: torch.Tensor) -> AttentionGraph:
         """The edges to these nodes [m] int64, each named once, of a graph in which all nodes are targets."""
@@ -101,16 +111,21 @@ class AttentionGraph(nn.Module):
         return AttentionGraph(self.heads, self.n, crow, target, source, transposed, nodes)
 
     def append_targets(self, neighbours: torch.Tensor) -> AttentionGraph:
-        """The graph with new nodes that attend to their neighbours and themselves, attended to by none.
+        """The graph with new nodes that attend to their neighbours, attended to by none.
+
+        Unless the graph is directed, new nodes attend to themselves too, as all others do.
 
         neighbours: [m, k] int64 ids of old nodes. For inference only: the transposed pattern is left empty.
         """
-        m, k = neighbours.shape
+        m = len(neighbours)
         new = torch.arange(self.n, self.n + m, device=neighbours.device)
-        sources = torch.cat([neighbours.sort(1).values, new[:, None]], 1)  # [m, k + 1]
-        ends = len(self.source) + (k + 1) * torch.arange(1, m + 1, device=neighbours.device)
+        sources = neighbours.sort(1).values  # [m, k], or [m, k + 1] with self loops
+        if not self.directed:
+            sources = torch.cat([sources, new[:, None]], 1)
+        degree = sources.shape[1]
+        ends = len(self.source) + degree * torch.arange(1, m + 1, device=neighbours.device)
         crow = torch.cat([self.crow[: self.n + 1].long(), ends])
-        target = torch.cat([self.target, new.repeat_interleave(k + 1)])
+        target = torch.cat([self.target, new.repeat_interleave(degree)])
         source = torch.cat([self.source, sources.flatten()])
         return AttentionGraph(self.heads, self.n + m, crow, target, source, self.transposed_edge[:0])
 
@@ -177,9 +192,10 @@ class GraphAttention(nn.Module):
     """One multi-head graph attention layer (Velickovic 2018, eq. 3) before its non-linearity.
 
     out_i = concat over heads h of sum_j alpha_ij^h W^h x_j + b, where alpha_ij^h is the softmax over the
-    neighbours j of i, itself included, of LeakyReLU(a_dst^h . W^h x_i + a_src^h . W^h x_j) with slope 0.2.
+    neighbours j of i in the graph of LeakyReLU(a_dst^h . W^h x_i + a_src^h . W^h x_j) with slope 0.2.
 
-    dtype: type that the operands of the projection W x are rounded to (None: not rounded).
+    dtype: type that the operands of the projection W x are rounded to (None: not rounded); bias: False
+    keeps the bias b at zero; init: initialisation, see initialise_attention.
     """
 
     def __init__(
@@ -190,6 +206,8 @@ class GraphAttention(nn.Module):
         attn_dropout: float = 0.0,
         slope: float = 0.2,
         dtype: torch.dtype | None = None,
+        bias: bool = True,
+        init: str = "xavier",
     ):
         super().__init__()
         self.heads, self.slope, self.dtype = heads, slope, dtype
@@ -197,9 +215,8 @@ class GraphAttention(nn.Module):
         self.weight = nn.Parameter(torch.empty(d, d_in))
         self.a_src = nn.Parameter(torch.empty(heads, d // heads))
         self.a_dst = nn.Parameter(torch.empty(heads, d // heads))
-        self.bias = nn.Parameter(torch.zeros(d))
-        for parameter in (self.weight, self.a_src, self.a_dst):
-            nn.init.xavier_uniform_(parameter)
+        self.bias = nn.Parameter(torch.zeros(d), requires_grad=bias)
+        initialise_attention(self.weight, self.a_src, self.a_dst, init)
 
     def forward(self, graph: AttentionGraph, x: torch.Tensor) -> torch.Tensor:
         """Features of the n source nodes [n, d_in] -> vectors of the m target nodes [m, d]."""
@@ -216,11 +233,26 @@ class GraphAttention(nn.Module):
         return out.view(self.heads, -1, h.shape[2]).transpose(0, 1).flatten(1) + self.bias
 
 
+@torch.no_grad()
+def initialise_attention(weight: torch.Tensor, a_src: torch.Tensor, a_dst: torch.Tensor, init: str) -> None:
+    """Draw the weights of a layer. weight: [d, d_in]; a_src, a_dst: [H, c].
+
+    init "xavier": Glorot & Bengio's uniform distribution. "dgl": their normal distribution with gain sqrt(2),
+    the vectors taken as tensors [1, H, c] whose fan-in is H c and fan-out c, as DGL's GATConv does.
+    """
+    if init == "xavier":
+        for parameter in (weight, a_src, a_dst):
+            nn.init.xavier_uniform_(parameter)
+        return
+    for parameter in (weight, a_src[None], a_dst[None]):
+        nn.init.xavier_normal_(parameter, gain=math.sqrt(2))
+
+
 class Branch(nn.Module):
     """Graph attention over one modality's features, LeakyReLU(0.2) after each layer (eq. 3).
 
     feat_proj: a linear map to d dimensions before the first layer; feat_dropout and branch_dropout: dropout
-    before and after each layer; dtype: type that operands of large matrix products are rounded to.
+    before and after each layer; dtype, bias, init: as of GraphAttention, dtype for the linear map too.
     """
 
     def __init__(
@@ -234,13 +266,15 @@ class Branch(nn.Module):
         branch_dropout: float = 0.0,
         feat_proj: bool = False,
         dtype: torch.dtype | None = None,
+        bias: bool = True,
+        init: str = "xavier",
     ):
         super().__init__()
         self.dtype = dtype
         self.project = nn.Linear(d_in, d) if feat_proj else nn.Identity()
         sizes = [d if feat_proj else d_in] + [d] * (layers - 1)
         self.layers = nn.ModuleList(
-            GraphAttention(size, d, heads, attn_dropout, dtype=dtype) for size in sizes
+            GraphAttention(size, d, heads, attn_dropout, dtype=dtype, bias=bias, init=init) for size in sizes
         )
         self.before, self.after = Dropout(feat_dropout), Dropout(branch_dropout)
 
@@ -267,8 +301,8 @@ class Branch(nn.Module):
         """Vectors of new nodes, known by their features alone, without training.
 
         x: [n, d_in] features of the nodes of `graph`; new: [m, d_in]. A new node attends to its k nearest
-        nodes by cosine similarity (eq. 2) and to itself, and is attended to by none. Returns (vectors [m, d],
-        the nearest nodes [m, k] int64).
+        nodes by cosine similarity (eq. 2), see append_targets. Returns (vectors [m, d], the nearest nodes
+        [m, k] int64).
         """
         neighbours = nearest_rows(new, x, k)
         x = torch.cat([x, new.to(x.dtype)])

@@ -38,7 +38,7 @@ def rated_interactions(tmp_path, seed=0):
     return read_interactions(tmp_path / "r", min_items=15)
 
 
-@pytest.mark.parametrize("edge_weight", ["one", "rating"])
+@pytest.mark.parametrize("edge_weight", ["one", "rating", "auto"])
 def test_adjacency_equals_dense_numpy(tmp_path, edge_weight):
     data = rated_interactions(tmp_path)
     weight, edge = np.zeros((12, 15)), np.zeros((12, 15))

@@ -10,6 +10,7 @@ from pathlib import Path
 import pytest
 
 from parse import parse_args
+from world import recipe_settings
 
 ROOT = Path(__file__).resolve().parents[1]
 SCRIPTS = ["table1.sh", "table3.sh", "table5.sh", "figure3.sh", "figure4.sh", "released.sh", "neighbours.sh"]
@@ -89,11 +90,27 @@ def test_the_settings_of_every_run_are_valid_and_no_two_runs_are_the_same(script
     configs = [parse_args(line.split("\t"))[0] for line in calls.read_text().splitlines()]
     assert {config.seed for config in configs} == {1, 2}
     assert len({config.path for config in configs}) == len(configs)
+    if script == "released.sh":
+        check_recipes([config for config in configs if config.name in ("Paper", "Released")])
     settings = {
         tuple((key, str(value)) for key, value in config.as_dict().items() if key not in ("name", "path"))
         for config in configs
     }
     assert len(settings) == len(configs)
+
+
+def check_recipes(configs):
+    """Assert that these rows have their recipe, the flags of the published command, and nothing else."""
+    published = {"model", "fusion", "item_branch_layers", "lr", "contrastive_weight", "bpr_batch", "recipe"}
+    for config in configs:
+        allowed = {*published, *recipe_settings(config.recipe, {})}
+        assert config.recipe == config.name.lower() and set(config.non_defaults()) <= allowed
+        assert all(
+            getattr(config, name) == value
+            for name, value in recipe_settings(config.recipe, {}).items()
+            if name != "topks"
+        )
+    assert {config.name for config in configs} == {"Paper", "Released"}
 
 
 @pytest.mark.slow

@@ -9,7 +9,7 @@ from released_commands import COMMANDS
 
 from parse import NO_EFFECT, make_parser, parse_args
 from utils import UserError
-from world import GROUPS, RECIPES, Config
+from world import GROUPS, RECIPES, Config, recipe_settings
 
 # The settings of the released commands: those that differ, and those that they share.
 RELEASED = {
@@ -105,7 +105,7 @@ def test_a_flag_sets_its_own_field_and_no_other(field):
     assert value != field.default
     text = ",".join(map(str, value)) if isinstance(value, tuple) else str(value)
     config, _ = parse_args([f"--{field.name}", text])
-    recipe = RECIPES["released"] if field.name == "recipe" else {}
+    recipe = recipe_settings(value, {}) if field.name == "recipe" else {}
     assert config == Config(**{**recipe, field.name: value})
     assert type(getattr(config, field.name)) is kind
 
@@ -162,11 +162,17 @@ def test_recipe_released_sets_its_values_and_explicit_flags_win():
     assert RECIPES["released"]
     for name, value in RECIPES["released"].items():
         assert getattr(config, name) == value, name
-    assert config == Config(**RECIPES["released"], recipe="released") != Config(recipe="released")
+    values = {**RECIPES["released"], "recipe": "released", "feat_dropout": 0.1, "branch_dropout": 0.1}
+    assert config == Config(**values) != Config(recipe="released")
     config, _ = parse_args(["--plan_every", "7", "--recipe", "released", "--contrastive_sign", "attract"])
-    assert config == Config(
-        **{**RECIPES["released"], "recipe": "released", "plan_every": 7, "contrastive_sign": "attract"}
-    )
+    assert config == Config(**{**values, "plan_every": 7, "contrastive_sign": "attract"})
+
+
+def test_fuse_drop_of_the_released_recipe_is_the_dropout_of_the_attention_layers_too():
+    config, _ = parse_args(["--recipe", "released", "--fuse_drop", "0.3", "--branch_dropout", "0.2"])
+    assert (config.attn_dropout, config.feat_dropout, config.branch_dropout) == (0.3, 0.3, 0.2)
+    config, _ = parse_args(["--recipe", "paper", "--fuse_drop", "0.3"])
+    assert (config.attn_dropout, config.feat_dropout, config.branch_dropout) == (0.0, 0.0, 0.0)
 
 
 def test_an_explicit_flag_equal_to_the_default_wins_over_the_recipe():
@@ -174,8 +180,12 @@ def test_an_explicit_flag_equal_to_the_default_wins_over_the_recipe():
     assert (config.feat_dropout, config.select_on, config.branch_dropout) == (0.0, "valid", 0.1)
 
 
-def test_recipe_paper_is_the_default():
-    assert parse_args(["--recipe", "paper"])[0] == Config()
+def test_recipe_default_sets_nothing():
+    assert parse_args(["--recipe", "default"])[0] == Config()
+
+
+def test_recipe_paper_sets_its_values():
+    assert parse_args(["--recipe", "paper"])[0] == Config(**RECIPES["paper"], recipe="paper") != Config()
 
 
 @pytest.mark.parametrize("name", NO_EFFECT)

@@ -32,6 +32,32 @@ def test_pattern_of_a_graph_equals_a_set_built_by_loops(neighbours, heads):
     assert {part.dtype for part in indices} == {torch.int32}
 
 
+def test_a_directed_graph_has_the_edges_from_the_neighbours_alone():
+    neighbours = random_neighbours(14, 3)
+    expected = sorted((i, j) for i, row in enumerate(neighbours.tolist()) for j in row)
+    graph = AttentionGraph.from_neighbours(neighbours, 2, directed=True)
+    assert entries(graph) == [(h * 14 + i, h * 14 + j) for h in range(2) for i, j in expected]
+    values, x = randn(len(graph.col)), randn(28, 5)
+    torch.testing.assert_close(graph.transposed_product(values, x), graph.matrix(values).to_dense().T @ x)
+    torch.testing.assert_close(graph.source_sums(values), graph.matrix(values).to_dense().sum(0))
+    larger = graph.append_targets(torch.tensor([[7, 2], [0, 13]]))
+    new = [(14, 2), (14, 7), (15, 0), (15, 13)]
+    assert list(zip(larger.target.tolist(), larger.source.tolist())) == expected + new
+
+
+@pytest.mark.parametrize(
+    "init, deviations",
+    [("xavier", (0.125, 0.354, 0.354)), ("dgl", (0.177, 0.236, 0.236))],  # of W, a_src, a_dst at d 64
+)
+def test_standard_deviations_of_the_initialisations(init, deviations):
+    torch.manual_seed(0)
+    layers = [GraphAttention(64, 64, 8, init=init) for _ in range(20)]
+    for name, expected in zip(("weight", "a_src", "a_dst"), deviations):
+        weights = torch.stack([getattr(layer, name).detach() for layer in layers])
+        assert weights.std().item() == pytest.approx(expected, rel=0.06)
+        assert weights.abs().max() > 2.5 * expected or init == "xavier"  # one is normal, the other uniform
+
+
 def entries(graph):
     """(row, column) of every entry of an AttentionGraph, from its CSR pattern."""
     rows = torch.arange(len(graph.crow) - 1).repeat_interleave(graph.crow.diff())

@@ -163,8 +163,10 @@ def terms_by_hand(model, batch):
 def loss_by_hand(model, batch):
     """Weighted sum of terms_by_hand, and the contrastive term among them."""
     config, terms = model.config, terms_by_hand(model, batch)
-    w, sign = config.modality_consistency_weight, 1 if config.contrastive_sign == "attract" else -1
-    terms["contrastive"] = sign * w * terms["modality_nce"] + (1 - w) * terms["user_item_nce"]
+    w = config.modality_consistency_weight
+    attract = config.contrastive_sign == "attract"
+    modality = terms["modality_nce"] if attract else 1 - terms["modality_nce"]
+    terms["contrastive"] = w * modality + (1 - w) * terms["user_item_nce"]
     weights = {
         "bpr": 1,
         "norm": config.decay,
@@ -359,7 +361,7 @@ def test_a_training_step_of_the_released_recipe(small_dataset, precision):
     before = {name: p.detach().clone() for name, p in model.named_parameters()}
     model.train().begin_step(0)
     terms = model.loss(repeating_batch())
-    contrastive = 0.5 * terms["user_item_nce"].item() - 0.5 * terms["modality_nce"].item()
+    contrastive = 0.5 * terms["user_item_nce"].item() + 0.5 * (1 - terms["modality_nce"].item())
     assert terms["contrastive"].item() == pytest.approx(contrastive, abs=1e-5)
     terms["loss"].backward()
     torch.optim.Adam(model.parameters(), 0.01).step()

@@ -23,7 +23,7 @@ def test_changed_settings_are_refused(stopped, capsys):
         "--seed 2025 -> 1",
     )
     released = ["--resume", str(stopped), "--recipe", "released"]
-    assert_refused(capsys, released, "--recipe paper -> released", "--feat_proj 0 -> 1")
+    assert_refused(capsys, released, "--recipe default -> released", "--feat_proj 0 -> 1")
     assert_refused(capsys, ["--resume", str(stopped), "--epochs", "5"], "--epochs 5", "started with 6")
 
 

@@ -70,6 +70,22 @@ def test_the_result_names_the_protocol_and_warns_of_a_selection_on_test(small_da
     assert "leak" not in (folder / "train.log").read_text()
 
 
+@pytest.mark.parametrize("users", [0, 15])
+def test_a_result_selected_on_test_is_the_one_that_was_selected(small_dataset, users):
+    """Dropout in scoring draws anew at every evaluation; the final one repeats the draw of the best epoch."""
+    changes = dict(select_on="test", eval_dropout=1, eval_dropout_users=users, fuse_drop=0.5, patience=0)
+    folder, result, lines = train(small_dataset, epochs=4, **changes)
+    best = max((line["test"] for line in lines), key=lambda metrics: metrics["ndcg@3"])
+    assert result["test"] == best and "valid" not in result
+    with np.load(folder / "test_ranking.npz", allow_pickle=False) as file:
+        crow, relevant, items = file["relevant_crow"], file["relevant_items"], file["items"]
+    found = [
+        len({*relevant[start:stop]} & {*row[:3]}) / (stop - start)
+        for (start, stop), row in zip(itertools.pairwise(crow), items)
+    ]
+    assert np.mean(found) == pytest.approx(best["recall@3"])
+
+
 def test_the_ranking_file_gives_the_metrics_of_the_result(small_dataset):
     folder, result, _ = train(small_dataset, epochs=3)
     pairs = random_pairs(0, 40, 30, 6)

@@ -88,6 +88,33 @@ def test_eval_dropout_scores_with_dropout_and_changes_nothing(small_dataset):
     assert noisy != score(model, data, splits, dataclasses.replace(config, eval_dropout=0))
 
 
+def test_each_part_of_the_users_is_scored_with_masks_of_its_own(small_dataset, monkeypatch):
+    changes = dict(fuse_drop=0.5, eval_dropout=1, topks=(5,))
+    model, dataset, config = after_one_epoch(small_dataset, **changes)
+    data, items, embeddings = dataset.interactions, [], type(model).embeddings
+
+    def spy(self, *rows):
+        items.append(embeddings(self, *rows))
+        return items[-1]
+
+    monkeypatch.setattr(type(model), "embeddings", spy)
+    parts = dataclasses.replace(config, eval_dropout_users=15)
+    split = make_splits(data, config, CPU)[1]
+    [metrics] = score(model, data, [split], parts)
+    assert len(split.users) == 40 and len(items) == 3
+    assert not torch.equal(items[0][1], items[1][1]) and torch.equal(items[0][0], items[1][0])
+    hits = []
+    for number, user in enumerate(split.users.tolist()):
+        scores = items[number // 15][0][user] @ items[number // 15][1].T
+        scores[[item for owner, item in data.train.tolist() if owner == user]] = -torch.inf
+        [relevant] = [item for owner, item in data.test.tolist() if owner == user]
+        hits.append(relevant in scores.topk(5).indices.tolist())
+    assert metrics["recall@5"] == pytest.approx(sum(hits) / 40)
+    items.clear()
+    score(model, data, [split], dataclasses.replace(parts, eval_dropout=0))
+    assert len(items) == 1
+
+
 @pytest.mark.parametrize("eval_dropout", [0, 1])
 def test_scoring_on_the_cpu_saves_the_random_state_of_no_gpu(small_dataset, monkeypatch, eval_dropout):
     """By default, fork_rng saves and restores the state of every GPU of the machine."""
