@@ -149,12 +149,3 @@ def batch_bpr(user: torch.Tensor, item: torch.Tensor, batch: Batch) -> torch.Ten
 def sparse_like(matrix: sp.spmatrix, tensor: torch.Tensor) -> torch.Tensor:
     """A scipy matrix as a sparse CSR tensor with the type and device of a tensor."""
     return from_scipy(matrix.astype(np.float64), tensor.device).to(tensor.dtype)
-
-
-def own_fields(model: type[Recommender]) -> list[tuple[str, type, dataclasses.Field]]:
-    """The settings of a model class as dataclass fields: (name, type, field)."""
-    fields = {
-        name: value if isinstance(value, dataclasses.Field) else dataclasses.field(default=value)
-        for name, value in model.settings.items()
-    }
-    return [(name, type(field.default), field) for name, field in fields.items()]

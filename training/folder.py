@@ -12,10 +12,9 @@ from collections.abc import Mapping
 from pathlib import Path
 
 import numpy as np
-import torch
 
 from models.registry import slug, source_hash
-from utils import UserError, write_json
+from utils import UserError, did_you_mean, write_json
 from world import Config
 
 
@@ -51,6 +50,8 @@ def provenance() -> dict[str, typing.Any]:
 
     git_commit and git_dirty are None where git cannot tell: outside a checkout, or without git.
     """
+    import torch  # here, because the command line needs the rest of this module at once
+
     changed = git("status", "--porcelain", "--untracked-files=no")
     return {
         "python": platform.python_version(),
@@ -72,8 +73,8 @@ def git(*arguments: str) -> str | None:
     return done.stdout.strip() if done.returncode == 0 else None
 
 
-def read_settings(path: Path) -> dict[str, typing.Any]:
-    """The entries of a run folder's config.json. Raises UserError if the file does not contain settings."""
+def read_settings(path: Path, remedy: str = "--resume takes a run folder") -> dict[str, typing.Any]:
+    """The entries of a config.json. Raises UserError if the file does not contain settings."""
     try:
         with open(path, "rb") as file:
             text = file.read(10**6 + 1)
@@ -81,9 +82,9 @@ def read_settings(path: Path) -> dict[str, typing.Any]:
             raise ValueError("over 1 MB")
         stored = json.loads(text)
     except OSError as error:
-        raise UserError(f"{path}: cannot be read ({error.strerror}); --resume takes a run folder") from None
+        raise UserError(f"{path}: cannot be read ({error.strerror}); {remedy}") from None
     except (ValueError, RecursionError) as error:
-        raise UserError(f"{path}: is not JSON ({str(error)[:60]}); --resume takes a run folder") from None
+        raise UserError(f"{path}: is not JSON ({str(error)[:60]}); {remedy}") from None
     if not isinstance(stored, dict):
         raise UserError(f"{path}: contains no settings")
     return stored
@@ -102,7 +103,8 @@ def known_settings(
     unknown = sorted(map(str, stored.keys() - names - {"provenance"}))
     if unknown:
         raise UserError(
-            f"{source}: has unknown settings ({', '.join(unknown)[:60]}); it comes from another version"
+            f"{source}: has unknown settings ({', '.join(unknown)[:60]}): misspelt, or of another version"
+            f"{did_you_mean(unknown[0], names)}"
         )
     known = ((key, value) for key, value in stored.items() if key in names)
     return {key: tuple(value) if isinstance(value, list) else value for key, value in known}

@@ -11,10 +11,10 @@ from model_helpers import CPU, NO_DROPOUT, SMALL, batch_of, build, gradients, re
 from torch.nn import functional as F
 from torch_geometric.nn import GATConv
 
-from main import make_model
 from model import RecGOAT
 from models.registry import checked
 from parse import parse_args
+from session import make_model
 from utils import UserError
 
 SUBSETS = [c for n in (1, 2, 3) for c in itertools.combinations(("text", "image", "audio"), n)]
