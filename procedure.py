@@ -10,7 +10,7 @@ from __future__ import annotations
 import contextlib
 import time
 import typing
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -23,6 +23,7 @@ from models.base import Recommender
 from models.registry import is_external
 from training import projector
 from training.checkpoint import read_checkpoint
+from training.console import epoch_line, heading
 from training.folder import provenance
 from training.memory import peak_memory_mb
 from training.ranking import evaluate, rank_items
@@ -146,16 +147,19 @@ def fit(
     watch: Callable[[int, Metrics], bool] = lambda epoch, metrics: False,
     end: Callable[[Run, RunLog], Result] | None = None,
     echo: bool = True,
+    said: Sequence[str] = (),
 ) -> Result:
     """Train with early stopping, then call end(run, log), by default `finish`. Returns the result.
 
     run: from start_run, new or restored. Once stop() is true, the state is saved and the result is
     "interrupted". watch: called after each evaluation with its epoch and metrics; training ends when it
-    returns true. echo: False keeps the log lines off the console.
+    returns true. echo: False keeps the log lines off the console. said: lines that the console has had
+    already, for train.log.
     """
     if run.config.projector:
         projector.write_labels(run.folder, run.config, run.dataset.interactions)
     log = RunLog(run.folder, run.config, run.progress.epoch, echo)
+    log.keep(*said)
     # leave=None keeps the bar on the screen unless it is below another one.
     bar = tqdm(
         total=run.epochs,
@@ -173,6 +177,7 @@ def fit(
         return result
     except TrainingError as error:
         with contextlib.suppress(OSError):
+            log.keep(f"error: {error}")
             failure = {"status": "failed", "error": str(error), "epoch": run.progress.epoch}
             write_json(run.folder / "result.json", failure)
         raise
@@ -185,28 +190,30 @@ def train(
 ) -> bool:
     """Train epoch after epoch, keeping best.pt and last.pt. Returns whether training has come to its end."""
     over, config, progress = False, run.config, run.progress
+    began = time.perf_counter() - progress.seconds  # of a run that was never interrupted
+    log.say(*heading(config))
     selection, _ = make_splits(run.dataset.interactions, config, run.device)
     while progress.epoch < run.epochs and not progress.out_of_patience(config):
         started = time.perf_counter()
         complete = train_one(run, stop)
         seconds = time.perf_counter() - started
-        progress.seconds += seconds
         if not complete:
+            progress.seconds = time.perf_counter() - began
             run.save("last.pt")
             return False
         means = end_epoch(run, log, seconds)
         bar.set_postfix(refresh=False, **postfix(means, progress.latest, config.selection_metric))
         bar.update()
         if progress.epoch % config.eval_every == 0 or progress.epoch == run.epochs:
-            metrics = select(run, log, selection, means, seconds)
+            metrics = select(run, log, selection, means, seconds, began)
             over = watch(progress.epoch, metrics)
         log.flush()
+        progress.seconds = time.perf_counter() - began
         if progress.epoch % config.save_every == 0:
-            started = time.perf_counter()
             run.save("last.pt")
-            progress.seconds += time.perf_counter() - started
         if over or stop():
             break
+    progress.seconds = time.perf_counter() - began
     run.save("last.pt")
     if progress.out_of_patience(config):
         log.say(f"stopped: {progress.waited} evaluations without a better {config.selection_metric}")
@@ -267,27 +274,26 @@ def end_epoch(run: Run, log: RunLog, seconds: float) -> Metrics:
     return means
 
 
-def select(run: Run, log: RunLog, selection: HeldOut, means: Metrics, epoch_seconds: float) -> Metrics:
+def select(
+    run: Run, log: RunLog, selection: HeldOut, means: Metrics, epoch_seconds: float, began: float
+) -> Metrics:
     """Evaluate on the selection split, report, and keep the model in best.pt if it is the best so far.
 
-    Returns the metrics. The seconds reported for the evaluation include the diagnostics.
+    Returns the metrics. The seconds reported for the evaluation include the diagnostics. began: the time from
+    which the seconds of the run count.
     """
     config, progress, started = run.config, run.progress, time.perf_counter()
     [metrics] = score(run.model, run.dataset.interactions, [selection], config)
     with torch.inference_mode():
         figures = {name: float(value) for name, value in run.model.diagnostics().items()}
     evaluation_seconds = time.perf_counter() - started
-    progress.seconds += evaluation_seconds
+    progress.seconds = time.perf_counter() - began
     progress.latest, name = metrics, config.selection_metric
     better = progress.best is None or metrics[name] > progress.best["metrics"][name]
     progress.waited = 0 if better else progress.waited + 1
     if better:
         progress.best = {"epoch": progress.epoch, "metrics": metrics, "seconds": progress.seconds}
-    loss = f"loss {means['loss']:.4f}  " if "loss" in means else ""
-    log.say(
-        f"epoch {progress.epoch:4d}  {loss}{config.select_on} {format_metrics(metrics, config.topks)}  "
-        f"{progress.seconds:.0f} s{'  *' if better else ''}"
-    )
+    log.say(epoch_line(config, progress.epoch, means.get("loss"), metrics, progress.seconds, better))
     log.scalars("model", figures, progress.epoch)
     log.scalars(config.select_on, metrics, progress.epoch)
     entry = {
@@ -303,9 +309,7 @@ def select(run: Run, log: RunLog, selection: HeldOut, means: Metrics, epoch_seco
     log.record(entry)
     if better:
         # Saved last, so that a run that continues from here finds the line of this epoch in its log.
-        started = time.perf_counter()
         run.save("best.pt")
-        progress.seconds += time.perf_counter() - started
     return metrics
 
 
@@ -369,7 +373,8 @@ def finish(run: Run, log: RunLog) -> Result:
         "versions": provenance(),
     }
     log.finish(config, best["epoch"], **{f"{config.select_on}_best": best["metrics"], "test": test})
-    log.say(final_table(result, config))
+    duration = f"{result['seconds']:.1f} s, test in {result['test_seconds']:.1f} s"
+    log.say(f"{result['epochs']} epochs in {duration}", final_table(result, config))
     return result
 
 

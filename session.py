@@ -35,12 +35,15 @@ def train(config: Config, notes: list[str]) -> int:
         print(score_checkpoint(model, dataset, config, device))
         return 0
     folder = Path(config.resume) if config.resume else make_run_folder(config)
-    print(f"run folder {folder}", flush=True)
+    said = [*notes, *found, f"run folder {folder}"]
+    print(said[-1], flush=True)
     with lock_file(folder / ".lock"), Stop(config.max_minutes) as stop:
         run = start_run(model, dataset, config, folder, device)
         if config.resume:
-            print(*run.resume(), sep="\n")
-        result = fit(run, stop)
+            resumed = run.resume()
+            print(*resumed, sep="\n")
+            said += resumed
+        result = fit(run, stop, said=said)
     return stop.exit_code if result["status"] == "interrupted" else 0
 
 
@@ -61,7 +64,7 @@ def load(config: Config, needs: Needs, device: torch.device) -> tuple[Dataset, l
         raise UserError(f"--topks {max(config.topks)}: there are only {data.n_items} items; give a smaller K")
     sizes = " / ".join(str(len(split)) for split in (data.train, data.valid, data.test))
     summary = f"{data.n_users} users, {data.n_items} items, {sizes} interactions (train / valid / test)"
-    return dataset, [*dataset.notes, f"{label(config.model)} on {data.source}: {summary}; {device}"]
+    return dataset, [*dataset.notes, f"{label(config.model)} on {data.source}, {device}", summary]
 
 
 def make_model(config: Config, dataset: Dataset, device: torch.device) -> Recommender:

@@ -70,12 +70,17 @@ class RunLog:
         self.text = open(folder / "train.log", "a", encoding="utf-8")  # noqa: SIM115
         self.lines = open(folder / "metrics.jsonl", "a", encoding="utf-8")  # noqa: SIM115
 
-    def say(self, line: str) -> None:
-        """Write a line to the console, above any progress bar, and to train.log."""
+    def say(self, *lines: str) -> None:
+        """Write lines to the console, above any progress bar, and to train.log."""
         if self.echo:
-            tqdm.write(line)
+            tqdm.write("\n".join(lines))
             sys.stdout.flush()  # a redirected log is read while the run goes on
-        print(line, file=self.text, flush=True)
+        self.keep(*lines)
+
+    def keep(self, *lines: str) -> None:
+        """Write lines to train.log alone: those that the console gets from elsewhere."""
+        self.text.writelines(f"{line}\n" for line in lines)
+        self.text.flush()
 
     def record(self, entry: Mapping[str, typing.Any]) -> None:
         """Write one evaluation as a line of metrics.jsonl."""
