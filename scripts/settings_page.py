@@ -18,8 +18,8 @@ INTRODUCTION = """# Settings
 
 The flags of `main.py`, as `python main.py --help` prints them; [NAME] marks those that only some models have.
 The first of these that has a setting decides: its flag, `--recipe` ([released.md](released.md)),
-`--config FILE` (JSON or YAML, such as the config.json of a run), `--preset NAME` (a file in `presets/`), the default.
-Equation numbers are those of the paper.
+`--config FILE` (JSON or YAML, such as the config.json of a run), `--preset NAME` (a file in `presets/`), the
+default. Equation numbers are those of the paper.
 
 This page is generated from `Config` in `world.py`: `python -m scripts.settings_page > docs/settings.md`.
 """

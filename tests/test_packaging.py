@@ -104,5 +104,5 @@ def test_every_installation_in_scripts_and_workflows_applies_the_constraints():
     files = [*SCRIPTS, *(ROOT / ".github" / "workflows").glob("*.yml")]
     lines = [line for path in files for line in path.read_text().splitlines() if "pip install" in line]
     assert lines
-    constrained = re.compile(r"--constraint constraints\.txt|--requirement requirements\.txt")
+    constrained = re.compile(r"(--constraint|-c) constraints\.txt|--requirement requirements\.txt")
     assert [line for line in lines if not constrained.search(line)] == []

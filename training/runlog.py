@@ -10,10 +10,10 @@ import typing
 from collections.abc import Collection, Iterable, Mapping
 from pathlib import Path
 
-from tensorboard.plugins.hparams.plugin_data_pb2 import HParamsPluginData
 from tensorboardX import summary
 from tensorboardX.event_file_writer import EventsWriter
 from tensorboardX.proto.event_pb2 import Event, SessionLog
+from tensorboardX.proto.plugin_hparams_pb2 import HParamsPluginData
 from tqdm import tqdm
 
 from models.base import Recommender
