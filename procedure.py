@@ -159,7 +159,7 @@ def fit(
     if run.config.projector:
         projector.write_labels(run.folder, run.config, run.dataset.interactions)
     log = RunLog(run.folder, run.config, run.progress.epoch, echo)
-    log.keep(*said)
+    log.begin(said)
     # leave=None keeps the bar on the screen unless it is below another one.
     bar = tqdm(
         total=run.epochs,
@@ -372,6 +372,7 @@ def finish(run: Run, log: RunLog) -> Result:
         "device": str(run.device),
         "versions": provenance(),
     }
+    log.images(run.model, best["epoch"], " at the best epoch")
     log.finish(config, best["epoch"], **{f"{config.select_on}_best": best["metrics"], "test": test})
     duration = f"{result['seconds']:.1f} s, test in {result['test_seconds']:.1f} s"
     log.say(f"{result['epochs']} epochs in {duration}", final_table(result, config))
