@@ -86,8 +86,8 @@ class RunLog:
 
     def __init__(self, folder: Path, config: Config, epoch: int = 0, echo: bool = True):
         self.folder, self.config, self.echo = folder, config, echo
-        # Figures of the model that have had one value so far, as (epoch, value); None for those that vary.
-        self.constant: dict[str, tuple[int, float] | None] = {}
+        # Figures of the model that have had one value so far, as (value, epochs); None for those that vary.
+        self.constant: dict[str, tuple[float, list[int]] | None] = {}
         drop_lines(folder / "metrics.jsonl", epoch)
         self.events = EventFile(folder, epoch) if config.tensorboard else None
         # Open until close(): a line has to be on disk as soon as it is written.
@@ -123,11 +123,13 @@ class RunLog:
             return
         for name, value in values.items():
             tag, number = tag_of(group, name, self.config), float(value)
-            first = self.constant.setdefault(tag, (epoch, number)) if group == "model" else None
-            if first and first[1] == number:
+            held = self.constant.setdefault(tag, (number, [])) if group == "model" else None
+            if held and held[0] == number:
+                held[1].append(epoch)
                 continue
-            if first:
-                self.events.add([scalar(tag, first[1])], first[0])
+            if held:
+                for past in held[1]:
+                    self.events.add([scalar(tag, held[0])], past)
                 self.constant[tag] = None
             self.events.add([scalar(tag, number)], epoch)
 
@@ -156,7 +158,7 @@ class RunLog:
             f"9_final/{group.replace('_', ' ')} {name}": value for (group, name), value in chosen.items()
         }
         self.events.add((scalar(tag, value) for tag, value in final.items()), epoch)
-        constants = [f"{tag}: {held[1]:g}" for tag, held in self.constant.items() if held]
+        constants = [f"{tag}: {held[0]:g}" for tag, held in self.constant.items() if held]
         if constants:
             self.events.add([summary.text("0_run/constants", "\n\n".join(constants))], epoch)
         flat = {
