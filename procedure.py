@@ -372,7 +372,7 @@ def finish(run: Run, log: RunLog) -> Result:
         "device": str(run.device),
         "versions": provenance(),
     }
-    log.images(run.model, best["epoch"], " at the best epoch")
+    log.images(run.model, best["epoch"], "_best")
     log.finish(config, best["epoch"], **{f"{config.select_on}_best": best["metrics"], "test": test})
     duration = f"{result['seconds']:.1f} s, test in {result['test_seconds']:.1f} s"
     log.say(f"trained {result['epochs']} epochs in {duration}", final_table(result, config))

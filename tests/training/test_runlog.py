@@ -55,7 +55,7 @@ def test_events_agree_with_metrics_jsonl(small_dataset):
         ]
     assert {"plan/text", "plan/image"} <= set(tags["images"])
     assert [image.step for image in events.Images("plan/text")] == [1, 2]
-    (best,) = events.Images("plan/image at the best epoch")
+    (best,) = events.Images("plan/image_best")
     assert best.step == result["best_epoch"]
 
 
