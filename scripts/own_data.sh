@@ -76,5 +76,5 @@ with open("shop/themes.csv") as file:
     liked = {row["customer"]: {row["first"], row["second"]} for row in csv.DictReader(file)}
 with open("shop/recommendations.tsv") as file:
     hits = [row["title"].split()[0] in liked[row["user"]] for row in csv.DictReader(file, delimiter="\t")]
-print(f"{sum(hits)} of {len(hits)} recommended items are of the customer's two themes ({sum(hits) / len(hits):.0%})")
+print(f"{sum(hits)} of {len(hits)} recommended items are of the customer's two themes ({sum(hits) / len(hits):.1%})")
 CHECK

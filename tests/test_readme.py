@@ -57,7 +57,8 @@ COMMANDS = [(path.name, words) for path in PAGES for words in python_commands(pa
 
 @pytest.fixture
 def own_model(tmp_path, monkeypatch):
-    """An empty working directory with the my_model.py of CONTRIBUTING.md."""
+    """A working directory with the my_model.py of CONTRIBUTING.md and the presets, as in the repository."""
+    (tmp_path / "presets").symlink_to(ROOT / "presets")
     (block,) = code_blocks((ROOT / "CONTRIBUTING.md").read_text(), ["python"])
     (tmp_path / "my_model.py").write_text(block)
     monkeypatch.chdir(tmp_path)
