@@ -70,29 +70,38 @@ def make_parser(cls: type[Config] = Config) -> Parser:
     files.add_argument("--config", metavar="FILE", help="JSON or YAML, such as the config.json of a run")
     groups = {name: parser.add_argument_group(name) for name in GROUPS}
     for field in dataclasses.fields(cls):
-        rules, default, is_list = field.metadata, field.default, isinstance(field.default, tuple)
-        if isinstance(default, tuple):
-            default = ",".join(map(str, default))
-        help_text = rules["help"] + ("" if default == "" else f" (default {default})")
-        if field.name == "model":
-            help_text += "; " + "; ".join(f"{name}: {entry.summary}" for name, entry in MODELS.items())
-            help_text += ". With --model NAME, --help lists the flags that NAME alone has"
-        if rules["models"]:
-            help_text = f"[{', '.join(rules['models'])}] {help_text}"
-        kind = integer_list if is_list else type(field.default)
-        groups[rules["group"]].add_argument(
-            f"--{field.name}",
-            *(f"--{name}" for name in rules["alias"]),
-            type=kind,
-            dest=field.name,
-            choices=rules["choices"],
-            metavar=None if rules["choices"] else kind.__name__.removesuffix("_list").upper(),
-            help=help_text.replace("%", "%%"),
-        )
+        add_flag(groups[field.metadata["group"]], field)
     ignored = parser.add_argument_group("accepted without effect, for command lines of the released code")
     for name, reason in without_effect(cls).items():
         ignored.add_argument(f"--{name}", metavar="X", help=reason)
     return parser
+
+
+def add_flag(group: argparse._ArgumentGroup, field: dataclasses.Field) -> None:
+    """Add the flag of a setting, with its aliases and its help, to a group of the parser."""
+    rules, is_list = field.metadata, isinstance(field.default, tuple)
+    kind = integer_list if is_list else type(field.default)
+    group.add_argument(
+        f"--{field.name}",
+        *(f"--{name}" for name in rules["alias"]),
+        type=kind,
+        dest=field.name,
+        choices=rules["choices"],
+        metavar=None if rules["choices"] else kind.__name__.removesuffix("_list").upper(),
+        help=help_text(field).replace("%", "%%"),
+    )
+
+
+def help_text(field: dataclasses.Field) -> str:
+    """The help of a setting: the models that have it, if not all do, what it is, and its default."""
+    models, default = field.metadata["models"], field.default
+    shown = ",".join(map(str, default)) if isinstance(default, tuple) else str(default)
+    text = (f"[{', '.join(models)}] " if models else "") + field.metadata["help"]
+    text += f" (default {shown})" if shown else ""
+    if field.name == "model":
+        text += "; " + "; ".join(f"{name}: {entry.summary}" for name, entry in MODELS.items())
+        text += ". With --model NAME, --help lists the flags that NAME alone has"
+    return text
 
 
 def without_effect(cls: type[Config]) -> dict[str, str]:
@@ -167,7 +176,8 @@ def file_settings(named: Mapping[str, str]) -> dict[str, typing.Any]:
         known = restorable({**stored, "model": model}, path, named["model"])
         values |= {name: value for name, value in known.items() if name in stored}
     cls = config_class(named["model"] or values.get("model", Config.model))
-    recipe = RECIPES.get(values.get("recipe", "paper"), {})
+    # A value that is no text is refused later, with its name.
+    recipe = RECIPES.get(str(values.get("recipe")), {})
     names = {field.name for field in dataclasses.fields(cls)}
     return {**recipe, **{name: value for name, value in values.items() if name in names}}
 

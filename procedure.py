@@ -177,9 +177,9 @@ def fit(
         return result
     except TrainingError as error:
         with contextlib.suppress(OSError):
-            log.keep(f"error: {error}")
             failure = {"status": "failed", "error": str(error), "epoch": run.progress.epoch}
             write_json(run.folder / "result.json", failure)
+            log.keep(f"error: {error}")
         raise
     finally:
         log.close()

@@ -92,6 +92,8 @@ def test_yaml(write):
         ({"learning_rat": 3}, "a.json", "a.json: has unknown settings (learning_rat)"),
         ({"recdm": 3}, "a.json", "did you mean recdim?"),
         ({"lr": "fast"}, "a.json", "--lr fast: must be of type float"),
+        ({"recipe": [[1]]}, "a.json", "--recipe"),
+        ({"model": ["mf"]}, "a.json", "contains no settings"),
         ({"lr": -1}, "a.json", "--lr -1: must be at least 0"),
         ({"model": "svd"}, "a.json", "--model svd: choose from"),
         ({"model": "own.py:Mine"}, "a.json", "add --model own.py:Mine"),
