@@ -32,4 +32,4 @@ train --model lgn_mm --lr 2e-2 --decay 1e-3 --bpr_batch 4096 --item_knn_k 10 --i
 step "5/5 results"
 $PYTHON scripts/table.py "$RUNS"/*/
 echo "next: source .venv/bin/activate; python main.py --help; python recommend.py --checkpoint $RUNS/demo_lgn_mm_*"
-echo "learning curves: pip install -c constraints.txt tensorboard; tensorboard --logdir runs/demo"
+echo "learning curves: pip install -c constraints.txt tensorboard; tensorboard --logdir $RUNS"
