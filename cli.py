@@ -9,13 +9,15 @@ Exit codes: 0 success, 1 failure, 2 bad input, 130 interrupted.
 import argparse
 import io
 import os
+import re
 import select
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import NoReturn
 
-from utils import TrainingError, UserError
+from utils import TrainingError, UserError, did_you_mean
 
+RESUME_HINT = "the run can be resumed from its last checkpoint"
 TRAINING_MEMORY_HINT = "lower --bpr_batch, --recdim or --attn_heads (training) or --eval_chunk (scoring)"
 TOOL_MEMORY_HINT = "free some memory or run this on a machine with more"
 
@@ -23,9 +25,26 @@ TOOL_MEMORY_HINT = "free some memory or run this on a machine with more"
 class Parser(argparse.ArgumentParser):
     """ArgumentParser that raises UserError for a bad command line instead of printing usage and exiting."""
 
+    # Flags that exist elsewhere: {"itemknn_k": "--model itemknn"}.
+    elsewhere: Mapping[str, str] = {}
+
     def error(self, message: str) -> NoReturn:
-        """Raise UserError with the message."""
-        raise UserError(f"{message} ({self.prog} --help lists the flags)")
+        """Raise UserError with the message, and the flag or value that was probably meant."""
+        raise UserError(f"{message}{self.hint(message)} ({self.prog} --help lists the flags)")
+
+    def hint(self, message: str) -> str:
+        """What was probably meant by the unknown flags or the invalid choice in a message of argparse."""
+        if choice := re.search(r"invalid choice: '(.*)' \(choose from (.*)\)", message):
+            return did_you_mean(choice[1], re.findall(r"[^', ]+", choice[2]))
+        typed = re.findall(r"(?<!\S)-+([a-zA-Z][\w-]*)", message) if "unrecognized" in message else []
+        flags = {flag.removeprefix("--") for flag in self._option_string_actions if flag.startswith("--")}
+        hints = (
+            f"; --{word} belongs to {self.elsewhere[word]}"
+            if word in self.elsewhere
+            else did_you_mean(word, flags, "--")
+            for word in typed
+        )
+        return next(filter(None, hints), "")
 
 
 def run_command(

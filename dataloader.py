@@ -23,7 +23,8 @@ import scipy.sparse as sp
 import torch
 
 from data.feature_files import feature_paths, load_features, open_features
-from data.formats import Interactions, dataset_folder, interactions_hash, read_interactions
+from data.folders import dataset_folder
+from data.formats import Interactions, interactions_hash, read_interactions
 from data.graphs import knn_table, normalised_adjacency
 from layers.kernels import column_major
 from utils import UserError, content_hash

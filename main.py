@@ -11,75 +11,36 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Sequence
-from pathlib import Path
 
-import torch
-
-from cli import run_command
-from dataloader import Dataset, Needs, load_dataset
-from models.base import Recommender
-from models.registry import find_model, label
+from cli import RESUME_HINT, run_command
+from data.feature_files import feature_paths, open_features
+from data.folders import check_first_line, dataset_folder, inter_path
 from parse import parse_args
-from procedure import fit, score_checkpoint
-from training.folder import make_run_folder
-from training.memory import keep_freed_memory
-from training.run import start_run
-from training.stop import Stop
-from utils import UserError, lock_file
-from world import Config, choose_device, seed_everything, usable_precision
-
-RESUME_HINT = "the run can be resumed from its last checkpoint"
+from world import Config
 
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Run a command line. Returns the exit code; a failure that a user can cause is one line on stderr."""
-    return run_command(lambda: train(*parse_args(argv)), io_hint=RESUME_HINT)
+    return run_command(lambda: start(argv), io_hint=RESUME_HINT)
 
 
-def train(config: Config, notes: list[str]) -> int:
-    """Train, resume or score what a config says. Returns the exit code."""
-    device = set_up(config)
-    config, more = usable_precision(config, device)
-    seed_everything(config.seed)
-    dataset, found = load(config, find_model(config.model).data_needs(config), device)
-    print(*notes, *more, *found, sep="\n", flush=True)
-    model = make_model(config, dataset, device)
-    if config.evaluate_only:
-        print(score_checkpoint(model, dataset, config, device))
-        return 0
-    folder = Path(config.resume) if config.resume else make_run_folder(config)
-    print(f"run folder {folder}", flush=True)
-    with lock_file(folder / ".lock"), Stop(config.max_minutes) as stop:
-        run = start_run(model, dataset, config, folder, device)
-        if config.resume:
-            print(*run.resume(), sep="\n")
-        result = fit(run, stop)
-    return stop.exit_code if result["status"] == "interrupted" else 0
+def start(argv: Sequence[str] | None) -> int:
+    """Check a command line and the files that it names, then run it. Returns the exit code."""
+    config, notes = parse_args(argv)
+    check_files(config)
+    # Importing torch takes seconds: what is wrong with a command line has been said by now.
+    from session import train
+
+    return train(config, notes)
 
 
-def set_up(config: Config) -> torch.device:
-    """Prepare the process for a run: device, memory allocation and CPU threads."""
-    device = choose_device(config)
-    keep_freed_memory()
-    if config.threads:
-        torch.set_num_threads(config.threads)
-    return device
-
-
-def load(config: Config, needs: Needs, device: torch.device) -> tuple[Dataset, list[str]]:
-    """The dataset of a config with what the model needs, and lines about it for the user."""
-    dataset = load_dataset(config, needs, device)
-    data = dataset.interactions
-    if max(config.topks) > data.n_items:
-        raise UserError(f"--topks {max(config.topks)}: there are only {data.n_items} items; give a smaller K")
-    sizes = " / ".join(str(len(split)) for split in (data.train, data.valid, data.test))
-    summary = f"{data.n_users} users, {data.n_items} items, {sizes} interactions (train / valid / test)"
-    return dataset, [*dataset.notes, f"{label(config.model)} on {data.source}: {summary}; {device}"]
-
-
-def make_model(config: Config, dataset: Dataset, device: torch.device) -> Recommender:
-    """The model that a config names, on the device."""
-    return find_model(config.model)(config, dataset).to(device)
+def check_files(config: Config) -> None:
+    """Raise UserError if the dataset folder or a feature file is missing, or is in a foreign format."""
+    folder, _ = dataset_folder(config)
+    if config.data_format == "inter" or not (folder / "train.txt").exists():
+        check_first_line(inter_path(folder))
+    for path in feature_paths(config, folder).values():
+        open_features(path)
 
 
 if __name__ == "__main__":

@@ -28,7 +28,7 @@ from layers.dropout import Dropout
 from layers.kernels import product, unit_info_nce
 from layers.losses import info_nce, squared_norm, total
 from layers.transport import COSTS, cost_unit, sinkhorn_exp, sinkhorn_log
-from models.base import Recommender, batch_bpr, sparse_like
+from models.base import Heatmap, Recommender, batch_bpr, sparse_like
 from models.lightgcn import LightGCN
 from utils import UserError
 from world import MODALITIES, Config
@@ -467,12 +467,14 @@ class RecGOAT(Recommender):
             numbers["fusion/id"] = 1 - self.fusion.weights.sum()
         return numbers
 
-    def images(self) -> dict[str, torch.Tensor]:
-        """Each transport plan, relative to its largest entry."""
+    def images(self) -> dict[str, Heatmap]:
+        """Each transport plan."""
         if not uses_plan(self.config):
             return {}
         plans = {m: self.fusion.transport(m).plan for m in self.fused}
-        return {f"plan/{m}": plan / plan.max().clamp_min(1e-30) for m, plan in plans.items()}
+        return {
+            f"plan/{m}": Heatmap(plan, f"dimension of {m}", "dimension of ID") for m, plan in plans.items()
+        }
 
     # ---- users and items that were not in training
 

@@ -3,7 +3,8 @@
     config, notes = parse_args(["--dataset", "baby_raw", "--model", "lgn_mm", "--topks", "[10,20]"])
 
 A field's help and default are those of its flag. A model can have settings of its own, which are
-flags while --model names it.
+flags while --model names it. Nothing here imports torch, unless --model names a class of the user's own: an
+error in a command line is reported at once.
 """
 
 from __future__ import annotations
@@ -18,7 +19,7 @@ from pathlib import Path
 
 from cli import Parser
 from models.registry import MODELS, checked, config_class, is_external, label
-from training.checkpoint import read_checkpoint
+from settings_file import preset_names, preset_path, read_file
 from training.folder import changed_settings, known_settings
 from training.records import read_settings
 from utils import UserError
@@ -26,7 +27,7 @@ from world import GROUPS, Config, recipe_settings
 
 EPILOG = """examples:
   python main.py --dataset demo --model lgn
-  python main.py --dataset baby_raw --model lgn_mm --recdim 800 --contrastive_weight 0.032
+  python main.py --preset baby-small
 Results are written to a new folder under --path; view them with: tensorboard --logdir runs"""
 
 RESUME_REMEDY = "--resume takes a run folder"
@@ -62,30 +63,50 @@ def make_parser(cls: type[Config] = Config) -> Parser:
         argument_default=argparse.SUPPRESS,
         formatter_class=argparse.RawDescriptionHelpFormatter,
         description="RecGOAT (arXiv 2602.00682): multimodal recommendation with graphs. Trains a model,\n"
-        "selects its best epoch on validation, scores the test split once, and writes a run folder.",
+        "selects its best epoch on validation, scores the test split once, and writes a run folder.\n"
+        "[NAME] marks a flag that only the model NAME has.",
     )
+    parser.elsewhere = {
+        name: f"--model {model}" for model, entry in MODELS.items() for name in entry.settings
+    }
+    files = parser.add_argument_group("settings from a file; flags take precedence")
+    presets = ", ".join(preset_names())
+    files.add_argument("--preset", metavar="NAME", help=f"settings of presets/NAME.json: {presets}")
+    files.add_argument("--config", metavar="FILE", help="JSON or YAML, such as the config.json of a run")
     groups = {name: parser.add_argument_group(name) for name in GROUPS}
     for field in dataclasses.fields(cls):
-        rules, default, is_list = field.metadata, field.default, isinstance(field.default, tuple)
-        if isinstance(default, tuple):
-            default = ",".join(map(str, default))
-        help_text = rules["help"] + ("" if default == "" else f" (default {default})")
-        if field.name == "model":
-            help_text += "; " + "; ".join(f"{name}: {entry.summary}" for name, entry in MODELS.items())
-        kind = integer_list if is_list else type(field.default)
-        groups[rules["group"]].add_argument(
-            f"--{field.name}",
-            *(f"--{name}" for name in rules["alias"]),
-            type=kind,
-            dest=field.name,
-            choices=rules["choices"],
-            metavar=None if rules["choices"] else kind.__name__.removesuffix("_list").upper(),
-            help=help_text.replace("%", "%%"),
-        )
+        add_flag(groups[field.metadata["group"]], field)
     ignored = parser.add_argument_group("accepted without effect, for command lines of the released code")
     for name, reason in without_effect(cls).items():
         ignored.add_argument(f"--{name}", metavar="X", help=reason)
     return parser
+
+
+def add_flag(group: argparse._ArgumentGroup, field: dataclasses.Field) -> None:
+    """Add the flag of a setting, with its aliases and its help, to a group of the parser."""
+    rules, is_list = field.metadata, isinstance(field.default, tuple)
+    kind = integer_list if is_list else type(field.default)
+    group.add_argument(
+        f"--{field.name}",
+        *(f"--{name}" for name in rules["alias"]),
+        type=kind,
+        dest=field.name,
+        choices=rules["choices"],
+        metavar=None if rules["choices"] else kind.__name__.removesuffix("_list").upper(),
+        help=help_text(field).replace("%", "%%"),
+    )
+
+
+def help_text(field: dataclasses.Field) -> str:
+    """The help of a setting: the models that have it, if not all do, what it is, and its default."""
+    models, default = field.metadata["models"], field.default
+    shown = ",".join(map(str, default)) if isinstance(default, tuple) else str(default)
+    text = (f"[{', '.join(models)}] " if models else "") + field.metadata["help"]
+    text += f" (default {shown})" if shown else ""
+    if field.name == "model":
+        text += "; " + "; ".join(f"{name}: {entry.summary}" for name, entry in MODELS.items())
+        text += ". With --model NAME, --help lists the flags that NAME alone has"
+    return text
 
 
 def without_effect(cls: type[Config]) -> dict[str, str]:
@@ -97,20 +118,14 @@ def without_effect(cls: type[Config]) -> dict[str, str]:
 def parse_args(argv: Sequence[str] | None = None) -> tuple[Config, list[str]]:
     """Config of a command line, and notes for the user about flags without effect.
 
-    A setting is that of its flag, else of the recipe, else the default. With --resume or --checkpoint, the
-    settings of that run take the place of the defaults. Raises UserError for an unknown flag or a value that
-    is not allowed.
+    A setting is that of its flag, else of --recipe, of --config, of --preset, or the default. With
+    --resume or --checkpoint, the settings of that run take the place of the defaults. Raises UserError for an
+    unknown flag or a value that is not allowed. Whether the model can be built is for models.registry.checked
+    to say, which imports it.
     """
     argv = sys.argv[1:] if argv is None else list(argv)
-    named, stored = named_model(argv), {}
-    if named["resume"]:
-        source = str(Path(named["resume"]) / "config.json")
-        stored = read_settings(source, RESUME_REMEDY if Path(source).exists() else NO_CONFIG)
-    elif named["checkpoint"]:
-        source = named["checkpoint"]
-        stored = read_checkpoint(source)["config"]
-    if stored:
-        stored = restorable(stored, source, named["model"])
+    named = named_values(argv)
+    stored, source = stored_settings(named)
     cls = config_class(named["model"] or stored.get("model", Config.model))
     given = vars(make_parser(cls).parse_args(argv))
     notes = [
@@ -118,18 +133,59 @@ def parse_args(argv: Sequence[str] | None = None) -> tuple[Config, list[str]]:
         for name, reason in without_effect(cls).items()
         if given.pop(name, None) is not None
     ]
+    given = {name: value for name, value in given.items() if name not in ("preset", "config")}
     given = {**recipe_settings(given.get("recipe", Config.recipe), given), **given}
     if given.get("resume"):
         return resumed_config(make_config(cls, stored), given, source), notes
-    return checked(make_config(cls, {**stored, "resume": "", **given})), notes
+    return make_config(cls, {**stored, "resume": "", **given}), notes
 
 
-def named_model(argv: Sequence[str]) -> dict[str, str]:
-    """The values of --model, --resume and --checkpoint, which decide what other flags exist; "" if absent."""
+def named_values(argv: Sequence[str]) -> dict[str, str]:
+    """The values of the flags that decide what other flags exist or what their defaults are; "" if absent."""
     parser = Parser(add_help=False, allow_abbrev=False, prog="python main.py")
-    for name in ("model", "resume", "checkpoint"):
+    for name in ("model", "resume", "checkpoint", "preset", "config"):
         parser.add_argument(f"--{name}", default="")
     return vars(parser.parse_known_args(argv)[0])
+
+
+def stored_settings(named: Mapping[str, str]) -> tuple[dict[str, typing.Any], str]:
+    """Settings of the run or of the files that a command line names, and where they are from, for errors."""
+    run, file = named["resume"] or named["checkpoint"], named["preset"] or named["config"]
+    if run and file:
+        raise UserError(f"{run}: a run keeps its own settings; drop --preset and --config")
+    if named["resume"]:
+        source = str(Path(named["resume"]) / "config.json")
+        stored = read_settings(source, RESUME_REMEDY if Path(source).exists() else NO_CONFIG)
+        return restorable(stored, source, named["model"]), source
+    if named["checkpoint"]:
+        return restorable(checkpoint_settings(named["checkpoint"]), named["checkpoint"], named["model"]), run
+    return file_settings(named), file
+
+
+def checkpoint_settings(path: str) -> typing.Any:
+    """The settings in a checkpoint."""
+    if not Path(path).is_file():  # said at once, without torch
+        raise UserError(f"{path}: is not a file; name a checkpoint as RUN_FOLDER/best.pt")
+    from training.checkpoint import read_checkpoint
+
+    return read_checkpoint(path)["config"]
+
+
+def file_settings(named: Mapping[str, str]) -> dict[str, typing.Any]:
+    """Settings of --preset and, above them, of --config, without those that only another model has."""
+    paths = [preset_path(named["preset"])] if named["preset"] else []
+    paths += [Path(named["config"])] if named["config"] else []
+    values: dict[str, typing.Any] = {}
+    for path in paths:
+        stored = read_file(path)
+        model = stored.get("model") or named["model"] or values.get("model", Config.model)
+        known = restorable({**stored, "model": model}, path, named["model"])
+        values |= {name: value for name, value in known.items() if name in stored}
+    cls = config_class(named["model"] or values.get("model", Config.model))
+    # A value that is no text is refused later, with its name.
+    recipe = recipe_settings(str(values.get("recipe", Config.recipe)), values)
+    names = {field.name for field in dataclasses.fields(cls)}
+    return {**recipe, **{name: value for name, value in values.items() if name in names}}
 
 
 def restorable(stored: typing.Any, source: object, model: str = "") -> dict[str, typing.Any]:
@@ -182,7 +238,7 @@ def resumed_config(stored: Config, given: Mapping[str, typing.Any], source: obje
             f"{source}: a resumed run keeps its settings; drop {', '.join(changes)}, or start a new run"
         )
     values = {**dataclasses.asdict(stored), "evaluate_only": 0, "checkpoint": "", **given}
-    config = checked(make_config(type(stored), values))
+    config = make_config(type(stored), values)
     if config.epochs < stored.epochs:
         raise UserError(
             f"--epochs {config.epochs}: the run was started with {stored.epochs}; a resumed run may only "

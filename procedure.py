@@ -11,7 +11,7 @@ import contextlib
 import math
 import time
 import typing
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -25,6 +25,7 @@ from models.base import Recommender
 from models.registry import is_external
 from training import projector
 from training.checkpoint import read_checkpoint
+from training.console import epoch_line, heading
 from training.divergence import remedy, sizes
 from training.folder import provenance
 from training.memory import peak_memory_mb
@@ -191,16 +192,19 @@ def fit(
     watch: Callable[[int, Metrics], bool] = lambda epoch, metrics: False,
     end: Callable[[Run, RunLog], Result] | None = None,
     echo: bool = True,
+    said: Sequence[str] = (),
 ) -> Result:
     """Train with early stopping, then call end(run, log), by default `finish`. Returns the result.
 
     run: from start_run, new or restored. Once stop() is true, the state is saved and the result is
     "interrupted". watch: called after each evaluation with its epoch and metrics; training ends when it
-    returns true. echo: False keeps the log lines off the console.
+    returns true. echo: False keeps the log lines off the console. said: lines that the console has had
+    already, for train.log.
     """
     if run.config.projector:
         projector.write_labels(run.folder, run.config, run.dataset.interactions)
     log = RunLog(run.folder, run.config, run.progress.epoch, echo)
+    log.begin(said)
     # leave=None keeps the bar on the screen unless it is below another one.
     bar = tqdm(
         total=run.epochs,
@@ -220,6 +224,7 @@ def fit(
         with contextlib.suppress(OSError):
             failure = {"status": "failed", "error": str(error), "epoch": run.progress.epoch}
             write_json(run.folder / "result.json", failure)
+            log.keep(f"error: {error}")
         raise
     finally:
         log.close()
@@ -230,28 +235,30 @@ def train(
 ) -> bool:
     """Train epoch after epoch, keeping best.pt and last.pt. Returns whether training has come to its end."""
     over, config, progress = False, run.config, run.progress
+    began = time.perf_counter() - progress.seconds  # of a run that was never interrupted
+    log.say(*heading(config))
     selection, _ = make_splits(run.dataset.interactions, config, run.device)
     while progress.epoch < run.epochs and not progress.out_of_patience(config):
         started = time.perf_counter()
         complete = train_one(run, stop)
         seconds = time.perf_counter() - started
-        progress.seconds += seconds
         if not complete:
+            progress.seconds = time.perf_counter() - began
             run.save("last.pt")
             return False
         means = end_epoch(run, log, seconds)
         bar.set_postfix(refresh=False, **postfix(means, progress.latest, config.selection_metric))
         bar.update()
         if progress.epoch % config.eval_every == 0 or progress.epoch == run.epochs:
-            metrics = select(run, log, selection, means, seconds)
+            metrics = select(run, log, selection, means, seconds, began)
             over = watch(progress.epoch, metrics)
         log.flush()
+        progress.seconds = time.perf_counter() - began
         if progress.epoch % config.save_every == 0:
-            started = time.perf_counter()
             run.save("last.pt")
-            progress.seconds += time.perf_counter() - started
         if over or stop():
             break
+    progress.seconds = time.perf_counter() - began
     run.save("last.pt")
     if progress.out_of_patience(config):
         log.say(f"stopped: {progress.waited} evaluations without a better {config.selection_metric}")
@@ -313,27 +320,26 @@ def end_epoch(run: Run, log: RunLog, seconds: float) -> Metrics:
     return means
 
 
-def select(run: Run, log: RunLog, selection: HeldOut, means: Metrics, epoch_seconds: float) -> Metrics:
+def select(
+    run: Run, log: RunLog, selection: HeldOut, means: Metrics, epoch_seconds: float, began: float
+) -> Metrics:
     """Evaluate on the selection split, report, and keep the model in best.pt if it is the best so far.
 
-    Returns the metrics. The seconds reported for the evaluation include the diagnostics.
+    Returns the metrics. The seconds reported for the evaluation include the diagnostics. began: the time from
+    which the seconds of the run count.
     """
     config, progress, started = run.config, run.progress, time.perf_counter()
     [metrics] = score(run.model, run.dataset.interactions, [selection], config)
     with torch.inference_mode():
         figures = {name: float(value) for name, value in run.model.diagnostics().items()}
     evaluation_seconds = time.perf_counter() - started
-    progress.seconds += evaluation_seconds
+    progress.seconds = time.perf_counter() - began
     progress.latest, name = metrics, config.selection_metric
     better = progress.best is None or metrics[name] > progress.best["metrics"][name]
     progress.waited = 0 if better else progress.waited + 1
     if better:
         progress.best = {"epoch": progress.epoch, "metrics": metrics, "seconds": progress.seconds}
-    loss = f"loss {means['loss']:.4f}  " if "loss" in means else ""
-    log.say(
-        f"epoch {progress.epoch:4d}  {loss}{config.select_on} {format_metrics(metrics, config.topks)}  "
-        f"{progress.seconds:.0f} s{'  *' if better else ''}"
-    )
+    log.say(epoch_line(config, progress.epoch, means.get("loss"), metrics, progress.seconds, better))
     log.scalars("model", figures, progress.epoch)
     log.scalars(config.select_on, metrics, progress.epoch)
     entry = {
@@ -349,9 +355,7 @@ def select(run: Run, log: RunLog, selection: HeldOut, means: Metrics, epoch_seco
     log.record(entry)
     if better:
         # Saved last, so that a run that continues from here finds the line of this epoch in its log.
-        started = time.perf_counter()
         run.save("best.pt")
-        progress.seconds += time.perf_counter() - started
     return metrics
 
 
@@ -419,8 +423,10 @@ def finish(run: Run, log: RunLog) -> Result:
         "device": str(run.device),
         "versions": provenance(),
     }
+    log.images(run.model, best["epoch"], "_best")
     log.finish(config, best["epoch"], **{f"{config.select_on}_best": best["metrics"], "test": splits["test"]})
-    log.say(final_table(result, config))
+    duration = f"{result['seconds']:.1f} s, test in {result['test_seconds']:.1f} s"
+    log.say(f"trained {result['epochs']} epochs in {duration}", final_table(result, config))
     return result
 
 

@@ -32,13 +32,14 @@ import torch
 
 from cli import Parser, run_tool
 from data.feature_files import load_features, open_features
-from data.formats import Interactions, dataset_folder, names_of, read_lines, read_titles
+from data.folders import dataset_folder
+from data.formats import Interactions, names_of, read_lines, read_titles
 from dataloader import Dataset, HeldOut, Rows, load_dataset
-from main import make_model
 from models.base import ItemWeights, Recommender
 from models.registry import find_model
 from parse import restored_config
 from reporting.lists import WRITERS, Lists, TopList, open_output
+from session import make_model
 from training.checkpoint import read_checkpoint
 from training.ranking import rank_items
 from training.scoring import Scorer

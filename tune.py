@@ -27,15 +27,15 @@ from pathlib import Path
 import torch
 from tqdm import tqdm
 
-from cli import Parser, run_command
+from cli import RESUME_HINT, Parser, run_command
 from data.formats import interactions_hash
 from dataloader import Dataset, Needs
-from main import RESUME_HINT, load, make_model, set_up
-from models.registry import find_model
+from models.registry import checked, find_model
 from outgoing import printable, shell_command, shell_comment
 from parse import make_parser as main_parser
 from parse import parse_args, restored_config
 from procedure import Metrics, Result, fit, format_metrics
+from session import load, make_model, set_up
 from training.folder import provenance
 from training.run import Run, start_run
 from training.runlog import RunLog
@@ -342,6 +342,7 @@ def parse(argv: Sequence[str] | None) -> Request:
         raise UserError("tune.py needs optuna: pip install -c constraints.txt -e '.[tune]'")
     check_search_flags(args, rest)
     config, notes = parse_args(rest)
+    checked(config)
     given = set(vars(main_parser(type(config)).parse_args(rest)))
     if config.select_on != "valid":
         raise UserError(

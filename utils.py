@@ -5,12 +5,13 @@ with atomic_write(folder / "result.json", "w") as file:
 """
 
 import contextlib
+import difflib
 import fcntl
 import hashlib
 import os
 import secrets
 import stat
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import IO, Any, Literal
 
@@ -29,6 +30,12 @@ class TrainingError(Exception):
 
 class Diverged(TrainingError):
     """A loss, gradient or weight is not finite. Other hyperparameters may still work."""
+
+
+def did_you_mean(word: str, known: Iterable[str], prefix: str = "") -> str:
+    """Return "; did you mean NAME?" with the known name that is most like a word, or "" if none is."""
+    near = difflib.get_close_matches(word, list(known), 1)
+    return f"; did you mean {prefix}{near[0]}?" if near else ""
 
 
 @contextlib.contextmanager

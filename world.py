@@ -3,9 +3,9 @@
     config = Config(dataset="demo", model="lgn", recdim=32)
     device = choose_device(config)
 
-The command line (parse.py) is made from the fields of `Config`. Defaults follow the paper (arXiv 2602.00682;
-equation numbers are the paper's) wherever it pays to; `RECIPES` has the settings of the literal paper and of
-the authors' released code.
+The command line (parse.py) is made from the fields of `Config`, without importing torch, which takes seconds.
+Defaults follow the paper (arXiv 2602.00682; equation numbers are the paper's) wherever it pays to; `RECIPES`
+has the settings of the literal paper and of the authors' released code.
 """
 
 from __future__ import annotations
@@ -18,13 +18,18 @@ import typing
 from collections.abc import Mapping
 
 import numpy as np
-import torch
 
 from utils import UserError
+
+if typing.TYPE_CHECKING:
+    import torch
 
 GROUPS = ("data", "model", "alignment", "training", "evaluation", "run")
 MODALITIES = ("text", "image", "audio")
 MAX_FLOAT = 1e30  # of a setting: its products with ordinary numbers are finite in float32
+# The models that have a setting, where it is one of theirs.
+RECGOAT = ("lgn_mm",)
+FREEDOM = ("freedom",)
 
 
 def setting(
@@ -36,18 +41,24 @@ def setting(
     high: float | None = None,
     alias: tuple[str, ...] = (),
     free: bool = False,
+    models: tuple[str, ...] = (),
 ) -> typing.Any:
     """A field of Config: default, flag group, one-line help, allowed values or range [low, high], aliases.
 
-    free: a resumed run may change it, because it has no part in the result.
+    free: a resumed run may change it, because it has no part in the result. models: the built-in models that
+    read it, for the help, if not all do.
     """
-    rules = dict(group=group, help=help, choices=choices, low=low, high=high, alias=alias, free=free)
+    rules = dict(
+        group=group, help=help, choices=choices, low=low, high=high, alias=alias, free=free, models=models
+    )
     return dataclasses.field(default=default, metadata=rules)
 
 
-def switch(default: int, group: str, help: str, free: bool = False) -> typing.Any:
+def switch(
+    default: int, group: str, help: str, free: bool = False, models: tuple[str, ...] = ()
+) -> typing.Any:
     """A setting that is 0 or 1."""
-    return setting(default, group, help, choices=(0, 1), free=free)
+    return setting(default, group, help, choices=(0, 1), free=free, models=models)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -58,7 +69,9 @@ class Config:
     """
 
     # ---- data
-    dataset: str = setting("baby", "data", "name of the dataset folder under --data_root")
+    dataset: str = setting(
+        "", "data", "name of the dataset folder under --data_root; NAME_raw if there is no NAME"
+    )
     data_root: str = setting("data", "data", "folder that contains the dataset folders", free=True)
     data_format: str = setting(
         "auto",
@@ -99,15 +112,18 @@ class Config:
     )
     item_image_graph: str = setting("", "data", "item neighbours by image, likewise", free=True)
     item_audio_graph: str = setting("", "data", "item neighbours by audio, likewise", free=True)
-    user_text_graph: str = setting("", "data", "user neighbours by text, likewise", free=True)
+    user_text_graph: str = setting("", "data", "user neighbours by text, likewise", free=True, models=RECGOAT)
     item_knn_k: int = setting(20, "data", "neighbours of an item in each kNN graph (eq. 2)", low=1)
-    user_knn_k: int = setting(20, "data", "neighbours of a user in the user-user graph (eq. 6)", low=1)
+    user_knn_k: int = setting(
+        20, "data", "neighbours of a user in the user-user graph (eq. 6)", low=1, models=RECGOAT
+    )
     knn_graph: str = setting(
         "symmetric",
         "data",
         "edges of the attention graphs; symmetric: from and to the neighbours, and a self loop; directed: "
         "from the neighbours alone (eq. 2)",
         choices=("symmetric", "directed"),
+        models=RECGOAT,
     )
     force_build_item_knn: int = switch(0, "data", "1 rebuilds cached kNN graphs", free=True)
     cache_dir: str = setting(
@@ -117,32 +133,48 @@ class Config:
     # ---- model
     model: str = setting("lgn", "model", "a built-in model, or a class of your own as FILE.py:CLASS")
     recdim: int = setting(64, "model", "embedding size d", low=1)
-    layer: int = setting(3, "model", "LightGCN layers", low=0)
-    item_branch_layers: int = setting(2, "model", "graph attention layers of an item branch (eq. 3)", low=1)
-    user_branch_layers: int = setting(2, "model", "graph attention layers of the user branch (eq. 6)", low=1)
-    attn_heads: int = setting(8, "model", "attention heads; must divide recdim", low=1)
-    attn_dropout: float = setting(0.1, "model", "dropout of the attention weights", low=0.0, high=0.95)
-    attn_bias: int = switch(1, "model", "0 keeps the bias of attention layers at zero: eq. 3 has none")
+    layer: int = setting(3, "model", "LightGCN layers", low=0, models=("lgn", *FREEDOM, *RECGOAT))
+    item_branch_layers: int = setting(
+        2, "model", "graph attention layers of an item branch (eq. 3)", low=1, models=RECGOAT
+    )
+    user_branch_layers: int = setting(
+        2, "model", "graph attention layers of the user branch (eq. 6)", low=1, models=RECGOAT
+    )
+    attn_heads: int = setting(8, "model", "attention heads; must divide recdim", low=1, models=RECGOAT)
+    attn_dropout: float = setting(
+        0.1, "model", "dropout of the attention weights", low=0.0, high=0.95, models=RECGOAT
+    )
+    attn_bias: int = switch(
+        1, "model", "0 keeps the bias of attention layers at zero: eq. 3 has none", models=RECGOAT
+    )
     attn_init: str = setting(
         "xavier",
         "model",
         "initialisation of attention layers: Glorot's uniform, or that of DGL's GATConv (released code)",
         choices=("xavier", "dgl"),
+        models=RECGOAT,
     )
     feat_dropout: float = setting(
-        0.0, "model", "dropout of the input of each attention layer", low=0.0, high=0.95
+        0.0, "model", "dropout of the input of each attention layer", low=0.0, high=0.95, models=RECGOAT
     )
     branch_dropout: float = setting(
-        0.0, "model", "dropout of the output of each attention layer", low=0.0, high=0.95
+        0.0, "model", "dropout of the output of each attention layer", low=0.0, high=0.95, models=RECGOAT
     )
     feat_proj: int = switch(
-        0, "model", "1 adds a linear map to recdim before the first attention layer (released code)"
+        0,
+        "model",
+        "1 adds a linear map to recdim before the first attention layer (released code)",
+        models=RECGOAT,
     )
     fusion: str = setting(
         "oat",
         "model",
         "how item modalities are fused; oat: optimal adaptive transport (eq. 9-14)",
         choices=("concat", "sum", "oat"),
+        models=RECGOAT,
+    )
+    sum_proj: int = switch(
+        0, "model", "1 adds a linear map after --fusion sum (released code)", models=RECGOAT
     )
     absent_modality: str = setting(
         "skip",
@@ -150,31 +182,56 @@ class Config:
         "text or images without features: left out, or replaced by the ID vectors, with their transport, "
         "fusion weight and modality pairs (released code)",
         choices=("skip", "id"),
+        models=RECGOAT,
     )
-    sum_proj: int = switch(0, "model", "1 adds a linear map after --fusion sum (released code)")
     fuse_input: str = setting(
         "raw",
         "model",
         "l2 scales ID and modality vectors to length 1 before fusion",
         choices=("raw", "l2"),
+        models=RECGOAT,
     )
     fuse_norm: str = setting(
         "layer_l2",
         "model",
         "normalisation after fusion: LayerNorm, L2, both or neither",
         choices=("layer_l2", "layer", "l2", "none"),
+        models=RECGOAT,
     )
-    fuse_drop: float = setting(0.1, "model", "dropout of the fused item vector", low=0.0, high=0.95)
-    alpha: float = setting(0.05, "model", "fusion weight of images (g_v of eq. 14)", low=0.0, high=1.0)
-    beta: float = setting(0.8, "model", "fusion weight of text (g_t of eq. 14)", low=0.0, high=1.0)
-    audio_weight: float = setting(0.05, "model", "fusion weight of audio", low=0.0, high=1.0)
+    fuse_drop: float = setting(
+        0.1, "model", "dropout of the fused item vector", low=0.0, high=0.95, models=RECGOAT
+    )
+    alpha: float = setting(
+        0.05,
+        "model",
+        "fusion weight of images (g_v of eq. 14)",
+        low=0.0,
+        high=1.0,
+        alias=("image_weight",),
+        models=RECGOAT,
+    )
+    beta: float = setting(
+        0.8,
+        "model",
+        "fusion weight of text (g_t of eq. 14)",
+        low=0.0,
+        high=1.0,
+        alias=("text_weight",),
+        models=RECGOAT,
+    )
+    audio_weight: float = setting(0.05, "model", "fusion weight of audio", low=0.0, high=1.0, models=RECGOAT)
     learn_fusion_weights: int = switch(
-        0, "model", "1 trains the fusion weights without constraint (released code)"
+        0, "model", "1 trains the fusion weights without constraint (released code)", models=RECGOAT
     )
     eta: float = setting(
-        0.2, "model", "weight of the user text vector; the user ID vector has 1 - eta", low=0.0, high=1.0
+        0.2,
+        "model",
+        "weight of the user text vector; the user ID vector has 1 - eta",
+        low=0.0,
+        high=1.0,
+        models=RECGOAT,
     )
-    item_graph_layers: int = setting(1, "model", "freedom: layers on the item graph", low=0)
+    item_graph_layers: int = setting(1, "model", "layers on the item graph", low=0, models=FREEDOM)
     item_graph_image: float = setting(
         0.1,
         "model",
@@ -185,12 +242,13 @@ class Config:
     edge_dropout: float = setting(
         0.8,
         "model",
-        "freedom: share of the user-item edges removed in an epoch, edges between popular nodes first",
+        "share of the user-item edges removed in an epoch, edges between popular nodes first",
         low=0.0,
         high=0.99,
+        models=FREEDOM,
     )
     feature_bpr_weight: float = setting(
-        1e-3, "model", "freedom: weight of BPR on the projected features", low=0.0
+        1e-3, "model", "weight of BPR on the projected features", low=0.0, models=FREEDOM
     )
 
     neighbour_weight: float = setting(
@@ -232,8 +290,12 @@ class Config:
     )
 
     # ---- alignment
-    contrastive_weight: float = setting(0.01, "alignment", "weight of the contrastive term", low=0.0)
-    temperature: float = setting(0.2, "alignment", "temperature tau of InfoNCE (eq. 7)", low=1e-3)
+    contrastive_weight: float = setting(
+        0.01, "alignment", "weight of the contrastive term", low=0.0, models=RECGOAT
+    )
+    temperature: float = setting(
+        0.2, "alignment", "temperature tau of InfoNCE (eq. 7)", low=1e-3, models=RECGOAT
+    )
     modality_consistency_weight: float = setting(
         1.0,
         "alignment",
@@ -242,6 +304,7 @@ class Config:
         "(released code: 0.5)",
         low=0.0,
         high=1.0,
+        models=RECGOAT,
     )
     contrastive_sign: str = setting(
         "attract",
@@ -249,18 +312,21 @@ class Config:
         "attract minimises InfoNCE of the modality pairs (eq. 8); repel minimises 1 - InfoNCE (released "
         "code)",
         choices=("attract", "repel"),
+        models=RECGOAT,
     )
     contrastive_reduction: str = setting(
         "sum",
         "alignment",
         "reduction over the modality pairs: sum (eq. 8) or mean (released code)",
         choices=("sum", "mean"),
+        models=RECGOAT,
     )
     contrastive_items: str = setting(
         "pos",
         "alignment",
         "items of the modality pairs: the batch's positives, or its positives and negatives (released code)",
         choices=("pos", "pos_neg"),
+        models=RECGOAT,
     )
     contrastive_anchor: str = setting(
         "text",
@@ -268,36 +334,49 @@ class Config:
         "anchor of InfoNCE between text and images, whose candidates are the other: text (eq. 8) or image "
         "(released code)",
         choices=("text", "image"),
+        models=RECGOAT,
     )
     contrastive_dedup: int = switch(
         1,
         "alignment",
         "1 counts an item that occurs repeatedly in a batch once; 0 makes it its own negative (released "
         "code)",
+        models=RECGOAT,
     )
     transport: str = setting(
         "full",
         "alignment",
         "what transports a modality: plan + residual (eq. 12), one of them, or none",
         choices=("full", "plan", "residual", "none"),
+        models=RECGOAT,
     )
     residual_init: str = setting(
-        "xavier", "alignment", "initialisation of the residual of eq. 12", choices=("xavier", "zeros")
+        "xavier",
+        "alignment",
+        "initialisation of the residual of eq. 12",
+        choices=("xavier", "zeros"),
+        models=RECGOAT,
     )
     ot_cost: str = setting(
         "l1",
         "alignment",
         "cost between feature dimensions: mean absolute (eq. 10) or squared difference (released code)",
         choices=("l1", "squared"),
+        models=RECGOAT,
     )
     ot_scale: float = setting(
         1.0,
         "alignment",
         "factor s of the cost (eq. 10); has an effect with --ot_unit absolute alone",
         low=1e-6,
+        models=RECGOAT,
     )
     ot_epsilon: float = setting(
-        0.5, "alignment", "entropic regularisation of the plan (eq. 10), in units of --ot_unit", low=1e-6
+        0.5,
+        "alignment",
+        "entropic regularisation of the plan (eq. 10), in units of --ot_unit",
+        low=1e-6,
+        models=RECGOAT,
     )
     ot_unit: str = setting(
         "spread",
@@ -306,19 +385,32 @@ class Config:
         "cost, "
         "or 1 (absolute)",
         choices=("spread", "mean", "absolute"),
+        models=RECGOAT,
     )
     sinkhorn: str = setting(
         "log",
         "alignment",
         "log: stable at every scale; exp: plain Sinkhorn-Knopp, which underflows (released code)",
         choices=("log", "exp"),
+        models=RECGOAT,
     )
-    sinkhorn_iters: int = setting(100, "alignment", "maximum Sinkhorn iterations for a plan", low=1)
+    sinkhorn_iters: int = setting(
+        100, "alignment", "maximum Sinkhorn iterations for a plan", low=1, models=RECGOAT
+    )
     plan_scale: str = setting(
         "barycentric",
         "alignment",
         "transport by d T0, whose rows sum to 1, or by T0, whose rows sum to 1/d (mass; released code)",
         choices=("barycentric", "mass"),
+        models=RECGOAT,
+    )
+    plan_every: int = setting(
+        10,
+        "alignment",
+        "training steps between two transport plans; with another --plan_from than items, between those of "
+        "the log",
+        low=1,
+        models=RECGOAT,
     )
     plan_from: str = setting(
         "items",
@@ -327,16 +419,14 @@ class Config:
         "batch: the items of the batch in every step, and all items in scoring (eq. 10); forward: all items "
         "with their dropout in every forward pass, scoring too (released code)",
         choices=("items", "batch", "forward"),
-    )
-    plan_every: int = setting(
-        10,
-        "alignment",
-        "training steps between two transport plans; with another --plan_from than items, between those of "
-        "the log",
-        low=1,
+        models=RECGOAT,
     )
     w1_weight: float = setting(
-        0.0, "alignment", "weight of the 1-Wasserstein term <T0, C>, over the items of the batch", low=0.0
+        0.0,
+        "alignment",
+        "weight of the 1-Wasserstein term <T0, C>, over the items of the batch",
+        low=0.0,
+        models=RECGOAT,
     )
 
     # ---- training
@@ -347,7 +437,11 @@ class Config:
         1e-4, "training", "weight of the mean squared norm of a batch's layer-0 embeddings", low=0.0
     )
     modality_decay: float = setting(
-        0.0, "training", "the same for the modality vectors of a batch's items, before fusion", low=0.0
+        0.0,
+        "training",
+        "the same for the modality vectors of a batch's items, before fusion",
+        low=0.0,
+        models=RECGOAT,
     )
     neg_reject: int = switch(
         1, "training", "0 allows training positives of a user as negatives (released code)"
@@ -434,7 +528,12 @@ class Config:
         free=True,
     )
     plan_image_every: int = setting(
-        50, "run", "epochs between two TensorBoard images of the transport plans; 0: none", low=0, free=True
+        50,
+        "run",
+        "epochs between two TensorBoard images of the transport plans; 0: none",
+        low=0,
+        free=True,
+        models=RECGOAT,
     )
 
     def __post_init__(self) -> None:
@@ -556,6 +655,8 @@ def check_value(field: dataclasses.Field, value: typing.Any) -> None:
 @functools.cache
 def bf16_slowdown(size: int = 256, repeats: int = 5) -> float:
     """Time of a product of bf16 matrices [size, size] on the CPU relative to fp32, the best of a few."""
+    import torch
+
     seconds = {}
     for dtype in (torch.float32, torch.bfloat16):
         timer = timeit.Timer("matrix @ matrix", globals={"matrix": torch.ones(size, size, dtype=dtype)})
@@ -577,6 +678,8 @@ def usable_precision(config: Config, device: torch.device) -> tuple[Config, list
 
 def choose_device(config: Config) -> torch.device:
     """The device of a run: the chosen GPU with --cuda 1 where CUDA works, else the CPU."""
+    import torch
+
     if not (config.cuda and torch.cuda.is_available()):
         if config.precision == "tf32":
             raise UserError(
@@ -593,6 +696,8 @@ def choose_device(config: Config) -> torch.device:
 
 def seed_everything(seed: int) -> None:
     """Seed Python, NumPy and torch (all devices)."""
+    import torch
+
     random.seed(seed)
     np.random.seed(seed)
     torch.manual_seed(seed)

@@ -31,9 +31,9 @@ from tqdm import tqdm
 from benchmarks import bench, textbook
 from benchmarks.step import Ours, make_stepper
 from dataloader import HeldOut
-from main import make_model
 from models.registry import label
 from procedure import make_splits
+from session import make_model
 from training import ranking
 from training.scoring import Scorer
 from world import Config

@@ -95,7 +95,7 @@ def plot(path: str, sizes: Sequence[int], seconds: Mapping[str, Sequence[Sequenc
     try:
         import matplotlib
     except ImportError:
-        sys.exit("error: --plot needs matplotlib: pip install matplotlib")
+        sys.exit("error: --plot needs matplotlib: pip install -c constraints.txt matplotlib")
     matplotlib.use("Agg")
     from matplotlib import pyplot
 

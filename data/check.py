@@ -30,7 +30,8 @@ import scipy.sparse as sp
 from cli import Parser, run_tool
 from data.feature_files import open_features
 from data.findings import Findings
-from data.formats import SPLITS, Interactions, dataset_folder
+from data.folders import dataset_folder
+from data.formats import SPLITS, Interactions
 from data.interaction_checks import check_id_maps, check_splits, describe, find_inter_table, read_tables
 from data.progress import progress_bar
 from data.row_order import N_NEIGHBOURS, judge, measure_fit

@@ -20,8 +20,8 @@ from typing import Any
 import numpy as np
 
 from cli import Parser, run_tool
-from data import pictures, profiles
-from data.encoders import hub_token, image_encoder, text_encoder
+from data import colours, pictures, profiles
+from data.encoders import Encoder, hub_token, image_encoder, text_encoder
 from data.encoding import Output, batched, make_features
 from data.feature_flags import (
     add_address_flag,
@@ -111,15 +111,7 @@ def image_command(args: argparse.Namespace) -> None:
     folder = dataset_path(args.data_root, args.name)
     n, ids = catalogue_size(folder, "item")
     paths, counts = item_pictures(args, folder, n, ids)
-    encoder = image_encoder(
-        args.model,
-        revision=args.revision or None,
-        device=args.device,
-        dtype=args.dtype,
-        normalize=args.normalize,
-        trust_remote_code=args.trust_remote_code,
-        token=hub_token(args.hub_token_env),
-    )
+    encoder = picture_encoder(args)
     bar = progress_bar(sorted(paths.items()), desc="reading", unit="picture", leave=False, delay=2)
     inputs = content_hash([(row, file_sha256(path)) for row, path in bar])
     broken = {}
@@ -143,6 +135,21 @@ def image_command(args: argparse.Namespace) -> None:
         batches = batched(sorted(paths), args.batch_size)
         make_features(path, n, batches, encode, encoder, inputs, output_settings(args), counts)
     print_notes([f"{paths[row]}: {reason}" for row, reason in sorted(broken.items())])
+
+
+def picture_encoder(args: argparse.Namespace) -> Encoder:
+    """The encoder that --model names: the built-in one or a model of the hub or a folder."""
+    if args.model == colours.NAME:
+        return colours.colour_encoder(args.normalize)
+    return image_encoder(
+        args.model,
+        revision=args.revision or None,
+        device=args.device,
+        dtype=args.dtype,
+        normalize=args.normalize,
+        trust_remote_code=args.trust_remote_code,
+        token=hub_token(args.hub_token_env),
+    )
 
 
 def item_pictures(
@@ -278,7 +285,7 @@ def make_parser() -> Parser:
     add_texts_flag(text)
     add_field_flags(text, "item", "--texts")
 
-    image = add_command("image", image_command, "item pictures through LLaVA, CLIP or SigLIP")
+    image = add_command("image", image_command, "item pictures through LLaVA, CLIP or SigLIP, or as colours")
     add_common_flags(image, "llava-hf/llava-1.5-7b-hf", "mean")
     add_image_flags(image)
     add_address_flag(image)

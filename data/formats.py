@@ -7,32 +7,18 @@ interactions.train     # [n, 2] int64, pairs of (user, item)
 import dataclasses
 import re
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any
 
 import numpy as np
 import pandas as pd
 
+from data.folders import check_header, inter_path
 from incoming import parse_json
 from outgoing import printable
 from utils import UserError, content_hash
 
 SPLITS = ("train", "valid", "test")
 MAX_DIGITS = 10  # of an id
-TABLE_COLUMNS = ("userID", "itemID", "x_label")
-
-
-class DatasetName(Protocol):
-    """The settings that locate a dataset folder; world.Config has them, among others."""
-
-    @property
-    def dataset(self) -> str:
-        """Name of the folder."""
-        ...
-
-    @property
-    def data_root(self) -> str:
-        """Folder that contains it."""
-        ...
 
 
 @dataclasses.dataclass(frozen=True)
@@ -47,45 +33,6 @@ class Interactions:
     train_rating: np.ndarray | None  # [n] float32, aligned with train; None if the data has no ratings
     merged: dict[str, int]  # split -> number of repeated pairs that were dropped
     source: str  # the files that were read, for messages
-
-
-# ---------------------------------------------------------------- dataset folder
-
-
-def dataset_folder(config: DatasetName) -> tuple[Path, str | None]:
-    """Return the folder <data_root>/<dataset> and None, or <data_root>/<dataset>_raw and a note to the user.
-
-    The second is used only where the first does not exist. Raises UserError if neither exists.
-    """
-    name = Path(config.dataset)
-    if name.is_absolute() or ".." in name.parts or not name.parts:
-        raise UserError(
-            f"--dataset {config.dataset}: must be the name of a folder below --data_root; "
-            "give its parent as --data_root"
-        )
-    folder = Path(config.data_root) / name
-    raw = folder.with_name(f"{folder.name}_raw")
-    try:
-        if folder.is_dir():
-            return folder, None
-        if raw.is_dir():
-            return raw, f"note: {folder} does not exist; using {raw}"
-    except OSError as error:
-        raise UserError(f"{folder}: cannot be read ({error.strerror}); correct the permissions") from None
-    raise UserError(
-        f"{folder}: no such dataset folder; select one with --dataset and --data_root (README, 'Data')"
-    )
-
-
-def inter_path(folder: Path) -> Path:
-    """Return the .inter table of a dataset folder: <folder name>.inter, or else the only *.inter file."""
-    named = folder / f"{folder.resolve().name.removesuffix('_raw')}.inter"
-    found = [named] if named.exists() else sorted(folder.glob("*.inter"))
-    if not found:
-        raise UserError(f"{folder}: contains neither train.txt nor a .inter table; see README, 'Data'")
-    if len(found) > 1:
-        raise UserError(f"{folder}: contains {len(found)} .inter tables, none named {named.name}; keep one")
-    return found[0]
 
 
 # ---------------------------------------------------------------- interactions
@@ -221,12 +168,7 @@ def read_cells(path: str | Path) -> pd.DataFrame:
         raise UserError(
             f"{path}, line 1: the header repeats {', '.join(repeated)[:80]}; give every column its own name"
         )
-    missing = [name for name in TABLE_COLUMNS if name not in cells]
-    if missing:
-        raise UserError(
-            f"{path}, line 1: the header lacks {', '.join(missing)}; it must name userID, itemID and x_label "
-            "(0 train, 1 valid, 2 test), separated by tabs"
-        )
+    check_header(path, list(cells))
     # If the first row has more cells than the header, pandas takes the first column as row labels.
     if not isinstance(cells.index, pd.RangeIndex):
         raise UserError(

@@ -14,7 +14,8 @@ import numpy as np
 import pandas as pd
 
 from data.findings import Findings
-from data.formats import SPLITS, Interactions, inter_path, join_splits, read_inter, read_txt
+from data.folders import inter_path
+from data.formats import SPLITS, Interactions, join_splits, read_inter, read_txt
 from utils import UserError
 
 Tables = dict[str, pd.DataFrame]

@@ -25,7 +25,8 @@ import numpy as np
 import pandas as pd
 
 from cli import Parser, run_tool
-from data.formats import SPLITS, inter_path, read_inter, read_interactions, read_txt
+from data.folders import inter_path
+from data.formats import SPLITS, read_inter, read_interactions, read_txt
 from data.interaction_log import InteractionLog, distinct_rows, k_core, read_log
 from data.raw import COLUMNS, Inputs
 from data.splits import RULES, TEST, TRAIN, VALID, split

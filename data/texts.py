@@ -8,7 +8,8 @@ from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
-from data.formats import inter_path, read_ids, read_inter, read_interactions, read_txt
+from data.folders import inter_path
+from data.formats import read_ids, read_inter, read_interactions, read_txt
 from incoming import parse_json
 from utils import UserError
 

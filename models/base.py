@@ -39,6 +39,14 @@ class ItemWeights:
     spread: bool = False
 
 
+class Heatmap(typing.NamedTuple):
+    """A matrix [h, w] with values of at least 0, and what its rows and columns are."""
+
+    matrix: torch.Tensor
+    rows: str
+    columns: str
+
+
 class Recommender(nn.Module):
     """Base class of all models. The score of user u and item i is user[u] . item[i], see `embeddings`.
 
@@ -111,8 +119,8 @@ class Recommender(nn.Module):
         """Numbers about the model's state for the log, 0-dim tensors by name."""
         return {}
 
-    def images(self) -> dict[str, torch.Tensor]:
-        """Matrices [h, w] with values in [0, 1] for TensorBoard, by name."""
+    def images(self) -> dict[str, Heatmap]:
+        """Matrices for TensorBoard, by name."""
         return {}
 
     # ---- users and items that were not in training
@@ -149,12 +157,3 @@ def batch_bpr(user: torch.Tensor, item: torch.Tensor, batch: Batch) -> torch.Ten
 def sparse_like(matrix: sp.spmatrix, tensor: torch.Tensor) -> torch.Tensor:
     """A scipy matrix as a sparse CSR tensor with the type and device of a tensor."""
     return from_scipy(matrix.astype(np.float64), tensor.device).to(tensor.dtype)
-
-
-def own_fields(model: type[Recommender]) -> list[tuple[str, type, dataclasses.Field]]:
-    """The settings of a model class as dataclass fields: (name, type, field)."""
-    fields = {
-        name: value if isinstance(value, dataclasses.Field) else dataclasses.field(default=value)
-        for name, value in model.settings.items()
-    }
-    return [(name, type(field.default), field) for name, field in fields.items()]

@@ -11,8 +11,9 @@ import torch
 from dataloader import Dataset
 from models.item_model import ItemModel
 from models.neighbours import keep_largest
+from models.settings import EASE_SETTINGS
 from utils import UserError
-from world import Config, setting
+from world import Config
 
 MAX_ITEMS = 30_000  # the dense matrices of more items take over 10 GB
 
@@ -24,10 +25,7 @@ class EASE(ItemModel):
     each row the entries of largest magnitude are kept.
     """
 
-    settings: typing.ClassVar[dict[str, typing.Any]] = {
-        "ease_l2": setting(200.0, "model", "L2 regularisation of the item weights", low=1e-6),
-        "ease_k": setting(500, "model", "weights kept for each item; 0 keeps all", low=0),
-    }
+    settings = EASE_SETTINGS
 
     def make_weights(self, config: Config, dataset: Dataset) -> sp.csr_matrix:
         """The weights that are kept. Raises UserError for more items than MAX_ITEMS."""

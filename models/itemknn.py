@@ -10,7 +10,8 @@ import scipy.sparse as sp
 from dataloader import Dataset, Needs
 from models.item_model import ItemModel
 from models.neighbours import keep_largest, neighbour_weights, uses_content
-from world import Config, setting
+from models.settings import ITEMKNN_SETTINGS
+from world import Config
 
 
 class ItemKNN(ItemModel):
@@ -21,15 +22,7 @@ class ItemKNN(ItemModel):
     """
 
     needs: typing.ClassVar[Needs] = Needs()
-    settings: typing.ClassVar[dict[str, typing.Any]] = {
-        "itemknn_k": setting(0, "model", "most similar items kept for each item; 0 keeps all", low=0),
-        "itemknn_similarity": setting(
-            "cosine",
-            "model",
-            "cosine of co-occurrence, or the weights of the neighbourhood term (--neighbour_content, _power)",
-            choices=("cosine", "neighbours"),
-        ),
-    }
+    settings = ITEMKNN_SETTINGS
 
     def make_weights(self, config: Config, dataset: Dataset) -> sp.csr_matrix:
         """The similarities that are kept."""

@@ -4,8 +4,9 @@
     find_model("my_model.py:MyModel")        # class MyModel of that file
     config_class("itemknn")                  # Config with the settings of ItemKNN
 
-Only find_model imports a model, so that names and labels are known without loading torch. A name that was
-stored by a run is never enough to import a user's file: the user has to name it again (parse.py).
+Only find_model imports a model, so that names, labels and settings of built-in models are known without
+loading torch. A name that was stored by a run is never enough to import a user's file: the user has to name
+it again (parse.py).
 """
 
 from __future__ import annotations
@@ -18,21 +19,24 @@ import keyword
 import sys
 import traceback
 import typing
+from collections.abc import Mapping
 from pathlib import Path
 
-from utils import UserError, content_hash
+from models.settings import EASE_SETTINGS, ITEMKNN_SETTINGS
+from utils import UserError, content_hash, did_you_mean
+from world import GROUPS, Config
 
 if typing.TYPE_CHECKING:
     from models.base import Recommender
-    from world import Config
 
 
 class Entry(typing.NamedTuple):
-    """A built-in model: where its class is, what tables call it, and a description for --help."""
+    """A built-in model."""
 
     target: str  # "module:Class"
-    label: str
-    summary: str
+    label: str  # what tables call it
+    summary: str  # for --help
+    settings: Mapping[str, typing.Any] = {}  # the same as the class has
 
 
 MODELS = {
@@ -40,8 +44,13 @@ MODELS = {
     "lgn": Entry("models.lightgcn:LightGCN", "LightGCN", "LightGCN"),
     "vbpr": Entry("models.vbpr:VBPR", "VBPR", "VBPR"),
     "freedom": Entry("models.freedom:FREEDOM", "FREEDOM", "FREEDOM"),
-    "itemknn": Entry("models.itemknn:ItemKNN", "ItemKNN", "item-based cosine similarity, without training"),
-    "ease": Entry("models.ease:EASE", "EASE", "EASE, a linear autoencoder in closed form"),
+    "itemknn": Entry(
+        "models.itemknn:ItemKNN",
+        "ItemKNN",
+        "item-based cosine similarity, without training",
+        ITEMKNN_SETTINGS,
+    ),
+    "ease": Entry("models.ease:EASE", "EASE", "EASE, a linear autoencoder in closed form", EASE_SETTINGS),
     "lgn_mm": Entry("model:RecGOAT", "RecGOAT", "RecGOAT"),
 }
 
@@ -68,12 +77,18 @@ def find_model(model: str) -> type[Recommender]:
     """The class that --model names. Raises UserError if there is none."""
     if is_external(model):
         return load_class(model)
+    module, _, name = built_in(model).target.partition(":")
+    return getattr(importlib.import_module(module), name)
+
+
+def built_in(model: str) -> Entry:
+    """The entry of a built-in model. Raises UserError if there is none of this name."""
     if model not in MODELS:
         raise UserError(
             f"--model {model}: choose from {', '.join(MODELS)}, or name a class of your own as FILE.py:CLASS"
+            f"{did_you_mean(model, MODELS)}"
         )
-    module, _, name = MODELS[model].target.partition(":")
-    return getattr(importlib.import_module(module), name)
+    return MODELS[model]
 
 
 def load_class(model: str) -> type[Recommender]:
@@ -105,13 +120,12 @@ def load_class(model: str) -> type[Recommender]:
 @functools.cache
 def config_class(model: str) -> type[Config]:
     """Config, with the settings that the model class adds. Raises UserError if one of them is not usable."""
-    from models.base import own_fields
-    from world import GROUPS, Config
-
-    own = own_fields(find_model(model))
+    own = own_fields(find_model(model).settings if is_external(model) else built_in(model).settings)
     if not own:
         return Config
-    taken = {"help", *dir(Config)}.union(*(field.metadata["alias"] for field in dataclasses.fields(Config)))
+    taken = {"help", "preset", "config", *dir(Config)}.union(
+        *(field.metadata["alias"] for field in dataclasses.fields(Config))
+    )
     for name, kind, field in own:
         if (
             name in taken
@@ -128,6 +142,15 @@ def config_class(model: str) -> type[Config]:
     return dataclasses.make_dataclass(
         "Config", own, bases=(Config,), frozen=True, namespace={"__doc__": Config.__doc__}
     )
+
+
+def own_fields(settings: Mapping[str, typing.Any]) -> list[tuple[str, type, dataclasses.Field]]:
+    """The settings of a model as dataclass fields: (name, type, field)."""
+    fields = {
+        name: value if isinstance(value, dataclasses.Field) else dataclasses.field(default=value)
+        for name, value in settings.items()
+    }
+    return [(name, type(field.default), field) for name, field in fields.items()]
 
 
 def checked(config: Config) -> Config:

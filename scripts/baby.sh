@@ -1,9 +1,6 @@
 #!/usr/bin/env bash
-# Train RecGOAT with the command published for Baby, on data/baby_raw.
-# Arguments are appended: scripts/baby.sh --epochs 1
+# Train RecGOAT on Baby with the published settings (presets/baby-paper.json). Arguments are appended:
+#   scripts/baby.sh --epochs 1
 set -euo pipefail
 source "$(dirname "$0")/setup.sh"
-exec $PYTHON -u main.py --dataset baby_raw --model lgn_mm --use_multimodal 1 \
-    --text_feat ./data/baby_raw/text_feat.npy --image_feat ./data/baby_raw/image_feat.npy \
-    --item_knn_k 20 --item_branch_layers 1 --epochs 1000 --recdim 800 --layer 3 --lr 8e-4 --bpr_batch 4096 \
-    --topks "[10]" --fusion oat --contrastive_weight 0.032 "$@"
+exec $PYTHON -u main.py --preset baby-paper "$@"

@@ -11,6 +11,7 @@
 #   TEXT= IMAGE=       feature files, if not text_feat.npy and image_feat.npy of the dataset
 #   PRECISION=fp32     or bf16, tf32: precision of RecGOAT's large products; the baselines have none
 #   FLAGS=""           flags appended to every run, overriding its settings; use another RUNS with them
+# RecGOAT has the settings of presets/DATASET-paper.json, with SMALL=1 of presets/baby-small.json.
 EXTRAS=report
 source "$(dirname "${BASH_SOURCE[0]}")/setup.sh"
 SMALL=${SMALL:-0} JOBS=${JOBS:-1} PRECISION=${PRECISION:-fp32} FLAGS=${FLAGS:-}
@@ -37,11 +38,11 @@ trap stop INT TERM
 # settings DATASET: sets COMMON, the flags of every run, and SETTINGS[name], the flags of each row of the
 # tables.
 settings() {
-    local dataset=$1 recdim knn weight mf lightgcn vbpr freedom baseline recgoat
+    local dataset=$1 recdim mf lightgcn vbpr freedom baseline recgoat
     case $dataset in
-        baby) recdim=800 knn=20 weight=0.032 ;;
-        sports) recdim=600 knn=30 weight=0.005 ;;
-        electronics) recdim=200 knn=20 weight=0.05 ;;
+        baby) recdim=800 ;;
+        sports) recdim=600 ;;
+        electronics) recdim=200 ;;
         *) echo "$dataset: unknown dataset; choose from baby, sports, electronics" >&2; exit 2 ;;
     esac
     COMMON="--dataset $dataset --data_root $DATA_ROOT --cache_dir $RUNS/.cache --bpr_batch 4096 --topks 10,20
@@ -53,21 +54,16 @@ settings() {
         vbpr="--lr 5e-3 --decay 3e-2"
         freedom="--lr 5e-3 --decay 1e-2"
         baseline="--epochs 150 --eval_every 5 --patience 6"
-        recgoat="--precision $PRECISION --item_branch_layers 1 --item_knn_k 10 --fusion oat
-            --beta 0.1 --alpha 0.05 --residual_init zeros --fuse_norm none
-            --contrastive_weight 0.15 --modality_consistency_weight 0.33
-            --lr 5e-3 --decay 8e-3 --modality_decay 0.3 --epochs 45 --eval_every 3 --patience 4"
+        recgoat="--preset baby-small --precision $PRECISION"
     else
-        # RecGOAT as published. The baselines have the same size and learning rate, and the decay tuned at
-        # recdim 64.
+        # The baselines have RecGOAT's size and learning rate, and the decay tuned at recdim 64.
         COMMON+=" --recdim $recdim"
         mf="--lr 8e-4 --decay 3e-2"
         lightgcn="--lr 8e-4 --decay 1e-2"
         vbpr="--lr 8e-4 --decay 3e-2"
         freedom="--lr 8e-4 --decay 1e-2"
         baseline="--epochs 1000"
-        recgoat="--precision $PRECISION --item_branch_layers 1 --item_knn_k $knn --epochs 1000 --lr 8e-4
-            --fusion oat --contrastive_weight $weight"
+        recgoat="--preset $dataset-paper --precision $PRECISION --epochs 1000"
     fi
     declare -gA SETTINGS=(
         [MF]="--model mf $mf $baseline"

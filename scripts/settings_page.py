@@ -16,8 +16,10 @@ from world import GROUPS, Config
 
 INTRODUCTION = """# Settings
 
-The flags of `main.py`, as `python main.py --help` prints them. An explicit flag takes precedence over
-`--recipe` ([released.md](released.md)), and both over the default. Equation numbers are those of the paper.
+The flags of `main.py`, as `python main.py --help` prints them; [NAME] marks those that only some models have.
+The first of these that has a setting decides: its flag, `--recipe` ([released.md](released.md)),
+`--config FILE` (JSON or YAML, such as the config.json of a run), `--preset NAME` (a file in `presets/`), the
+default. Equation numbers are those of the paper.
 
 This page is generated from `Config` in `world.py`: `python -m scripts.settings_page > docs/settings.md`.
 """
@@ -51,7 +53,9 @@ def row(field: dataclasses.Field) -> tuple[str, str, str, str]:
     flags = ", ".join(f"`--{name}`" for name in (field.name, *field.metadata["alias"]))
     value: typing.Any = field.default
     default = ",".join(map(str, value)) if isinstance(value, tuple) else str(value)
-    return flags, f"`{default}`" if default else "", allowed(field), escape(field.metadata["help"])
+    models = ", ".join(field.metadata["models"])
+    text = (f"[{models}] " if models else "") + field.metadata["help"]
+    return flags, f"`{default}`" if default else "", allowed(field), escape(text)
 
 
 def allowed(field: dataclasses.Field) -> str:

@@ -8,8 +8,8 @@ from helpers import dataset_of
 
 import layers.device
 from dataloader import make_batches
-from main import make_model
 from models.registry import config_class
+from session import make_model
 
 CPU = torch.device("cpu")
 NO_DROPOUT = {"attn_dropout": 0.0, "fuse_drop": 0.0}

@@ -5,9 +5,9 @@ import json
 import torch
 from helpers import dataset_of
 
-from main import make_model
 from models.registry import config_class
 from procedure import fit
+from session import make_model
 from training import ranking
 from training.folder import make_run_folder
 from training.run import start_run

@@ -392,6 +392,18 @@ def test_image_is_the_models_own_embedding(models, folder, pictures, name, capsy
     assert "B895" in capsys.readouterr().err
 
 
+@pytest.mark.parametrize("normalize", [0, 1])
+def test_colours_are_the_means_of_the_parts_of_a_picture(folder, pictures, normalize):
+    parts = np.random.default_rng(1).integers(0, 255, (4, 4, 3), dtype=np.uint8)
+    Image.fromarray(parts.repeat(10, 0).repeat(5, 1)).save(pictures / "more" / "B899.png")
+    next((pictures / "more").glob("B899.jpg"), pictures / "none").unlink(missing_ok=True)
+    flags = ["--model", "colours", "--pictures", pictures, "--ids", "original", "--normalize", normalize]
+    assert run(folder, "image", *flags) == 0
+    expected = parts.ravel() / 127.5 - 1
+    got = np.load(folder / "image_feat.npy")[1]
+    np.testing.assert_allclose(got, unit(expected) if normalize else expected, atol=1e-6)
+
+
 def test_llava_with_the_weight_names_of_the_hub(models, tmp_path):
     """Weights named as in llava-hf/llava-1.5-7b-hf, by an older library, give the same vectors."""
     from safetensors.torch import load_file, save_file

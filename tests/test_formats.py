@@ -4,9 +4,8 @@ import numpy as np
 import pytest
 from helpers import SPLITS, pair_set, random_pairs, write_inter, write_txt
 
+from data.folders import dataset_folder, inter_path
 from data.formats import (
-    dataset_folder,
-    inter_path,
     names_of,
     read_ids,
     read_interactions,

@@ -1,6 +1,8 @@
 """Packaging: pyproject.toml, requirements.txt, constraints.txt, CITATION.cff, LICENSE and shell scripts."""
 
+import os
 import re
+import shutil
 import subprocess
 import tomllib
 from pathlib import Path
@@ -104,5 +106,28 @@ def test_every_installation_in_scripts_and_workflows_applies_the_constraints():
     files = [*SCRIPTS, *(ROOT / ".github" / "workflows").glob("*.yml")]
     lines = [line for path in files for line in path.read_text().splitlines() if "pip install" in line]
     assert lines
-    constrained = re.compile(r"--constraint constraints\.txt|--requirement requirements\.txt")
+    constrained = re.compile(r"(--constraint|-c) constraints\.txt|--requirement requirements\.txt")
     assert [line for line in lines if not constrained.search(line)] == []
+
+
+@pytest.mark.parametrize("uv_works", [True, False])
+def test_setup_installs_with_uv_and_falls_back_to_pip(tmp_path, uv_works):
+    """In a copy of the scripts, with programs that only note how they were called."""
+    (tmp_path / "scripts").mkdir()
+    (tmp_path / ".venv" / "bin").mkdir(parents=True)
+    for name in ("scripts/setup.sh", "requirements.txt", "constraints.txt", "pyproject.toml"):
+        shutil.copy(ROOT / name, tmp_path / name)
+    for path, code in ((tmp_path / "uv", 1 - uv_works), (tmp_path / ".venv" / "bin" / "python", 0)):
+        path.write_text(f'#!/usr/bin/env bash\necho "{path.name} $*" >>{tmp_path}/calls\nexit {code}\n')
+        path.chmod(0o755)
+    environment = {**os.environ, "PATH": f"{tmp_path}:{os.environ['PATH']}"}
+    for extras in ("", "report tests", "report tests"):
+        command = ["bash", "-c", "set -euo pipefail; source scripts/setup.sh"]
+        subprocess.run(command, cwd=tmp_path, env={**environment, "EXTRAS": extras}, check=True)
+    shared, pip = "pip install --constraint constraints.txt", "python -m"
+    uv = f"uv {shared} --python .venv/bin/python --torch-backend auto"
+    what = ["--requirement requirements.txt", "--editable .[report,tests]"]  # nothing the third time
+    expected = [
+        f"{tool} {part}" for part in what for tool in (uv, *([] if uv_works else [f"{pip} {shared}"]))
+    ]
+    assert (tmp_path / "calls").read_text().splitlines() == expected

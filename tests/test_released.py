@@ -13,9 +13,9 @@ from released_oracle import digest, digests, initial_weights, read_oracle, write
 from small_runs import flags
 
 from layers.sparse import csr_tensor
-from main import make_model
 from parse import parse_args
 from procedure import make_splits, score
+from session import make_model
 
 CASES = {
     "oat": {

@@ -30,6 +30,7 @@ optuna = pytest.importorskip("optuna")
 
 import main
 import procedure
+import session
 import tune
 from models.registry import MODELS, config_class, find_model
 from parse import parse_args
@@ -205,13 +206,13 @@ def test_the_test_split_is_never_scored_and_has_no_influence(small_dataset, tmp_
 
 
 def test_trials_share_a_dataset_unless_settings_of_the_data_differ(small_dataset, monkeypatch):
-    loaded, original = [], main.load_dataset
+    loaded, original = [], session.load_dataset
 
     def load_dataset(config, *arguments):
         loaded.append(config.item_knn_k)
         return original(config, *arguments)
 
-    monkeypatch.setattr(main, "load_dataset", load_dataset)
+    monkeypatch.setattr(session, "load_dataset", load_dataset)
     space = ["--space", "lr=1e-3..1e-2", "--item_knn_k", "4"]
     assert tune.main(search(small_dataset, 3, *space, model="lgn_mm", epochs=1)) == 0 and loaded == [4]
     loaded.clear()
@@ -233,7 +234,7 @@ def test_a_dataset_depends_on_no_settings_but_those_it_is_shared_by(small_datase
     config = Spy(**vars(config))
     needs = find_model(model).data_needs(config)
     read.clear()
-    main.load(config, needs, torch.device("cpu"))
+    session.load(config, needs, torch.device("cpu"))
     assert "dataset" in read and read & set(Config.__dataclass_fields__) <= set(tune.DATASET_SETTINGS)
 
 

@@ -11,10 +11,9 @@ from collections.abc import Mapping
 from pathlib import Path
 
 import numpy as np
-import torch
 
 from models.registry import slug, source_hash
-from utils import UserError, write_json
+from utils import UserError, did_you_mean, write_json
 from world import Config
 
 
@@ -50,6 +49,8 @@ def provenance() -> dict[str, typing.Any]:
 
     git_commit and git_dirty are None where git cannot tell: outside a checkout, or without git.
     """
+    import torch  # here, because the command line needs the rest of this module at once
+
     changed = git("status", "--porcelain", "--untracked-files=no")
     return {
         "python": platform.python_version(),
@@ -84,7 +85,8 @@ def known_settings(
     unknown = sorted(map(str, stored.keys() - names - {"provenance"}))
     if unknown:
         raise UserError(
-            f"{source}: has unknown settings ({', '.join(unknown)[:60]}); it comes from another version"
+            f"{source}: has unknown settings ({', '.join(unknown)[:60]}): misspelt, or of another version"
+            f"{did_you_mean(unknown[0], names)}"
         )
     known = ((key, value) for key, value in stored.items() if key in names)
     return {key: tuple(value) if isinstance(value, list) else value for key, value in known}

@@ -15,7 +15,8 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from data.formats import Interactions, dataset_folder, names_of, read_titles
+from data.folders import dataset_folder
+from data.formats import Interactions, names_of, read_titles
 from outgoing import tsv_line
 from utils import atomic_write, write_text
 from world import Config

@@ -3,25 +3,47 @@
 from __future__ import annotations
 
 import contextlib
+import dataclasses
+import shlex
 import sys
 import time
 import typing
 from collections.abc import Collection, Iterable, Mapping
 from pathlib import Path
 
-from tensorboard.plugins.hparams.plugin_data_pb2 import HParamsPluginData
 from tensorboardX import summary
 from tensorboardX.event_file_writer import EventsWriter
 from tensorboardX.proto.event_pb2 import Event, SessionLog
+from tensorboardX.proto.plugin_hparams_pb2 import HParamsPluginData
+from tensorboardX.proto.summary_pb2 import Summary
 from tqdm import tqdm
 
 from incoming import parse_json
 from models.base import Recommender
 from outgoing import json_text
+from training.heatmap import heatmap
 from utils import atomic_write
 from world import Config
 
 Numbers = Mapping[str, typing.Any]  # {name: number or 0-dim tensor}
+
+# TensorBoard sorts groups by name: first what one looks at first. Metrics have the group 1_metrics.
+GROUPS = {"train": "2_training", "speed": "3_speed", "model": "4_model"}
+# HParamInfo.differs = true (field 7 of TensorBoard's api.proto), which tensorboardX's copy of it lacks.
+DIFFERS = b"\x38\x01"
+
+
+def tag_of(group: str, name: str, config: Config) -> str:
+    """The tag of a number: its loss, speed or model figure by GROUPS, else a metric of the split `group`."""
+    if group in GROUPS:
+        return f"{GROUPS[group]}/{name}"
+    is_main = name == config.selection_metric or name.startswith(("recall", "ndcg"))
+    return f"{'1_metrics' if is_main else '5_more_metrics'}/{group} {name}"
+
+
+def scalar(tag: str, value: typing.Any) -> Summary:
+    """A TensorBoard scalar. tensorboardX's own function replaces "@" and spaces in tags."""
+    return Summary(value=[Summary.Value(tag=tag, simple_value=float(value))])
 
 
 class EventFile:
@@ -64,57 +86,87 @@ class RunLog:
     """
 
     def __init__(self, folder: Path, config: Config, epoch: int = 0, echo: bool = True):
-        self.folder, self.echo = folder, echo
+        self.folder, self.config, self.echo = folder, config, echo
+        # Figures of the model that have had one value so far, as (value, epochs); None for those that vary.
+        self.constant: dict[str, tuple[float, list[int]] | None] = {}
         drop_lines(folder / "metrics.jsonl", epoch)
         self.events = EventFile(folder, epoch) if config.tensorboard else None
         # Open until close(): a line has to be on disk as soon as it is written.
         self.text = open(folder / "train.log", "a", encoding="utf-8")  # noqa: SIM115
         self.lines = open(folder / "metrics.jsonl", "a", encoding="utf-8")  # noqa: SIM115
 
-    def say(self, line: str) -> None:
-        """Write a line to the console, above any progress bar, and to train.log."""
+    def say(self, *lines: str) -> None:
+        """Write lines to the console, above any progress bar, and to train.log."""
         if self.echo:
-            tqdm.write(line)
+            tqdm.write("\n".join(lines))
             sys.stdout.flush()  # a redirected log is read while the run goes on
-        print(line, file=self.text, flush=True)
+        self.keep(*lines)
+
+    def keep(self, *lines: str) -> None:
+        """Write lines to train.log alone: those that the console gets from elsewhere."""
+        self.text.writelines(f"{line}\n" for line in lines)
+        self.text.flush()
 
     def record(self, entry: Mapping[str, typing.Any]) -> None:
         """Write one evaluation as a line of metrics.jsonl."""
         print(json_text(entry), file=self.lines, flush=True)
 
+    def begin(self, said: Iterable[str]) -> None:
+        """Keep what the console has said so far, and write TensorBoard's text about the run."""
+        lines = list(said)
+        self.keep(*lines)
+        if self.events:
+            self.events.add([summary.text("0_run/about", about(self.config, lines))])
+
     def scalars(self, group: str, values: Numbers, epoch: int) -> None:
-        """Write numbers as TensorBoard scalars group/name."""
-        if self.events:
-            scalars = (summary.scalar(f"{group}/{name}", float(value)) for name, value in values.items())
-            self.events.add(scalars, epoch)
-
-    def images(self, model: Recommender, epoch: int) -> None:
-        """Write the model's images to TensorBoard."""
-        if self.events:
-            images = model.images().items()
-            self.events.add(
-                (summary.image(name, x.cpu().numpy(), dataformats="HW") for name, x in images), epoch
-            )
-
-    def finish(self, config: Config, epoch: int, **groups: Numbers) -> None:
-        """Write the metrics of the best epoch: as scalars, and the main ones beside the settings (HParams).
-
-        TensorBoard shows the first five: the selection metric of the first group, recall and NDCG of the
-        last.
-        """
-        for group, metrics in groups.items():
-            self.scalars(group, metrics, epoch)
+        """Write numbers as TensorBoard scalars, see tag_of; figures of the model once they vary."""
         if not self.events:
             return
+        for name, value in values.items():
+            tag, number = tag_of(group, name, self.config), float(value)
+            held = self.constant.setdefault(tag, (number, [])) if group == "model" else None
+            if held and held[0] == number:
+                held[1].append(epoch)
+                continue
+            if held:
+                for past in held[1]:
+                    self.events.add([scalar(tag, held[0])], past)
+                self.constant[tag] = None
+            self.events.add([scalar(tag, number)], epoch)
+
+    def images(self, model: Recommender, epoch: int, kind: str = "") -> None:
+        """Write the model's images to TensorBoard; kind: appended to their names."""
+        if self.events:
+            pictures = model.images().items()
+            images = (summary.image(name + kind, heatmap(x), dataformats="HWC") for name, x in pictures)
+            self.events.add(images, epoch)
+
+    def finish(self, config: Config, epoch: int, **groups: Numbers) -> None:
+        """Write the main metrics of the best epoch beside the settings (HParams).
+
+        TensorBoard shows the first five: the selection metric of the first group, recall and NDCG of the
+        last. Figures of the model that never varied become a text.
+        """
+        if not self.events:
+            return
+        groups = {name.replace("_", " "): metrics for name, metrics in groups.items()}
         first, *_, last = [*groups, *groups]
-        tags = [f"{first}/{config.selection_metric}"]
-        tags += [f"{last}/{name}" for name in groups[last] if name.startswith(("recall", "ndcg"))]
+        chosen = {(first, config.selection_metric): groups[first][config.selection_metric]}
+        chosen |= {
+            (last, name): value for name, value in groups[last].items() if name.startswith(("recall", "ndcg"))
+        }
+        final = {
+            f"9_final/{group.replace('_', ' ')} {name}": value for (group, name), value in chosen.items()
+        }
+        self.events.add((scalar(tag, value) for tag, value in final.items()), epoch)
+        constants = [f"{tag}: {held[0]:g}" for tag, held in self.constant.items() if held]
+        if constants:
+            self.events.add([summary.text("0_run/constants", "\n\n".join(constants))], epoch)
         flat = {
             key: value if isinstance(value, (int, float, str)) else str(value)
             for key, value in config.as_dict().items()
         }
-        # tensorboardX replaces "@" by "_" in the names of scalars.
-        experiment, *session = summary.hparams(flat, dict.fromkeys(tag.replace("@", "_") for tag in tags))
+        experiment, *session = summary.hparams(flat, dict.fromkeys(final))
         mark_differing(experiment.value[0].metadata.plugin_data, config.non_defaults())
         self.events.add([experiment, *session])
 
@@ -132,11 +184,21 @@ class RunLog:
                 files.callback(self.events.close)
 
 
+def about(config: Config, said: Iterable[str]) -> str:
+    """A run in Markdown: what the console said first, its command, and the settings that are no defaults."""
+    fields = ((field, getattr(config, field.name)) for field in dataclasses.fields(config))
+    settings = [f"| {field.name} | {value} |" for field, value in fields if value != field.default]
+    command = " ".join(map(shlex.quote, ["python", Path(sys.argv[0]).name, *sys.argv[1:]]))
+    table = "\n".join(["| setting | value |", "|---|---|", *settings])
+    return "\n\n".join([*said, f"`{command}`", table])
+
+
 def mark_differing(plugin_data: typing.Any, names: Collection[str]) -> None:
     """Mark settings as differing: TensorBoard shows these first, and no more than a few."""
     content = HParamsPluginData.FromString(plugin_data.content)
     for info in content.experiment.hparam_infos:
-        info.differs = info.name in names
+        if info.name in names:
+            info.MergeFromString(DIFFERS)
     plugin_data.content = content.SerializeToString()
 
 

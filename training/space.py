@@ -21,7 +21,7 @@ from optuna.distributions import (
 )
 
 from data.feature_files import feature_paths
-from data.formats import dataset_folder
+from data.folders import dataset_folder
 from models.registry import checked, find_model
 from utils import UserError
 from world import Config

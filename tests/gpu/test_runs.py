@@ -12,9 +12,10 @@ from small_runs import command_line, only, read_json, read_metrics, read_state
 
 import recommend
 from benchmarks import bench, step
-from main import main, make_model
+from main import main
 from models.registry import MODELS
 from procedure import float32_products, make_splits, score, train_epoch
+from session import make_model
 from training.run import Progress
 
 pytestmark = NEEDS_GPU

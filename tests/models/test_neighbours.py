@@ -14,12 +14,12 @@ from model_helpers import CPU, build, settings
 from data.formats import read_interactions
 from dataloader import held_out, pairs_to_rows
 from layers.sparse import from_scipy
-from main import make_model
 from models.base import ItemWeights
 from models.ease import EASE, MAX_ITEMS, reconstruction_weights
 from models.neighbours import co_purchases, cosine_graph, graph_shares, neighbour_weights, product_at
 from parse import parse_args
 from procedure import final_scorer, make_splits
+from session import make_model
 from training.prefilter import certain_misses
 from training.ranking import evaluate, relevant_ranks
 from training.scoring import GROUP, Scorer, history_scores, row_numbers

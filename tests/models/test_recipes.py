@@ -12,8 +12,8 @@ from small_runs import flags
 from torch.nn import functional as F
 from torch_geometric.nn import GATConv
 
-from main import make_model
 from parse import parse_args
+from session import make_model
 
 
 def paper_model(folder):

@@ -46,6 +46,7 @@ def test_every_built_in_model_is_a_recommender_with_a_label(model):
     assert issubclass(found, Recommender) and found.__name__ == MODELS[model].target.partition(":")[2]
     assert label(model) == MODELS[model].label and slug(model) == model and not is_external(model)
     assert source_hash(model) is None and MODELS[model].summary
+    assert found.settings == MODELS[model].settings
 
 
 def test_unknown_name_is_refused_with_the_known_ones():

@@ -198,7 +198,7 @@ def assert_events_fit(folder):
     events = EventAccumulator(str(folder), size_guidance={"scalars": 0})
     events.Reload()
     expected = {line["epoch"]: line["train"]["loss"] for line in read_metrics(folder)}
-    points = events.Scalars("train/loss")
+    points = events.Scalars("2_training/loss")
     epochs = [point.step for point in points]
     assert epochs == sorted(set(epochs))
     for point in points:

@@ -5,9 +5,11 @@ import sys
 from pathlib import Path
 
 import pytest
-from small_runs import METRICS, command_line, train
+from small_runs import command_line, only, train
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 from tensorboard.plugins.hparams.plugin_data_pb2 import HParamsPluginData
+
+from main import main
 
 ROOT = Path(__file__).resolve().parents[2]
 
@@ -27,35 +29,61 @@ def scalars(events, tag):
 
 
 def test_events_agree_with_metrics_jsonl(small_dataset):
-    folder, _, lines = train(small_dataset, epochs=3, tensorboard=1, plan_image_every=2)
+    folder, result, lines = train(small_dataset, epochs=3, tensorboard=1, plan_image_every=2)
     events = read_events(folder)
     tags = events.Tags()
-    # tensorboardX writes _ for @.
     expected = {
-        "train/loss",
-        "train/bpr",
-        "train/contrastive",
-        "train/grad_norm",
-        "speed/epoch_seconds",
-        "speed/samples_per_second",
-        "speed/peak_memory_mb",
-        *(f"{split}/{name}_{k}" for split in ("valid", "test") for name in METRICS for k in (3, 5)),
-        *(f"model/plan/{m}/{name}" for m in ("text", "image") for name in ("w1", "mass", "entropy")),
+        "2_training/loss",
+        "2_training/bpr",
+        "2_training/contrastive",
+        "2_training/grad_norm",
+        "3_speed/epoch_seconds",
+        "3_speed/samples_per_second",
+        "3_speed/peak_memory_mb",
+        *(f"1_metrics/valid {name}@{k}" for name in ("recall", "ndcg") for k in (3, 5)),
+        *(f"5_more_metrics/valid {name}@{k}" for name in ("precision", "map", "hitrate") for k in (3, 5)),
+        *(f"4_model/plan/{m}/{name}" for m in ("text", "image") for name in ("w1", "entropy")),
     }
     assert sorted(expected - set(tags["scalars"])) == []
     for tag, values in (
-        ("train/loss", [line["train"]["loss"] for line in lines]),
-        ("valid/ndcg_5", [line["valid"]["ndcg@5"] for line in lines]),
-        ("model/plan/text/w1", [line["model"]["plan/text/w1"] for line in lines]),
+        ("2_training/loss", [line["train"]["loss"] for line in lines]),
+        ("1_metrics/valid ndcg@5", [line["valid"]["ndcg@5"] for line in lines]),
+        ("4_model/plan/text/w1", [line["model"]["plan/text/w1"] for line in lines]),
     ):
         assert scalars(events, tag) == [
             (epoch, pytest.approx(value, rel=1e-5)) for epoch, value in enumerate(values, 1)
         ]
-    masses = scalars(events, "model/plan/image/mass")
-    assert all(mass == pytest.approx(1, abs=1e-3) for _, mass in masses)
     assert {"plan/text", "plan/image"} <= set(tags["images"])
-    images = events.Images("plan/text")
-    assert [image.step for image in images] == [1, 2] and (images[0].width, images[0].height) == (8, 8)
+    assert [image.step for image in events.Images("plan/text")] == [1, 2]
+    (best,) = events.Images("plan/image_best")
+    assert best.step == result["best_epoch"]
+
+
+def text(events, tag):
+    """The content of a text summary."""
+    (event,) = events.Tensors(f"{tag}/text_summary")
+    return event.tensor_proto.string_val[0].decode()
+
+
+def test_what_never_varies_is_a_text_and_no_curve(small_dataset):
+    folder, _, lines = train(small_dataset, epochs=3, tensorboard=1)
+    events = read_events(folder)
+    for name in ("id", "text", "image"):
+        assert f"4_model/fusion/{name}" not in events.Tags()["scalars"]
+        assert f"4_model/fusion/{name}: {lines[0]['model'][f'fusion/{name}']:g}" in text(
+            events, "0_run/constants"
+        )
+
+
+def test_the_text_about_a_run_has_its_data_command_and_settings(small_dataset, monkeypatch):
+    words = command_line(
+        small_dataset, small_dataset.parent.parent / "runs", model="mf", epochs=1, tensorboard=1
+    )
+    monkeypatch.setattr(sys, "argv", ["/somewhere/main.py", *words])
+    assert main(words) == 0
+    about = text(read_events(only(small_dataset.parent.parent / "runs")), "0_run/about")
+    assert "40 users, 30 items" in about and "| recdim | 8 |" in about and "| seed |" not in about
+    assert "`python main.py --dataset small" in about
 
 
 def test_hparams_compare_settings_with_final_metrics(small_dataset):
@@ -66,13 +94,15 @@ def test_hparams_compare_settings_with_final_metrics(small_dataset):
     }
     assert content["_hparams_/session_start_info"].session_start_info.hparams["lr"].number_value == 0.005
     experiment = content["_hparams_/experiment"].experiment
-    expected = {"valid_best/ndcg_3": result["valid"]["ndcg@3"]}
+    expected = {"9_final/valid best ndcg@3": result["valid"]["ndcg@3"]}
     for k in (3, 5):
-        expected |= {f"test/{name}_{k}": result["test"][f"{name}@{k}"] for name in ("recall", "ndcg")}
+        expected |= {f"9_final/test {name}@{k}": result["test"][f"{name}@{k}"] for name in ("recall", "ndcg")}
     assert [info.name.tag for info in experiment.metric_infos] == list(expected)
-    # Each column of the comparison is also a scalar.
+    # Each column of the comparison is also a scalar, and no other number has a single point.
     for name, value in expected.items():
-        assert [point for _, point in scalars(events, name)] == [pytest.approx(value, rel=1e-6)]
+        assert scalars(events, name) == [(result["best_epoch"], pytest.approx(value, rel=1e-6))]
+    single = {tag for tag in events.Tags()["scalars"] if len(scalars(events, tag)) == 1}
+    assert single == expected.keys()
     shown_first = {info.name for info in experiment.hparam_infos if info.differs}
     assert shown_first == {"model", "recdim", "attn_heads", "bpr_batch", "lr"}
 
@@ -86,7 +116,7 @@ def test_learned_fusion_weights_are_logged_over_time(small_dataset):
     folder, _, lines = train(small_dataset, epochs=3, tensorboard=1, learn_fusion_weights=1)
     events = read_events(folder)
     for name in ("id", "text", "image"):
-        values = [value for _, value in scalars(events, f"model/fusion/{name}")]
+        values = [value for _, value in scalars(events, f"4_model/fusion/{name}")]
         logged = [line["model"][f"fusion/{name}"] for line in lines]
         assert len(set(values)) == 3 and values == pytest.approx(logged, rel=1e-6)
 

@@ -10,9 +10,9 @@ from small_runs import CPU, small_config, train
 
 import procedure
 from dataloader import Sampler
-from main import make_model
 from models.mf import MF
 from procedure import make_splits, score, train_epoch
+from session import make_model
 from training.run import Progress
 from world import seed_everything
 

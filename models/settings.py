@@ -1,0 +1,23 @@
+"""The settings that one built-in model alone has, by name: flags while --model names it.
+
+They stand here and not in the modules of the models, which import torch: the command line has to know all
+flags at once. The class of a model has a reference to them: `settings = ITEMKNN_SETTINGS`.
+"""
+
+from __future__ import annotations
+
+from world import setting
+
+ITEMKNN_SETTINGS = {
+    "itemknn_k": setting(0, "model", "most similar items kept for each item; 0 keeps all", low=0),
+    "itemknn_similarity": setting(
+        "cosine",
+        "model",
+        "cosine of co-occurrence, or the weights of the neighbourhood term (--neighbour_content, _power)",
+        choices=("cosine", "neighbours"),
+    ),
+}
+EASE_SETTINGS = {
+    "ease_l2": setting(200.0, "model", "L2 regularisation of the item weights", low=1e-6),
+    "ease_k": setting(500, "model", "weights kept for each item; 0 keeps all", low=0),
+}

@@ -1,0 +1,72 @@
+"""A run from its settings to its result: device, data, model, training. The commands share these steps.
+
+config, notes = parse_args(["--dataset", "demo", "--model", "lgn"])
+exit_code = train(config, notes)
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import torch
+
+from dataloader import Dataset, Needs, load_dataset
+from models.base import Recommender
+from models.registry import checked, find_model, label
+from procedure import fit, score_checkpoint
+from training.folder import make_run_folder
+from training.memory import keep_freed_memory
+from training.run import start_run
+from training.stop import Stop
+from utils import UserError, lock_file
+from world import Config, choose_device, seed_everything, usable_precision
+
+
+def train(config: Config, notes: list[str]) -> int:
+    """Train, resume or score what a config says. Returns the exit code."""
+    device = set_up(checked(config))
+    config, more = usable_precision(config, device)
+    notes = [*notes, *more]
+    seed_everything(config.seed)
+    dataset, found = load(config, find_model(config.model).data_needs(config), device)
+    print(*notes, *found, sep="\n", flush=True)
+    model = make_model(config, dataset, device)
+    if config.evaluate_only:
+        print(score_checkpoint(model, dataset, config, device))
+        return 0
+    folder = Path(config.resume) if config.resume else make_run_folder(config)
+    said = [*notes, *found, f"run folder {folder}"]
+    print(said[-1], flush=True)
+    with lock_file(folder / ".lock"), Stop(config.max_minutes) as stop:
+        run = start_run(model, dataset, config, folder, device)
+        if config.resume:
+            resumed = run.resume()
+            print(*resumed, sep="\n")
+            said += resumed
+        result = fit(run, stop, said=said)
+    return stop.exit_code if result["status"] == "interrupted" else 0
+
+
+def set_up(config: Config) -> torch.device:
+    """Prepare the process for a run: device, memory allocation and CPU threads."""
+    device = choose_device(config)
+    keep_freed_memory()
+    if config.threads:
+        torch.set_num_threads(config.threads)
+    return device
+
+
+def load(config: Config, needs: Needs, device: torch.device) -> tuple[Dataset, list[str]]:
+    """The dataset of a config with what the model needs, and lines about it for the user."""
+    dataset = load_dataset(config, needs, device)
+    data = dataset.interactions
+    if max(config.topks) > data.n_items:
+        raise UserError(f"--topks {max(config.topks)}: there are only {data.n_items} items; give a smaller K")
+    sizes = " / ".join(str(len(split)) for split in (data.train, data.valid, data.test))
+    summary = f"{data.n_users} users, {data.n_items} items, {sizes} interactions (train / valid / test)"
+    return dataset, [*dataset.notes, f"{label(config.model)} on {data.source}, {device}", summary]
+
+
+def make_model(config: Config, dataset: Dataset, device: torch.device) -> Recommender:
+    """The model that a config names, on the device."""
+    return find_model(config.model)(config, dataset).to(device)
