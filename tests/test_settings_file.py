@@ -7,7 +7,7 @@ import pytest
 from parse import parse_args
 from settings_file import preset_names, preset_path
 from utils import UserError
-from world import RECIPES, Config
+from world import Config, recipe_settings
 
 PAPER = {
     "baby-paper": (800, 20, 0.032),
@@ -54,7 +54,7 @@ def test_a_flag_precedes_config_precedes_preset_precedes_default(write):
 
 def test_a_recipe_precedes_what_is_written_after_it_and_no_more(write):
     in_file = write({"recipe": "released", "plan_every": 7})
-    values = {**RECIPES["released"], "recipe": "released"}
+    values = {**recipe_settings("released", {}), "recipe": "released"}
     assert parse_args(["--config", in_file])[0] == Config(**{**values, "plan_every": 7})
     in_file = write({"plan_every": 7, "lr": 0.5})
     assert parse_args(["--config", in_file, "--recipe", "released"])[0] == Config(**values, lr=0.5)
@@ -93,11 +93,11 @@ def test_yaml(write):
         ({"recdm": 3}, "a.json", "did you mean recdim?"),
         ({"lr": "fast"}, "a.json", "--lr fast: must be of type float"),
         ({"recipe": [[1]]}, "a.json", "--recipe"),
-        ({"model": ["mf"]}, "a.json", "contains no settings"),
+        ({"model": ["mf"]}, "a.json", "model is ['mf'], not a text"),
         ({"lr": -1}, "a.json", "--lr -1: must be at least 0"),
         ({"model": "svd"}, "a.json", "--model svd: choose from"),
         ({"model": "own.py:Mine"}, "a.json", "add --model own.py:Mine"),
-        ("[1]", "a.json", "a.json: contains no settings"),
+        ("[1]", "a.json", "a.json: is not a JSON object"),
         ("{", "a.json", "a.json: is not JSON"),
         ("lr: [", "a.yaml", "a.yaml: is not YAML"),
         ("- lr", "a.yaml", "a.yaml: contains no settings"),
