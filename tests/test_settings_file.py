@@ -53,10 +53,10 @@ def test_a_flag_precedes_config_precedes_preset_precedes_default(write):
 
 
 def test_a_recipe_precedes_what_is_written_after_it_and_no_more(write):
-    in_file = write({"recipe": "released", "plan_every": 7})
+    in_file = write({"recipe": "released", "eval_every": 7})
     values = {**recipe_settings("released", {}), "recipe": "released"}
-    assert parse_args(["--config", in_file])[0] == Config(**{**values, "plan_every": 7})
-    in_file = write({"plan_every": 7, "lr": 0.5})
+    assert parse_args(["--config", in_file])[0] == Config(**{**values, "eval_every": 7})
+    in_file = write({"eval_every": 7, "lr": 0.5})
     assert parse_args(["--config", in_file, "--recipe", "released"])[0] == Config(**values, lr=0.5)
 
 
