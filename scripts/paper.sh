@@ -38,7 +38,7 @@ trap stop INT TERM
 # settings DATASET: sets COMMON, the flags of every run, and SETTINGS[name], the flags of each row of the
 # tables.
 settings() {
-    local dataset=$1 recdim mf lightgcn vbpr freedom baseline recgoat
+    local dataset=$1 recdim mf lightgcn vbpr freedom baseline recgoat plus
     case $dataset in
         baby) recdim=800 ;;
         sports) recdim=600 ;;
@@ -55,6 +55,7 @@ settings() {
         freedom="--lr 5e-3 --decay 1e-2"
         baseline="--epochs 150 --eval_every 5 --patience 6"
         recgoat="--preset baby-small --precision $PRECISION"
+        plus="--preset baby-plus --precision $PRECISION"
     else
         # The baselines have RecGOAT's size and learning rate, and the decay tuned at recdim 64.
         COMMON+=" --recdim $recdim"
@@ -64,6 +65,7 @@ settings() {
         freedom="--lr 8e-4 --decay 1e-2"
         baseline="--epochs 1000"
         recgoat="--preset $dataset-paper --precision $PRECISION --epochs 1000"
+        plus="$recgoat --neighbour_weight 5"
     fi
     declare -gA SETTINGS=(
         [MF]="--model mf $mf $baseline"
@@ -75,12 +77,12 @@ settings() {
         [Sum]="--model lgn_mm $recgoat --fusion sum --contrastive_weight 0"
         [CMCL only]="--model lgn_mm $recgoat --transport none"
         [OAT only]="--model lgn_mm $recgoat --contrastive_weight 0"
-        [MF + neighbours]="--model mf $mf $baseline --item_knn_k 10 --neighbour_weight 8"
-        [LightGCN + neighbours]="--model lgn $lightgcn $baseline --item_knn_k 10 --neighbour_weight 8"
-        [VBPR + neighbours]="--model vbpr $vbpr $baseline --item_knn_k 10 --neighbour_weight 8"
-        [FREEDOM + neighbours]="--model freedom --layer 2 --item_knn_k 10 $freedom $baseline --neighbour_weight 8"
-        [RecGOAT + neighbours]="--model lgn_mm $recgoat --neighbour_weight 3"
-        [ItemKNN]="--model itemknn --item_knn_k 10 --itemknn_similarity neighbours"
+        [MF + neighbours]="--model mf $mf $baseline --item_knn_k 20 --neighbour_weight 8"
+        [LightGCN + neighbours]="--model lgn $lightgcn $baseline --item_knn_k 20 --neighbour_weight 8"
+        [VBPR + neighbours]="--model vbpr $vbpr $baseline --item_knn_k 20 --neighbour_weight 8"
+        [FREEDOM + neighbours]="--model freedom --layer 2 --item_knn_k 20 $freedom $baseline --neighbour_weight 8"
+        [RecGOAT + neighbours]="--model lgn_mm $plus"
+        [ItemKNN]="--model itemknn --item_knn_k 20 --itemknn_similarity neighbours"
         [EASE]="--model ease"
     )
 }
