@@ -30,6 +30,10 @@ class Diverged(TrainingError):
     """A loss, gradient or weight is not finite. Other hyperparameters may still work."""
 
 
+class LostProcess(TrainingError):
+    """Another process of the same run has ended or does not answer."""
+
+
 @contextlib.contextmanager
 def lock_file(path: str | Path, wait: bool = False) -> Iterator[None]:
     """Hold an exclusive lock on `path` for the duration of the block.
