@@ -9,20 +9,24 @@ Exit codes: 0 done, 1 the run failed, 2 bad input, 130 and 143 stopped by SIGINT
 
 from __future__ import annotations
 
+import contextlib
+import dataclasses
 import sys
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 import torch
 
 from cli import run_command
 from dataloader import Dataset, Needs, load_dataset
+from layers.columns import rank
 from models.base import Recommender
 from models.registry import find_model, label
 from parse import parse_args
 from procedure import fit, score_checkpoint
 from training.folder import make_run_folder
 from training.memory import keep_freed_memory
+from training.parallel import check, from_all, from_first, own_gpu, process_group, restartable, restarted, together
 from training.run import start_run
 from training.stop import Stop
 from utils import UserError, lock_file
@@ -33,23 +37,33 @@ RESUME_HINT = "the run can be resumed from its last checkpoint"
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Run a command line. Returns the exit code; a failure that a user can cause is one line on stderr."""
-    return run_command(lambda: train(*parse_args(argv)), io_hint=RESUME_HINT)
+    return run_command(lambda: run_all(argv), io_hint=RESUME_HINT)
+
+
+def run_all(argv: Sequence[str] | None) -> int:
+    """Run a command line, as one of the processes of torchrun or alone. Returns the exit code."""
+    with process_group():
+        return train(*parse_args(argv))
 
 
 def train(config: Config, notes: list[str]) -> int:
     """Train, resume or score what a config says. Returns the exit code."""
-    device = set_up(config)
+    check(config)
+    config, device = restarted(config), set_up(config)
     config, more = usable_precision(config, device)
+    # Measured on each machine: a run has one.
+    config = dataclasses.replace(config, precision=from_all(config.precision)[0])
     seed_everything(config.seed)
-    dataset, found = load(config, find_model(config.model).data_needs(config), device)
+    with together():
+        dataset, found = load(config, find_model(config.model).data_needs(config), device)
     print(*notes, *more, *found, sep="\n", flush=True)
     model = make_model(config, dataset, device)
     if config.evaluate_only:
         print(score_checkpoint(model, dataset, config, device))
         return 0
-    folder = Path(config.resume) if config.resume else make_run_folder(config)
+    folder = Path(config.resume) if config.resume else from_first(lambda: make_run_folder(config))
     print(f"run folder {folder}", flush=True)
-    with lock_file(folder / ".lock"), Stop(config.max_minutes) as stop:
+    with lock_folder(folder), restartable(config, folder), Stop(config.max_minutes) as stop:
         run = start_run(model, dataset, config, folder, device)
         if config.resume:
             print(*run.resume(), sep="\n")
@@ -57,9 +71,19 @@ def train(config: Config, notes: list[str]) -> int:
     return stop.exit_code if result["status"] == "interrupted" else 0
 
 
+@contextlib.contextmanager
+def lock_folder(folder: Path) -> Iterator[None]:
+    """Keep other runs out of a run folder; of several processes, process 0 holds the lock."""
+    with contextlib.ExitStack() as locks:
+        with together():
+            if rank() == 0:
+                locks.enter_context(lock_file(folder / ".lock"))
+        yield
+
+
 def set_up(config: Config) -> torch.device:
     """Prepare the process for a run: device, memory allocation and CPU threads."""
-    device = choose_device(config)
+    device = choose_device(own_gpu(config))
     keep_freed_memory()
     if config.threads:
         torch.set_num_threads(config.threads)

@@ -27,7 +27,7 @@ from layers.attention import AttentionGraph, Branch
 from layers.columns import (
     LayerNorm,
     all_columns,
-    all_rows,
+    all_parts,
     own_outputs,
     own_parameter,
     own_part,
@@ -99,7 +99,7 @@ class Transport(nn.Module):
 
         W1 and the relative lengths of transported vectors, over about 1,024 items, are kept for the log.
         """
-        config, cost = self.config, all_rows(self.cost(z_m, z_id))
+        config, cost = self.config, all_parts(self.cost(z_m, z_id))
         scaled = cost / cost_unit(cost, config.ot_unit)
         if config.sinkhorn == "exp":
             plan = sinkhorn_exp(scaled, config.ot_epsilon, config.sinkhorn_iters)
@@ -281,6 +281,11 @@ class RecGOAT(Recommender):
             raise UserError(
                 f"--recdim {config.recdim} is not divisible by --attn_heads {config.attn_heads}: change "
                 "either"
+            )
+        if config.attn_heads % ranks():
+            raise UserError(
+                f"--attn_heads {config.attn_heads}: {ranks()} processes cannot share them equally; take a "
+                f"multiple of {ranks()}"
             )
         if config.w1_weight and not uses_plan(config):
             raise UserError(

@@ -19,14 +19,16 @@ from tqdm import tqdm
 
 from data.formats import Interactions, interactions_hash
 from dataloader import Dataset, HeldOut, Sampler, held_out, pairs_to_rows
+from layers.columns import all_parts, rank
 from models.base import Recommender
 from models.registry import is_external
 from training import projector
 from training.checkpoint import read_checkpoint
 from training.folder import provenance
 from training.memory import peak_memory_mb
-from training.ranking import evaluate, rank_items
-from training.run import Progress, Run
+from training.parallel import all_columns_of_own_users, from_all, gradient_norm, together
+from training.ranking import evaluate, top_items
+from training.run import Progress, Run, load_weights
 from training.runlog import RunLog
 from training.scoring import Scorer
 from training.stop import Stop
@@ -80,8 +82,7 @@ def train_epoch(
         if stop():
             break
     batches.close()
-    gradients = [p.grad for p in model.parameters() if p.grad is not None]
-    progress.grad_norm = torch.nn.utils.get_total_norm(gradients) if gradients else torch.zeros(())
+    progress.grad_norm = gradient_norm(model.parameters())
     if first_bad > 0:
         bad = [name for name, good in zip(terms, finite_at_first_bad.tolist(), strict=True) if not good]
         named = ", ".join([name for name in bad if name != "loss"] or bad)
@@ -96,8 +97,9 @@ def check_finite(model: Recommender, progress: Progress) -> None:
     if progress.grad_norm is not None and not progress.grad_norm.isfinite():
         raise Diverged(f"{where}: the gradient is not finite")
     bad = [name for name, weight in model.named_parameters() if not weight.isfinite().all()]
+    bad = [name for names in from_all(bad) for name in names]
     if bad:
-        raise Diverged(f"{where}: weights are not finite ({', '.join(bad)[:80]})")
+        raise Diverged(f"{where}: weights are not finite ({', '.join(dict.fromkeys(bad))[:80]})")
 
 
 # ---------------------------------------------------------------- scoring a model
@@ -117,10 +119,11 @@ def final_scorer(model: Recommender, data: Interactions, config: Config) -> Iter
     devices = [device] if device.type == "cuda" else []
     with torch.inference_mode(), torch.random.fork_rng(devices, enabled=bool(config.eval_dropout)):
         user, item = model.embeddings()
+        user, users = all_columns_of_own_users(user)
         weights, history = model.item_weights(), None
         if weights is not None:
             history = pairs_to_rows(data.train, data.n_users, weights.matrix.device)
-        yield Scorer(user, item, weights, history)
+        yield Scorer(user, all_parts(item, 1), weights, history, users)
     model.train(training)
 
 
@@ -153,8 +156,9 @@ def fit(
     "interrupted". watch: called after each evaluation with its epoch and metrics; training ends when it
     returns true. echo: False keeps the log lines off the console.
     """
-    if run.config.projector:
-        projector.write_labels(run.folder, run.config, run.dataset.interactions)
+    with together():
+        if run.config.projector and rank() == 0:
+            projector.write_labels(run.folder, run.config, run.dataset.interactions)
     log = RunLog(run.folder, run.config, run.progress.epoch, echo)
     # leave=None keeps the bar on the screen unless it is below another one.
     bar = tqdm(
@@ -169,15 +173,21 @@ def fit(
         with contextlib.closing(bar):
             complete = train(run, log, bar, stop, watch)
         result = (end or finish)(run, log) if complete else interrupted(run, log, stop)
-        write_json(run.folder / "result.json", result)
+        write_result(run.folder, result)
         return result
     except TrainingError as error:
         with contextlib.suppress(OSError):
             failure = {"status": "failed", "error": str(error), "epoch": run.progress.epoch}
-            write_json(run.folder / "result.json", failure)
+            write_result(run.folder, failure)
         raise
     finally:
         log.close()
+
+
+def write_result(folder: Path, result: Result) -> None:
+    """Write result.json; of several processes, process 0 does."""
+    if rank() == 0:
+        write_json(folder / "result.json", result)
 
 
 def train(
@@ -343,16 +353,15 @@ def finish(run: Run, log: RunLog) -> Result:
     """Restore best.pt, rank and score the test split once, and log the final table. Returns the result."""
     config, best, data, started = run.config, run.progress.best, run.dataset.interactions, time.perf_counter()
     assert best is not None  # a complete run has evaluated its last epoch
-    run.model.load_state_dict(read_checkpoint(run.folder / "best.pt")["model"])
+    load_weights(run.model, read_checkpoint(run.folder / "best.pt"))
     _, split = make_splits(data, config, run.device)
     with final_scorer(run.model, data, config) as scorer:
         [test] = evaluate(scorer, [split], config.topks, config.eval_chunk)
-        lists = rank_items(scorer, split, max(config.topks), config.eval_chunk)
-        write_ranking(
-            run.folder / "test_ranking.npz", torch.cat([top for _, _, top, _ in lists]), split, data
-        )
+        lists = top_items(scorer, split, max(config.topks), config.eval_chunk)
+        if rank() == 0:
+            write_ranking(run.folder / "test_ranking.npz", lists, split, data)
         if config.projector:
-            projector.write_vectors(run.folder, scorer.user, scorer.item)
+            projector.write_vectors(run.folder, all_parts(scorer.user), scorer.item)
     result = {
         "status": "finished",
         "best_epoch": best["epoch"],
@@ -398,7 +407,7 @@ def score_checkpoint(model: Recommender, dataset: Dataset, config: Config, devic
     """Score --checkpoint on the selection and the test split. Returns the final table."""
     state, data = read_checkpoint(config.checkpoint), dataset.interactions
     try:
-        model.load_state_dict(state["model"])
+        load_weights(model, state)
     except RuntimeError as error:
         reason = str(error).splitlines()[-1].strip()[:120]
         raise UserError(

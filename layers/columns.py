@@ -55,9 +55,10 @@ def collective() -> Iterator[None]:
     try:
         yield
     except RuntimeError as error:
-        reason = str(error).splitlines()[0][-120:]
+        reason = str(error).splitlines()[0][-100:]
         raise LostProcess(
-            f"process {rank()} of {ranks()} lost its connection to the others ({reason})"
+            f"another process of the run has ended or does not answer ({reason}); a run continues from its "
+            "last checkpoint with --resume RUN_FOLDER"
         ) from None
 
 
@@ -131,26 +132,29 @@ def all_reduce(x: torch.Tensor) -> torch.Tensor:
     return total
 
 
-def all_rows(x: torch.Tensor, to: int | None = None) -> torch.Tensor:
-    """The rows of all processes, in their order, without gradients: [n_p, ...] -> [sum of n_p, ...].
+def all_parts(x: torch.Tensor, dim: int = 0, to: int | None = None) -> torch.Tensor:
+    """The parts of all processes, joined along a dimension in the order of the processes, without gradients.
 
-    to: the process that receives them (default: all); the others get their own rows back.
+    They may differ in size along this dimension alone. to: the process that receives them (default: all); the
+    others get their own part back.
     """
     if ranks() == 1:
         return x
     sizes = [x.new_empty(1, dtype=torch.int64) for _ in range(ranks())]
     with collective():
-        dist.all_gather(sizes, x.new_tensor([len(x)], dtype=torch.int64))
+        dist.all_gather(sizes, x.new_tensor([x.shape[dim]], dtype=torch.int64))
     counts = torch.cat(sizes).tolist()
-    padded = x.new_zeros(max(counts), *x.shape[1:])
-    padded[: len(x)] = x
+    padded = x.new_zeros([max(counts) if i == dim else size for i, size in enumerate(x.shape)])
+    padded.narrow(dim, 0, x.shape[dim]).copy_(x)
     parts = [torch.empty_like(padded) for _ in counts] if to in (None, rank()) else None
     with collective():
         if to is None:
             dist.all_gather(parts, padded)
         else:
             dist.gather(padded, parts, dst=to)
-    return x if parts is None else torch.cat([part[:n] for part, n in zip(parts, counts, strict=True)])
+    if parts is None:
+        return x
+    return torch.cat([part.narrow(dim, 0, n) for part, n in zip(parts, counts, strict=True)], dim)
 
 
 # ---------------------------------------------------------------- lengths and normalisation
@@ -191,7 +195,12 @@ class LayerNorm(nn.LayerNorm):
 def own_parameter(whole: torch.Tensor, dim: int) -> nn.Parameter:
     """Parameter of the part of a tensor that this process holds along a dimension; see parameter_dim."""
     # With one process no copy is made.
-    parameter = nn.Parameter(whole if ranks() == 1 else own_part(whole, dim).clone())
+    return mark_part(whole if ranks() == 1 else own_part(whole, dim).clone(), dim)
+
+
+def mark_part(part: torch.Tensor, dim: int) -> nn.Parameter:
+    """Parameter of a tensor that is this process's part of a whole along a dimension."""
+    parameter = nn.Parameter(part)
     parameter.column_dim = dim  # type: ignore[attr-defined]
     return parameter
 
@@ -216,6 +225,4 @@ def normal_table(n: int, d: int, deviation: float) -> nn.Parameter:
     block = 2**14
     sizes = [block] * (n // block - 1)
     drawn = [own_part(torch.randn(size, d), 1).clone() for size in (*sizes, n - sum(sizes))]
-    parameter = nn.Parameter(deviation * torch.cat(drawn))
-    parameter.column_dim = 1  # type: ignore[attr-defined]
-    return parameter
+    return mark_part(deviation * torch.cat(drawn), 1)

@@ -33,16 +33,17 @@ class Entry(typing.NamedTuple):
     target: str  # "module:Class"
     label: str
     summary: str
+    parallel: bool = False  # whether several processes can share its columns (layers/columns.py)
 
 
 MODELS = {
-    "mf": Entry("models.mf:MF", "MF", "matrix factorisation"),
-    "lgn": Entry("models.lightgcn:LightGCN", "LightGCN", "LightGCN"),
-    "vbpr": Entry("models.vbpr:VBPR", "VBPR", "VBPR"),
-    "freedom": Entry("models.freedom:FREEDOM", "FREEDOM", "FREEDOM"),
+    "mf": Entry("models.mf:MF", "MF", "matrix factorisation", parallel=True),
+    "lgn": Entry("models.lightgcn:LightGCN", "LightGCN", "LightGCN", parallel=True),
+    "vbpr": Entry("models.vbpr:VBPR", "VBPR", "VBPR", parallel=True),
+    "freedom": Entry("models.freedom:FREEDOM", "FREEDOM", "FREEDOM", parallel=True),
     "itemknn": Entry("models.itemknn:ItemKNN", "ItemKNN", "item-based cosine similarity, without training"),
     "ease": Entry("models.ease:EASE", "EASE", "EASE, a linear autoencoder in closed form"),
-    "lgn_mm": Entry("model:RecGOAT", "RecGOAT", "RecGOAT"),
+    "lgn_mm": Entry("model:RecGOAT", "RecGOAT", "RecGOAT", parallel=True),
 }
 
 

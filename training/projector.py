@@ -16,6 +16,7 @@ import numpy as np
 import torch
 
 from data.formats import Interactions, dataset_folder, names_of, read_titles
+from layers.columns import rank
 from utils import atomic_write, write_text
 from world import Config
 
@@ -49,7 +50,12 @@ def write_labels(folder: Path, config: Config, data: Interactions) -> None:
 
 
 def write_vectors(folder: Path, user: torch.Tensor, item: torch.Tensor) -> None:
-    """Write vectors [U, d] and [I, d] beside their labels, and the configuration that TensorBoard reads."""
+    """Write vectors [U, d] and [I, d] beside their labels, and the configuration that TensorBoard reads.
+
+    Of several processes, process 0 does.
+    """
+    if rank():
+        return
     target, config = folder / "projector", ""
     for name, vectors in (("item", item), ("user", user)):
         if not (target / f"{name}.tsv").exists():

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import json
+import os
 import sys
 import time
 import typing
@@ -16,6 +17,7 @@ from tensorboardX.event_file_writer import EventsWriter
 from tensorboardX.proto.event_pb2 import Event, SessionLog
 from tqdm import tqdm
 
+from layers.columns import rank
 from models.base import Recommender
 from utils import atomic_write
 from world import Config
@@ -59,16 +61,19 @@ class RunLog:
     """The log files of a run folder.
 
     epoch: the epoch at which a resumed run starts; what an earlier process wrote beyond it is dropped.
-    echo: False keeps lines off the console.
+    echo: False keeps lines off the console. Of several processes, process 0 alone writes.
     """
 
     def __init__(self, folder: Path, config: Config, epoch: int = 0, echo: bool = True):
-        self.folder, self.echo = folder, echo
-        drop_lines(folder / "metrics.jsonl", epoch)
-        self.events = EventFile(folder, epoch) if config.tensorboard else None
+        writes = rank() == 0
+        self.folder, self.echo = folder, echo and writes
+        if writes:
+            drop_lines(folder / "metrics.jsonl", epoch)
+        self.events = EventFile(folder, epoch) if config.tensorboard and writes else None
+        text, lines = (folder / name if writes else os.devnull for name in ("train.log", "metrics.jsonl"))
         # Open until close(): a line has to be on disk as soon as it is written.
-        self.text = open(folder / "train.log", "a", encoding="utf-8")  # noqa: SIM115
-        self.lines = open(folder / "metrics.jsonl", "a", encoding="utf-8")  # noqa: SIM115
+        self.text = open(text, "a", encoding="utf-8")  # noqa: SIM115
+        self.lines = open(lines, "a", encoding="utf-8")  # noqa: SIM115
 
     def say(self, line: str) -> None:
         """Write a line to the console, above any progress bar, and to train.log."""

@@ -7,6 +7,9 @@ import signal
 import time
 import typing
 
+from layers.columns import rank
+from training.parallel import largest
+
 
 class Stop:
     """A condition that becomes true on SIGINT or SIGTERM, or when the time is up.
@@ -20,8 +23,11 @@ class Stop:
         self.deadline = time.monotonic() + 60 * minutes if minutes else float("inf")
 
     def __call__(self) -> bool:
-        """Whether to stop."""
-        return self.signal is not None or time.monotonic() >= self.deadline
+        """Whether to stop. Of several processes, all do if one has to."""
+        number = largest(self.signal or int(time.monotonic() >= self.deadline))
+        if number > 1:
+            self.signal = number
+        return number > 0
 
     @property
     def reason(self) -> str:
@@ -39,7 +45,8 @@ class Stop:
             os._exit(128 + number)
         self.signal = number
         name = signal.Signals(number).name
-        os.write(2, f"\n{name}: finishing the step and saving; send it again to quit at once\n".encode())
+        if rank() == 0:
+            os.write(2, f"\n{name}: finishing the step and saving; send it again to quit at once\n".encode())
 
     def __enter__(self) -> Stop:
         handled = (signal.SIGINT, signal.SIGTERM)

@@ -9,7 +9,7 @@ from model_helpers import build
 from parallel_helpers import in_processes
 
 from dataloader import Sampler
-from layers.columns import all_rows, parameter_dim
+from layers.columns import all_parts, parameter_dim
 
 STEPS = 10
 DROPOUT = {"attn_dropout": 0.2, "feat_dropout": 0.2, "branch_dropout": 0.2, "fuse_drop": 0.2}
@@ -79,7 +79,7 @@ def whole(model, part):
         tensor, dim = part(parameter), parameter_dim(parameter)
         if tensor is None:  # a residual that the transport does not use
             continue
-        tensors[name] = tensor if dim is None else all_rows(tensor.movedim(dim, 0)).movedim(0, dim)
+        tensors[name] = tensor if dim is None else all_parts(tensor, dim)
     return tensors
 
 

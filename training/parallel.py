@@ -1,0 +1,265 @@
+"""Training by several processes that torchrun starts: agreement, whole checkpoints, evaluation, failures.
+
+    torchrun --nproc_per_node 2 main.py --dataset demo --model lgn_mm
+
+Each process holds a part of the columns of all vectors (layers/columns.py) and makes the same steps on the
+same batches. Process 0 alone prints and writes files. With one process nothing here has an effect.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import dataclasses
+import datetime
+import io
+import os
+import sys
+import typing
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import torch
+import torch.distributed as dist
+from torch import nn
+from torch.distributed.rendezvous import rendezvous
+
+from layers.columns import all_parts, collective, own, own_part, parameter_dim, rank, ranks, sum_parts
+from models.registry import MODELS
+from utils import LostProcess, TrainingError, UserError, write_text
+from world import Config
+
+TIMEOUT = datetime.timedelta(minutes=10)  # after which a process that does not answer is given up
+Value = typing.TypeVar("Value")
+State = dict[str, typing.Any]
+
+# ---------------------------------------------------------------- processes
+
+
+def launched() -> bool:
+    """Whether torchrun has started this process and others for the same run."""
+    return dist.is_torchelastic_launched() and int(os.environ["WORLD_SIZE"]) > 1
+
+
+def one_process(command: str) -> None:
+    """Raise UserError if torchrun has started a command that works in one process."""
+    if launched():
+        if os.environ["RANK"] != "0":
+            sys.exit(2)  # process 0 says why
+        raise UserError(f"{command} works in one process: start it with python, not with torchrun")
+
+
+@contextlib.contextmanager
+def process_group() -> Iterator[None]:
+    """The process group of a run for the length of a block; does nothing without torchrun.
+
+    Of several processes that fail, the first to do so reports.
+    """
+    if not launched():
+        yield
+        return
+    if os.environ["RANK"] != "0":
+        be_quiet()
+    with collective():
+        store, number, count = next(rendezvous("env://", timeout=TIMEOUT))
+        backend = "cpu:gloo,cuda:nccl" if torch.cuda.is_available() else "gloo"
+        dist.init_process_group(backend, store=store, rank=number, world_size=count, timeout=TIMEOUT)
+    try:
+        yield
+    except BaseException:
+        with contextlib.suppress(RuntimeError):  # the store has ended: report
+            if store.add("failures", 1) > 1:
+                sys.stderr = open(os.devnull, "w")  # noqa: SIM115, open until the process ends
+        raise
+    dist.destroy_process_group()
+
+
+class PlainStream(io.TextIOWrapper):
+    """A text stream that is no terminal, so that it gets no progress bars."""
+
+    def isatty(self) -> bool:
+        """Never."""
+        return False
+
+
+def be_quiet() -> None:
+    """Let this process print nothing but errors."""
+    sys.stdout = open(os.devnull, "w")  # noqa: SIM115, open until the process ends
+    sys.stderr = PlainStream(sys.stderr.buffer, line_buffering=True)
+
+
+def check(config: Config) -> None:
+    """Raise UserError unless the processes can share the columns of the config's model."""
+    p, model = ranks(), config.model
+    if p == 1:
+        return
+    able = [name for name, entry in MODELS.items() if entry.parallel]
+    if model not in able:
+        raise UserError(
+            f"--model {model}: is trained by one process: start it with python, or take {', '.join(able)}"
+        )
+    if config.recdim % p:
+        raise UserError(
+            f"--recdim {config.recdim}: {p} processes cannot share it equally; take a multiple of {p}"
+        )
+
+
+def own_gpu(config: Config) -> Config:
+    """The config with the GPU of this process in place of --gpu_id."""
+    return dataclasses.replace(config, gpu_id=int(os.environ["LOCAL_RANK"])) if launched() else config
+
+
+# ---------------------------------------------------------------- agreement
+
+
+def largest(value: int) -> int:
+    """The largest of the numbers that the processes give."""
+    if ranks() == 1:
+        return value
+    numbers = torch.tensor([value])
+    with collective():
+        dist.all_reduce(numbers, dist.ReduceOp.MAX)
+    return int(numbers)
+
+
+def from_all(value: Value) -> list[Value]:
+    """The value of each process."""
+    values = [value] * ranks()
+    if len(values) > 1:
+        with collective():
+            dist.all_gather_object(values, value)
+    return values
+
+
+@contextlib.contextmanager
+def together() -> Iterator[None]:
+    """A block that all processes complete or none: an error that the user can mend is raised by all."""
+    failure: Exception | None = None
+    try:
+        yield
+    except LostProcess:
+        raise
+    except (UserError, TrainingError, OSError) as error:
+        if ranks() == 1:
+            raise
+        failure = error
+    failures = list(filter(None, from_all(failure)))
+    if failures:
+        raise failures[0]
+
+
+def from_first(make: Callable[[], Value]) -> Value:
+    """make() of process 0, for all processes."""
+    with together():
+        value = make() if rank() == 0 else None
+    return typing.cast(Value, from_all(value)[0])
+
+
+# ---------------------------------------------------------------- torchrun --max_restarts
+
+
+def restart_note(config: Config) -> Path:
+    """The file that names the run folder, for processes that torchrun starts again after a failure."""
+    return Path(config.path) / f".torchrun_{os.environ.get('TORCHELASTIC_RUN_ID', '')}"
+
+
+def restarted(config: Config) -> Config:
+    """The config of a run that continues if torchrun has started its processes again."""
+    if ranks() == 1 or config.resume or config.evaluate_only:
+        return config
+
+    def folder() -> str:
+        note = restart_note(config)
+        if os.environ["TORCHELASTIC_RESTART_COUNT"] == "0":
+            note.unlink(missing_ok=True)  # of an earlier start of the same name
+        return note.read_text() if note.exists() else ""
+
+    return dataclasses.replace(config, resume=from_first(folder))
+
+
+@contextlib.contextmanager
+def restartable(config: Config, folder: Path) -> Iterator[None]:
+    """A block after whose failure torchrun --max_restarts continues the run in a folder."""
+    if ranks() == 1 or rank():
+        yield
+        return
+    note = restart_note(config)
+    write_text(note, str(folder))
+    yield
+    note.unlink(missing_ok=True)
+
+
+# ---------------------------------------------------------------- checkpoints
+
+
+def model_state(model: nn.Module) -> State:
+    """The state dict of a model; of several processes, the whole tensors on process 0."""
+    dims = {name: parameter_dim(parameter) for name, parameter in model.named_parameters()}
+    return {name: whole(tensor, dims.get(name)) for name, tensor in model.state_dict().items()}
+
+
+def optimizer_state(optimizer: torch.optim.Optimizer) -> State:
+    """The state dict of Adam, likewise."""
+    return map_moments(optimizer, optimizer.state_dict(), whole)
+
+
+def own_model_state(model: nn.Module, state: State) -> State:
+    """This process's part of a whole state dict of a model."""
+    dims = {name: parameter_dim(parameter) for name, parameter in model.named_parameters()}
+    return {name: part(tensor, dims.get(name)) for name, tensor in state.items()}
+
+
+def own_optimizer_state(optimizer: torch.optim.Optimizer, state: State) -> State:
+    """This process's part of a whole state dict of Adam."""
+    return map_moments(optimizer, state, part)
+
+
+def map_moments(
+    optimizer: torch.optim.Optimizer,
+    state: State,
+    change: Callable[[torch.Tensor, int | None], torch.Tensor],
+) -> State:
+    """A state dict of Adam with change(moment, dimension that the processes share) for each moment."""
+    parameters = [parameter for group in optimizer.param_groups for parameter in group["params"]]
+    dims = dict(enumerate(map(parameter_dim, parameters)))
+    moments = {
+        index: {name: change(value, dims[index]) for name, value in values.items()}
+        for index, values in state["state"].items()
+    }
+    return {**state, "state": moments}
+
+
+def whole(tensor: torch.Tensor, dim: int | None) -> torch.Tensor:
+    """A tensor of a state dict from the parts of all processes, on process 0 and the CPU."""
+    if ranks() == 1 or dim is None or not tensor.dim():
+        return tensor
+    return all_parts(tensor.detach().cpu(), dim, to=0)
+
+
+def part(tensor: torch.Tensor, dim: int | None) -> torch.Tensor:
+    """This process's part of such a tensor."""
+    return tensor if ranks() == 1 or dim is None or not tensor.dim() else own_part(tensor, dim).clone()
+
+
+def gradient_norm(parameters: typing.Iterable[nn.Parameter]) -> torch.Tensor:
+    """Euclidean norm of the gradients of all columns of all parameters; 0 if there are none."""
+    parts: list[torch.Tensor] = []
+    copies: list[torch.Tensor] = []
+    for p in parameters:
+        if p.grad is not None:
+            (parts if ranks() > 1 and parameter_dim(p) is not None else copies).append(p.grad)
+    norms = [torch.nn.utils.get_total_norm(found) if found else torch.zeros(()) for found in (copies, parts)]
+    return norms[0] if ranks() == 1 else (norms[0].square() + sum_parts(norms[1].square())).sqrt()
+
+
+# ---------------------------------------------------------------- evaluation
+
+
+def all_columns_of_own_users(user: torch.Tensor) -> tuple[torch.Tensor, slice | None]:
+    """Vectors [own users, d] from vectors [U, own columns], and the users that they are of (None: all)."""
+    if ranks() == 1:
+        return user, None
+    for r in range(ranks()):
+        vectors = all_parts(user[own(len(user), r)], 1, to=r)
+        if r == rank():
+            mine = vectors
+    return mine, own(len(user))
