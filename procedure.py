@@ -122,7 +122,8 @@ def final_scorer(model: Recommender, data: Interactions, config: Config) -> Iter
         user, users = all_columns_of_own_users(user)
         weights, history = model.item_weights(), None
         if weights is not None:
-            history = pairs_to_rows(data.train, data.n_users, weights.matrix.device)
+            crow, items = pairs_to_rows(data.train, data.n_users, weights.matrix.device)
+            history = (crow if users is None else crow[users.start : users.stop + 1]), items
         yield Scorer(user, all_parts(item, 1), weights, history, users)
     model.train(training)
 

@@ -15,6 +15,7 @@ function returns its argument. The collectives are those of torch.distributed; P
 from __future__ import annotations
 
 import contextlib
+import re
 import typing
 from collections.abc import Iterator
 
@@ -55,7 +56,7 @@ def collective() -> Iterator[None]:
     try:
         yield
     except RuntimeError as error:
-        reason = str(error).splitlines()[0][-100:]
+        reason = re.sub(r"\[\S*gloo\S*\] |\. .*", "", str(error).splitlines()[0])[:100]
         raise LostProcess(
             f"another process of the run has ended or does not answer ({reason}); a run continues from its "
             "last checkpoint with --resume RUN_FOLDER"

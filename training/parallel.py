@@ -21,6 +21,7 @@ from pathlib import Path
 import torch
 import torch.distributed as dist
 from torch import nn
+from torch.distributed.distributed_c10d import PrefixStore
 from torch.distributed.rendezvous import rendezvous
 
 from layers.columns import all_parts, collective, own, own_part, parameter_dim, rank, ranks, sum_parts
@@ -61,6 +62,8 @@ def process_group() -> Iterator[None]:
         be_quiet()
     with collective():
         store, number, count = next(rendezvous("env://", timeout=TIMEOUT))
+        # torchrun keeps the store when it starts processes again, with the addresses of those that died.
+        store = PrefixStore(f"start {os.environ['TORCHELASTIC_RESTART_COUNT']}", store)
         backend = "cpu:gloo,cuda:nccl" if torch.cuda.is_available() else "gloo"
         dist.init_process_group(backend, store=store, rank=number, world_size=count, timeout=TIMEOUT)
     try:
@@ -157,14 +160,19 @@ def from_first(make: Callable[[], Value]) -> Value:
 # ---------------------------------------------------------------- torchrun --max_restarts
 
 
+def restarts() -> bool:
+    """Whether torchrun starts the processes again after a failure."""
+    return ranks() > 1 and os.environ.get("TORCHELASTIC_MAX_RESTARTS", "0") != "0"
+
+
 def restart_note(config: Config) -> Path:
     """The file that names the run folder, for processes that torchrun starts again after a failure."""
-    return Path(config.path) / f".torchrun_{os.environ.get('TORCHELASTIC_RUN_ID', '')}"
+    return Path(config.path) / f".torchrun_{os.environ['TORCHELASTIC_RUN_ID']}"
 
 
 def restarted(config: Config) -> Config:
     """The config of a run that continues if torchrun has started its processes again."""
-    if ranks() == 1 or config.resume or config.evaluate_only:
+    if not restarts() or config.resume or config.evaluate_only:
         return config
 
     def folder() -> str:
@@ -179,7 +187,7 @@ def restarted(config: Config) -> Config:
 @contextlib.contextmanager
 def restartable(config: Config, folder: Path) -> Iterator[None]:
     """A block after whose failure torchrun --max_restarts continues the run in a folder."""
-    if ranks() == 1 or rank():
+    if rank() or not restarts():
         yield
         return
     note = restart_note(config)

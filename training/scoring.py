@@ -23,7 +23,7 @@ class Scorer:
     user: torch.Tensor  # [U, d], or of several processes the part `users` of the rows
     item: torch.Tensor  # [I, d]
     weights: ItemWeights | None = None
-    history: Rows | None = None  # the items of every user that the weights apply to: those of TRAIN
+    history: Rows | None = None  # the items of each of these users that the weights apply to: of TRAIN
     users: slice | None = None  # the users that this process scores; None: all
 
     def score(self, users: torch.Tensor, item: torch.Tensor, out: torch.Tensor) -> torch.Tensor:
