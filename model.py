@@ -99,7 +99,7 @@ class Transport(nn.Module):
 
         W1 and the relative lengths of transported vectors, over about 1,024 items, are kept for the log.
         """
-        config, cost = self.config, all_parts(self.cost(z_m, z_id))
+        config, cost = self.config, all_parts(self.cost(z_m, z_id), size=z_id.shape[1])
         scaled = cost / cost_unit(cost, config.ot_unit)
         if config.sinkhorn == "exp":
             plan = sinkhorn_exp(scaled, config.ot_epsilon, config.sinkhorn_iters)

@@ -133,18 +133,16 @@ def all_reduce(x: torch.Tensor) -> torch.Tensor:
     return total
 
 
-def all_parts(x: torch.Tensor, dim: int = 0, to: int | None = None) -> torch.Tensor:
+def all_parts(x: torch.Tensor, dim: int = 0, to: int | None = None, size: int | None = None) -> torch.Tensor:
     """The parts of all processes, joined along a dimension in the order of the processes, without gradients.
 
     They may differ in size along this dimension alone. to: the process that receives them (default: all); the
-    others get their own part back.
+    others get their own part back. size: that of the result along the dimension, if the parts are those of
+    `own` (default: the processes tell each other the sizes of their parts).
     """
     if ranks() == 1:
         return x
-    sizes = [x.new_empty(1, dtype=torch.int64) for _ in range(ranks())]
-    with collective():
-        dist.all_gather(sizes, x.new_tensor([x.shape[dim]], dtype=torch.int64))
-    counts = torch.cat(sizes).tolist()
+    counts = part_sizes(x, dim) if size is None else [len(range(size)[own(size, r)]) for r in range(ranks())]
     padded = x.new_zeros([max(counts) if i == dim else size for i, size in enumerate(x.shape)])
     padded.narrow(dim, 0, x.shape[dim]).copy_(x)
     parts = [torch.empty_like(padded) for _ in counts] if to in (None, rank()) else None
@@ -156,6 +154,14 @@ def all_parts(x: torch.Tensor, dim: int = 0, to: int | None = None) -> torch.Ten
     if parts is None:
         return x
     return torch.cat([part.narrow(dim, 0, n) for part, n in zip(parts, counts, strict=True)], dim)
+
+
+def part_sizes(x: torch.Tensor, dim: int) -> list[int]:
+    """The size along a dimension of the part of each process."""
+    sizes = [x.new_empty(1, dtype=torch.int64) for _ in range(ranks())]
+    with collective():
+        dist.all_gather(sizes, x.new_tensor([x.shape[dim]], dtype=torch.int64))
+    return torch.cat(sizes).tolist()
 
 
 # ---------------------------------------------------------------- lengths and normalisation
@@ -194,21 +200,29 @@ class LayerNorm(nn.LayerNorm):
 
 
 def own_parameter(whole: torch.Tensor, dim: int) -> nn.Parameter:
-    """Parameter of the part of a tensor that this process holds along a dimension; see parameter_dim."""
+    """Parameter of the part of a tensor that this process holds along a dimension."""
     # With one process no copy is made.
-    return mark_part(whole if ranks() == 1 else own_part(whole, dim).clone(), dim)
+    part = whole if ranks() == 1 else own_part(whole, dim).clone()
+    return mark_part(part, Share(dim, whole.shape[dim]))
 
 
-def mark_part(part: torch.Tensor, dim: int) -> nn.Parameter:
-    """Parameter of a tensor that is this process's part of a whole along a dimension."""
+class Share(typing.NamedTuple):
+    """How the processes share a parameter: the dimension that is divided, and its size in the whole."""
+
+    dim: int
+    size: int
+
+
+def mark_part(part: torch.Tensor, share: Share) -> nn.Parameter:
+    """Parameter of a tensor that is this process's part of a whole; share_of tells."""
     parameter = nn.Parameter(part)
-    parameter.column_dim = dim  # type: ignore[attr-defined]
+    parameter.share = share  # type: ignore[attr-defined]
     return parameter
 
 
-def parameter_dim(tensor: torch.Tensor) -> int | None:
-    """The dimension along which the processes share a parameter; None: each holds all of it."""
-    return getattr(tensor, "column_dim", None)
+def share_of(parameter: torch.Tensor) -> Share | None:
+    """How the processes share a parameter; None: each holds all of it."""
+    return getattr(parameter, "share", None)
 
 
 def own_outputs(module: Kind) -> Kind:
@@ -226,4 +240,4 @@ def normal_table(n: int, d: int, deviation: float) -> nn.Parameter:
     block = 2**14
     sizes = [block] * (n // block - 1)
     drawn = [own_part(torch.randn(size, d), 1).clone() for size in (*sizes, n - sum(sizes))]
-    return mark_part(deviation * torch.cat(drawn), 1)
+    return mark_part(deviation * torch.cat(drawn), Share(1, d))

@@ -24,7 +24,7 @@ from torch import nn
 from torch.distributed.distributed_c10d import PrefixStore
 from torch.distributed.rendezvous import rendezvous
 
-from layers.columns import all_parts, collective, own, own_part, parameter_dim, rank, ranks, sum_parts
+from layers.columns import Share, all_parts, collective, own, own_part, rank, ranks, share_of, sum_parts
 from models.registry import MODELS
 from utils import LostProcess, TrainingError, UserError, write_text
 from world import Config
@@ -201,8 +201,8 @@ def restartable(config: Config, folder: Path) -> Iterator[None]:
 
 def model_state(model: nn.Module) -> State:
     """The state dict of a model; of several processes, the whole tensors on process 0."""
-    dims = {name: parameter_dim(parameter) for name, parameter in model.named_parameters()}
-    return {name: whole(tensor, dims.get(name)) for name, tensor in model.state_dict().items()}
+    shares = {name: share_of(parameter) for name, parameter in model.named_parameters()}
+    return {name: whole(tensor, shares.get(name)) for name, tensor in model.state_dict().items()}
 
 
 def optimizer_state(optimizer: torch.optim.Optimizer) -> State:
@@ -212,8 +212,8 @@ def optimizer_state(optimizer: torch.optim.Optimizer) -> State:
 
 def own_model_state(model: nn.Module, state: State) -> State:
     """This process's part of a whole state dict of a model."""
-    dims = {name: parameter_dim(parameter) for name, parameter in model.named_parameters()}
-    return {name: part(tensor, dims.get(name)) for name, tensor in state.items()}
+    shares = {name: share_of(parameter) for name, parameter in model.named_parameters()}
+    return {name: part(tensor, shares.get(name)) for name, tensor in state.items()}
 
 
 def own_optimizer_state(optimizer: torch.optim.Optimizer, state: State) -> State:
@@ -224,28 +224,30 @@ def own_optimizer_state(optimizer: torch.optim.Optimizer, state: State) -> State
 def map_moments(
     optimizer: torch.optim.Optimizer,
     state: State,
-    change: Callable[[torch.Tensor, int | None], torch.Tensor],
+    change: Callable[[torch.Tensor, Share | None], torch.Tensor],
 ) -> State:
-    """A state dict of Adam with change(moment, dimension that the processes share) for each moment."""
+    """A state dict of Adam with change(moment, how the processes share it) for each moment."""
     parameters = [parameter for group in optimizer.param_groups for parameter in group["params"]]
-    dims = dict(enumerate(map(parameter_dim, parameters)))
+    shares = dict(enumerate(map(share_of, parameters)))
     moments = {
-        index: {name: change(value, dims[index]) for name, value in values.items()}
+        index: {name: change(value, shares[index]) for name, value in values.items()}
         for index, values in state["state"].items()
     }
     return {**state, "state": moments}
 
 
-def whole(tensor: torch.Tensor, dim: int | None) -> torch.Tensor:
+def whole(tensor: torch.Tensor, share: Share | None) -> torch.Tensor:
     """A tensor of a state dict from the parts of all processes, on process 0 and the CPU."""
-    if ranks() == 1 or dim is None or not tensor.dim():
+    if ranks() == 1 or share is None or not tensor.dim():
         return tensor
-    return all_parts(tensor.detach().cpu(), dim, to=0)
+    return all_parts(tensor.detach().cpu(), share.dim, to=0, size=share.size)
 
 
-def part(tensor: torch.Tensor, dim: int | None) -> torch.Tensor:
+def part(tensor: torch.Tensor, share: Share | None) -> torch.Tensor:
     """This process's part of such a tensor."""
-    return tensor if ranks() == 1 or dim is None or not tensor.dim() else own_part(tensor, dim).clone()
+    return (
+        tensor if ranks() == 1 or share is None or not tensor.dim() else own_part(tensor, share.dim).clone()
+    )
 
 
 def gradient_norm(parameters: typing.Iterable[nn.Parameter]) -> torch.Tensor:
@@ -254,7 +256,7 @@ def gradient_norm(parameters: typing.Iterable[nn.Parameter]) -> torch.Tensor:
     copies: list[torch.Tensor] = []
     for p in parameters:
         if p.grad is not None:
-            (parts if ranks() > 1 and parameter_dim(p) is not None else copies).append(p.grad)
+            (parts if ranks() > 1 and share_of(p) is not None else copies).append(p.grad)
     norms = [torch.nn.utils.get_total_norm(found) if found else torch.zeros(()) for found in (copies, parts)]
     return norms[0] if ranks() == 1 else (norms[0].square() + sum_parts(norms[1].square())).sqrt()
 

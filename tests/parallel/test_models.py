@@ -9,7 +9,7 @@ from model_helpers import build
 from parallel_helpers import in_processes
 
 from dataloader import Sampler
-from layers.columns import all_parts, parameter_dim
+from layers.columns import all_parts, share_of
 
 STEPS = 10
 DROPOUT = {"attn_dropout": 0.2, "feat_dropout": 0.2, "branch_dropout": 0.2, "fuse_drop": 0.2}
@@ -76,10 +76,10 @@ def whole(model, part):
     """{name: part(parameter)} of a model, assembled from all processes."""
     tensors = {}
     for name, parameter in model.named_parameters():
-        tensor, dim = part(parameter), parameter_dim(parameter)
+        tensor, share = part(parameter), share_of(parameter)
         if tensor is None:  # a residual that the transport does not use
             continue
-        tensors[name] = tensor if dim is None else all_parts(tensor, dim)
+        tensors[name] = tensor if share is None else all_parts(tensor, share.dim, size=share.size)
     return tensors
 
 

@@ -14,15 +14,8 @@ from parallel_helpers import ends, errors, run, start_main
 from small_runs import command_line, only, read_json, read_metrics, read_state
 
 TIMES = {"seconds", "epoch_seconds", "evaluation_seconds", "peak_memory_mb"}
-RUN = {
-    "model": "lgn_mm",
-    "attn_heads": 4,
-    "epochs": 6,
-    "eval_every": 2,
-    "patience": 0,
-    "neighbour_weight": 0.5,
-}
-LONG = {**RUN, "epochs": 2000, "eval_every": 1000}
+RUN = {"model": "lgn_mm", "attn_heads": 4, "neighbour_weight": 0.5, "bpr_batch": 128, "epochs": 3}
+LONG = {**RUN, "model": "lgn", "epochs": 5000, "eval_every": 1000}
 
 
 @pytest.fixture(scope="module")
@@ -58,14 +51,14 @@ def content(folder):
 
 def test_a_run_that_moves_between_one_two_and_four_processes_equals_one_that_never_moves(folder, tmp_path):
     text = complete(1, command_line(folder, tmp_path / "one", **RUN), tmp_path / "log_one")
-    command = command_line(folder, tmp_path / "moving", **{**RUN, "epochs": 2})
+    command = command_line(folder, tmp_path / "moving", **{**RUN, "epochs": 1})
     first = complete(2, command, tmp_path / "log2")
     one, moving = only(tmp_path / "one"), only(tmp_path / "moving")
     assert first.count("run folder") == 1 and f"run folder {moving}" in first
-    for p, epochs in ((1, 4), (4, 6)):
+    for p, epochs in ((1, 2), (4, 3)):
         log = tmp_path / f"log{p}"
         last = complete(p, ["--resume", str(moving), "--epochs", str(epochs)], log)
-        assert f"resumed after epoch {epochs - 2}" in last
+        assert f"resumed after epoch {epochs - 1}" in last
     assert last.split("best epoch")[1] == text.split("best epoch")[1]
     np.testing.assert_equal(content(moving)["lists"], content(one)["lists"])
     assert sorted(os.listdir(moving)) == sorted(os.listdir(one))
