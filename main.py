@@ -26,7 +26,16 @@ from parse import parse_args
 from procedure import fit, score_checkpoint
 from training.folder import make_run_folder
 from training.memory import keep_freed_memory
-from training.parallel import check, from_all, from_first, own_gpu, process_group, restartable, restarted, together
+from training.parallel import (
+    check,
+    from_all,
+    from_first,
+    own_gpu,
+    process_group,
+    restartable,
+    restarted,
+    together,
+)
 from training.run import start_run
 from training.stop import Stop
 from utils import UserError, lock_file

@@ -489,9 +489,7 @@ def usable_precision(config: Config, device: torch.device) -> tuple[Config, list
     is_new = not (config.resume or config.evaluate_only)
     if config.precision != "bf16" or device.type != "cpu" or not is_new or (slowdown := bf16_slowdown()) < 3:
         return config, []
-    note = (
-        f"note: --precision bf16 is {slowdown:.0f} times slower than fp32 on this processor; using fp32"
-    )
+    note = f"note: --precision bf16 is {slowdown:.0f} times slower than fp32 on this processor; using fp32"
     return dataclasses.replace(config, precision="fp32"), [note]
 
 
