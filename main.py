@@ -16,6 +16,7 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 import torch
+from torch.distributed.distributed_c10d import Store
 
 from cli import run_command
 from dataloader import Dataset, Needs, load_dataset
@@ -32,7 +33,7 @@ from training.parallel import (
     from_first,
     own_gpu,
     process_group,
-    restartable,
+    remember_folder,
     restarted,
     together,
 )
@@ -51,14 +52,17 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 def run_all(argv: Sequence[str] | None) -> int:
     """Run a command line, as one of the processes of torchrun or alone. Returns the exit code."""
-    with process_group():
-        return train(*parse_args(argv))
+    with process_group() as store:
+        return train(*parse_args(argv), store)
 
 
-def train(config: Config, notes: list[str]) -> int:
-    """Train, resume or score what a config says. Returns the exit code."""
+def train(config: Config, notes: list[str], store: Store | None = None) -> int:
+    """Train, resume or score what a config says. Returns the exit code.
+
+    store: that of torchrun, for a run of several processes.
+    """
     check(config)
-    config, device = restarted(config), set_up(config)
+    config, device = restarted(config, store), set_up(config)
     config, more = usable_precision(config, device)
     # Measured on each machine: a run has one.
     config = dataclasses.replace(config, precision=from_all(config.precision)[0])
@@ -72,7 +76,8 @@ def train(config: Config, notes: list[str]) -> int:
         return 0
     folder = Path(config.resume) if config.resume else from_first(lambda: make_run_folder(config))
     print(f"run folder {folder}", flush=True)
-    with lock_folder(folder), restartable(config, folder), Stop(config.max_minutes) as stop:
+    remember_folder(folder, store)
+    with lock_folder(folder), Stop(config.max_minutes) as stop:
         run = start_run(model, dataset, config, folder, device)
         if config.resume:
             print(*run.resume(), sep="\n")

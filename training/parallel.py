@@ -21,15 +21,16 @@ from pathlib import Path
 import torch
 import torch.distributed as dist
 from torch import nn
-from torch.distributed.distributed_c10d import PrefixStore
+from torch.distributed.distributed_c10d import PrefixStore, Store
 from torch.distributed.rendezvous import rendezvous
 
 from layers.columns import Share, all_parts, collective, own, own_part, rank, ranks, share_of, sum_parts
 from models.registry import MODELS
-from utils import LostProcess, TrainingError, UserError, write_text
+from utils import LostProcess, TrainingError, UserError
 from world import Config
 
 TIMEOUT = datetime.timedelta(minutes=10)  # after which a process that does not answer is given up
+FOLDER = "run folder"  # key of the store
 Value = typing.TypeVar("Value")
 State = dict[str, typing.Any]
 
@@ -50,24 +51,26 @@ def one_process(command: str) -> None:
 
 
 @contextlib.contextmanager
-def process_group() -> Iterator[None]:
+def process_group() -> Iterator[Store | None]:
     """The process group of a run for the length of a block; does nothing without torchrun.
 
-    Of several processes that fail, the first to do so reports.
+    Yields the store of torchrun, which outlives processes that fail. Of several processes that fail, the
+    first to do so reports.
     """
     if not launched():
-        yield
+        yield None
         return
     if os.environ["RANK"] != "0":
         be_quiet()
     with collective():
-        store, number, count = next(rendezvous("env://", timeout=TIMEOUT))
-        # torchrun keeps the store when it starts processes again, with the addresses of those that died.
-        store = PrefixStore(f"start {os.environ['TORCHELASTIC_RESTART_COUNT']}", store)
+        kept, number, count = next(rendezvous("env://", timeout=TIMEOUT))
+        # The addresses of processes that have failed are still in the store. torchrun's own count of restarts
+        # may differ from node to node.
+        store = PrefixStore(f"start {kept.add(f'starts of {number}', 1)}", kept)
         backend = "cpu:gloo,cuda:nccl" if torch.cuda.is_available() else "gloo"
         dist.init_process_group(backend, store=store, rank=number, world_size=count, timeout=TIMEOUT)
     try:
-        yield
+        yield kept
     except BaseException:
         with contextlib.suppress(RuntimeError):  # the store has ended: report
             if store.add("failures", 1) > 1:
@@ -160,40 +163,21 @@ def from_first(make: Callable[[], Value]) -> Value:
 # ---------------------------------------------------------------- torchrun --max_restarts
 
 
-def restarts() -> bool:
-    """Whether torchrun starts the processes again after a failure."""
-    return ranks() > 1 and os.environ.get("TORCHELASTIC_MAX_RESTARTS", "0") != "0"
-
-
-def restart_note(config: Config) -> Path:
-    """The file that names the run folder, for processes that torchrun starts again after a failure."""
-    return Path(config.path) / f".torchrun_{os.environ['TORCHELASTIC_RUN_ID']}"
-
-
-def restarted(config: Config) -> Config:
-    """The config of a run that continues if torchrun has started its processes again."""
-    if not restarts() or config.resume or config.evaluate_only:
+def restarted(config: Config, store: Store | None) -> Config:
+    """The config that resumes a run if torchrun --max_restarts has started its processes again."""
+    if store is None or config.resume or config.evaluate_only:
         return config
 
     def folder() -> str:
-        note = restart_note(config)
-        if os.environ["TORCHELASTIC_RESTART_COUNT"] == "0":
-            note.unlink(missing_ok=True)  # of an earlier start of the same name
-        return note.read_text() if note.exists() else ""
+        return store.get(FOLDER).decode() if store.check([FOLDER]) else ""
 
     return dataclasses.replace(config, resume=from_first(folder))
 
 
-@contextlib.contextmanager
-def restartable(config: Config, folder: Path) -> Iterator[None]:
-    """A block after whose failure torchrun --max_restarts continues the run in a folder."""
-    if rank() or not restarts():
-        yield
-        return
-    note = restart_note(config)
-    write_text(note, str(folder))
-    yield
-    note.unlink(missing_ok=True)
+def remember_folder(folder: Path, store: Store | None) -> None:
+    """Keep the run folder for processes that torchrun starts after a failure."""
+    if store is not None and rank() == 0:
+        store.set(FOLDER, str(folder.resolve()))
 
 
 # ---------------------------------------------------------------- checkpoints

@@ -48,13 +48,14 @@ def ends(processes):
     return codes
 
 
-def start_main(p, argv, log, change=None):
+def start_main(p, argv, log, change=None, store=None):
     """Start p processes of main(argv) as torchrun does; output in <log>.out and <log>.err.
 
-    change: called with the number of each process before main. Returns the processes and the store that they
-    meet at, which has to be kept until they end.
+    change: called with the number of each process before main; store: as returned by an earlier call, whose
+    processes have failed. Returns the processes and the store that they meet at, which has to be kept until
+    they end.
     """
-    store = dist.TCPStore("127.0.0.1", 0, is_master=True, wait_for_workers=False)
+    store = store or dist.TCPStore("127.0.0.1", 0, is_master=True, wait_for_workers=False)
     tasks = [(rank, p, store.port, argv, str(log), change) for rank in range(p)]
     processes = [SERVER.Process(target=run_main, args=task) for task in tasks]
     for process in processes:

@@ -160,6 +160,20 @@ def short_timeout(rank):
     training.parallel.TIMEOUT = datetime.timedelta(seconds=10)
 
 
+def test_processes_that_torchrun_starts_again_continue_the_run(folder, tmp_path):
+    runs, log = tmp_path / "runs", tmp_path / "log"
+    processes, store = start_main(2, command_line(folder, runs, **LONG), log)
+    wait_for(lambda: list(runs.glob("*/last.pt")))
+    processes[1].kill()
+    ends(processes)
+    reached = read_state(only(runs) / "last.pt")["progress"]["epoch"]
+    short = command_line(folder, runs, **{**LONG, "max_minutes": 1e-9})
+    again, _ = start_main(2, short, tmp_path / "again", store=store)
+    assert ends(again) == [0, 0] and not errors(tmp_path / "again")
+    assert f"resumed after epoch {reached}" in (tmp_path / "again.out").read_text()
+    assert read_state(only(runs) / "last.pt")["progress"]["step"] == 1
+
+
 @pytest.mark.slow
 def test_a_process_that_does_not_answer_is_given_up_after_the_timeout(folder, tmp_path):
     def stop(processes):
