@@ -99,7 +99,7 @@ def memory(plan: Plan) -> dict[str, float]:
     weights = sum(c * (size + (plan.attention_layers - 1) * plan.recdim) for size in plan.feature_sizes)
     held: dict[str, float] = {
         "tables, gradients, Adam": 4 * nodes * c * FLOAT,
-        "propagation": 3 * nodes * c * FLOAT,
+        "propagation": 4 * nodes * c * FLOAT,
         "user-item graph": 2 * plan.interactions * 8 + nodes * 4,
         "batches of an epoch": 120 * plan.interactions,
     }
