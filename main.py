@@ -20,7 +20,7 @@ from torch.distributed.distributed_c10d import Store
 
 from cli import run_command
 from dataloader import Dataset, Needs, load_dataset
-from layers.columns import rank
+from layers.columns import rank, ranks
 from models.base import Recommender
 from models.registry import find_model, label
 from parse import parse_args
@@ -98,6 +98,8 @@ def lock_folder(folder: Path) -> Iterator[None]:
 def set_up(config: Config) -> torch.device:
     """Prepare the process for a run: device, memory allocation and CPU threads."""
     device = choose_device(own_gpu(config))
+    if ranks() > 1 and device.type == "cuda":
+        torch.cuda.set_device(device)
     keep_freed_memory()
     if config.threads:
         torch.set_num_threads(config.threads)

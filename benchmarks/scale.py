@@ -92,25 +92,32 @@ def step_bytes(plan: Plan, positives: int, items: int) -> dict[str, float]:
     return sent
 
 
-def memory(plan: Plan) -> dict[str, float]:
-    """Bytes that a device holds during training, by their purpose."""
+def memory(plan: Plan, cpu: bool = False) -> dict[str, float]:
+    """Bytes that a device holds during training, by their purpose.
+
+    cpu: of a process on a CPU, where graphs are propagated in blocks of 32 columns and the last attention
+    layer attends for the items of a batch alone, with its libraries.
+    """
     nodes, c = plan.users + plan.items, plan.columns
+    rows = min(2 * plan.batch, plan.items)
     edges = plan.items * (2 * plan.neighbours + 1)  # of one modality
+    attended = rows * (2 * plan.neighbours + 1) if cpu and plan.attention_layers == 1 else edges
     weights = sum(c * (size + (plan.attention_layers - 1) * plan.recdim) for size in plan.feature_sizes)
     held: dict[str, float] = {
         "tables, gradients, Adam": 4 * nodes * c * FLOAT,
-        "propagation": 4 * nodes * c * FLOAT,
+        "propagation": (nodes * c + 3 * nodes * (min(c, 32) if cpu else c)) * FLOAT,
         "user-item graph": 2 * plan.interactions * 8 + nodes * 4,
         "batches of an epoch": 120 * plan.interactions,
     }
+    if cpu:
+        held["libraries"] = 420e6
     if plan.feature_sizes:
-        rows = min(2 * plan.batch, plan.items)
         held |= {
             "features": sum(plan.items * size * FLOAT for size in plan.feature_sizes),
             "weights of the branches": 4 * weights * FLOAT,
             "attention graphs": len(plan.feature_sizes) * edges * (24 + 4 * plan.heads / plan.devices),
             "attention": len(plan.feature_sizes)
-            * (4 * plan.items * c + 5 * edges * plan.heads / plan.devices)
+            * (4 * plan.items * c + 5 * attended * plan.heads / plan.devices)
             * FLOAT,
             "vectors of a batch": 8 * len(plan.feature_sizes) * rows * plan.recdim * FLOAT,
         }
@@ -268,13 +275,14 @@ def make_config(plan: Plan) -> Config:
 def show_measured(plan: Plan, found: list[Measured]) -> str:
     """A line for each process, and what the plan says."""
     first = found[0]
-    planned = sum(step_bytes(plan, round(first.positives), round(first.items)).values())
+    planned = sum(step_bytes(plan, round(first.positives), round(first.items)).values()) / 1e6
+    held = sum(memory(plan, cpu=True).values()) / 1e6
     lines = [f"{'process':>8}{'MB sent a step':>16}{'peak MB':>10}{'seconds a step':>16}"]
     lines += [
         f"{number:>8}{one.sent / 1e6:>16.3f}{one.peak_mb:>10.0f}{one.seconds:>16.3f}"
         for number, one in enumerate(found)
     ]
-    return "\n".join([*lines, f"{'plan':>8}{planned / 1e6:>16.3f}{sum(memory(plan).values()) / 1e6:>10.0f}"])
+    return "\n".join([*lines, f"{'plan':>8}{planned:>16.3f}{held:>10.0f}"])
 
 
 def main() -> int:
@@ -289,7 +297,7 @@ def main() -> int:
     parser.add_argument("--memory_gbs", type=float, default=2000, help="bandwidth of its memory, GB/s")
     parser.add_argument("--link_gbs", type=float, default=200, help="bandwidth between devices, GB/s")
     parser.add_argument("--measure", action="store_true", help="make steps with random data")
-    parser.add_argument("--steps", type=int, default=10, help="steps to measure")
+    parser.add_argument("--steps", type=int, default=10, help="steps to measure, a multiple of --plan_every")
     args = parser.parse_args()
     sizes = {f.name: int(getattr(args, f.name)) for f in dataclasses.fields(Plan)}
     if not args.measure:

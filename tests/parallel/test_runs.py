@@ -13,6 +13,8 @@ from helpers import write_small_dataset
 from parallel_helpers import ends, errors, run, start_main
 from small_runs import command_line, only, read_json, read_metrics, read_state
 
+import training.stop
+
 TIMES = {"seconds", "epoch_seconds", "evaluation_seconds", "peak_memory_mb"}
 RUN = {"model": "lgn_mm", "attn_heads": 4, "neighbour_weight": 0.5, "bpr_batch": 128, "epochs": 3}
 LONG = {**RUN, "model": "lgn", "epochs": 5000, "eval_every": 1000}
@@ -145,7 +147,12 @@ def test_when_a_process_is_killed_the_other_ends_with_one_line(folder, tmp_path,
 
 
 def test_a_signal_to_one_process_stops_all_of_them_after_the_same_step(folder, tmp_path):
-    codes, lines = disturbed(folder, tmp_path, lambda processes: processes[1].terminate())
+    def terminate(processes):
+        processes[1].terminate()
+        time.sleep(0.02)
+        processes[1].terminate()  # from torchrun, after a batch queue
+
+    codes, lines = disturbed(folder, tmp_path, terminate)
     assert codes == [128 + signal.SIGTERM] * 2 and not lines
     result = read_json(only(tmp_path / "runs"))
     assert result["status"] == "interrupted" and result["reason"] == "SIGTERM"
@@ -158,6 +165,16 @@ def short_timeout(rank):
     import training.parallel
 
     training.parallel.TIMEOUT = datetime.timedelta(seconds=10)
+
+
+def test_a_signal_after_that_of_another_process_is_not_a_second_one(monkeypatch):
+    ended = []
+    monkeypatch.setattr(os, "_exit", ended.append)
+    monkeypatch.setattr(training.stop, "largest", lambda number: signal.SIGTERM)
+    with training.stop.Stop() as stop:
+        assert stop()
+        os.kill(os.getpid(), signal.SIGTERM)
+    assert not ended and stop.exit_code == 143
 
 
 def test_processes_that_torchrun_starts_again_continue_the_run(folder, tmp_path):
