@@ -47,9 +47,14 @@ CASES = {
 }
 
 
+# {number of processes: cases}; with four processes each model and each fusion once
+CASES_OF = {2: list(CASES), 4: ["mf", "lgn", "vbpr", "freedom", "oat everything", "sum projected", "concat"]}
+BF16 = {"oat bf16": {**RECGOAT, "precision": "bf16"}}
+
+
 def train(folder, dtype, cases):
     """{case: (losses of ten steps, whole gradients of the first step, whole weights after the last)}."""
-    return {case: train_case(folder, dtype, CASES[case]) for case in cases}
+    return {case: train_case(folder, dtype, {**CASES, **BF16}[case]) for case in cases}
 
 
 def train_case(folder, dtype, changes):
@@ -88,18 +93,27 @@ def folder(tmp_path_factory):
     return write_small_dataset(tmp_path_factory.mktemp("parallel"))
 
 
-@pytest.fixture(scope="module", params=[2, 4])
-def trained(folder, request):
-    """{case: results of one process}, and those of several processes, one each."""
-    p = request.param
-    train_all = functools.partial(train, folder, torch.float64, list(CASES))
-    return train_all(), in_processes(p, train_all)
+@pytest.fixture(scope="module")
+def results(folder):
+    """{number of processes: results of each process}."""
+    found = {1: [train(folder, torch.float64, CASES)]}
+    for p, cases in CASES_OF.items():
+        found[p] = in_processes(p, train, folder, torch.float64, cases)
+    return found
 
 
-@pytest.mark.parametrize("case", CASES)
-def test_losses_gradients_and_tables_equal_those_of_one_process(trained, case):
-    expected, found = trained[0][case], [results[case] for results in trained[1]]
+@pytest.mark.parametrize("p, case", [(p, case) for p, cases in CASES_OF.items() for case in cases])
+def test_losses_gradients_and_tables_equal_those_of_one_process(results, p, case):
+    expected, found = results[1][0][case], [result[case] for result in results[p]]
     for result in found:
         torch.testing.assert_close(result, expected, rtol=1e-10, atol=1e-10)
     for result in found[1:]:  # copies do not drift apart
         torch.testing.assert_close(result, found[0], rtol=0, atol=0)
+
+
+def test_with_bf16_products_losses_differ_by_their_rounding_alone(folder):
+    train_all = functools.partial(train, folder, torch.float32, list(BF16))
+    [(expected, *_)], processes = train_all().values(), in_processes(2, train_all)
+    for [(found, *_)] in (results.values() for results in processes):
+        for step, terms in zip(found, expected):
+            assert step == pytest.approx(terms, rel=5e-3)

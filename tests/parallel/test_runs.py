@@ -164,7 +164,7 @@ def short_timeout(rank):
 
     import training.parallel
 
-    training.parallel.TIMEOUT = datetime.timedelta(seconds=10)
+    training.parallel.TIMEOUT = datetime.timedelta(seconds=6)
 
 
 def test_a_signal_after_that_of_another_process_is_not_a_second_one(monkeypatch):
