@@ -76,9 +76,7 @@ def process_group() -> Iterator[Store | None]:
             if store.add("failures", 1) > 1:
                 sys.stderr = open(os.devnull, "w")  # noqa: SIM115, open until the process ends
         raise
-    with collective():
-        dist.barrier()
-    # A group with gloo ends with its process: destroyed before, it aborted one run in four at exit (torch 2.13).
+    # A group with gloo ends with its process: destroyed before, it aborted one run in four at its exit.
     if torch.cuda.is_available():
         dist.destroy_process_group()
 

@@ -153,7 +153,8 @@ def test_a_signal_to_one_process_stops_all_of_them_after_the_same_step(folder, t
         processes[1].terminate()  # from torchrun, after a batch queue
 
     codes, lines = disturbed(folder, tmp_path, terminate)
-    assert codes == [128 + signal.SIGTERM] * 2 and not lines
+    # The second signal may come when the process has saved and no longer handles it.
+    assert codes[0] == 143 and codes[1] in (143, -signal.SIGTERM) and not lines
     result = read_json(only(tmp_path / "runs"))
     assert result["status"] == "interrupted" and result["reason"] == "SIGTERM"
     assert resumes(folder, tmp_path)
