@@ -76,7 +76,7 @@ def process_group() -> Iterator[Store | None]:
             if store.add("failures", 1) > 1:
                 sys.stderr = open(os.devnull, "w")  # noqa: SIM115, open until the process ends
         raise
-    # Processes leave together, and a group with gloo ends with its process: otherwise some abort at their exit.
+    # Processes leave together, and a group with gloo is not destroyed: otherwise some abort at their exit.
     with contextlib.suppress(RuntimeError):  # the work is done: an end of another process no longer matters
         dist.barrier()
     if torch.cuda.is_available():
