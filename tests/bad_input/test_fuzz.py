@@ -22,7 +22,7 @@ from data.formats import read_inter, read_txt
 from data.graphs import is_neighbour_table, read_cached, read_neighbours
 from parse import restorable
 from training.checkpoint import ENTRIES, read_checkpoint
-from training.folder import read_settings
+from training.records import read_settings
 from utils import UserError, content_hash
 from world import Config
 
