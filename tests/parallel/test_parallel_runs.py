@@ -89,6 +89,7 @@ def flat(value):
         ({"recdim": 9, "model": "lgn"}, "--recdim 9: 2 processes cannot share it equally"),
         ({"attn_heads": 1}, "--attn_heads 1: 2 processes cannot share them equally"),
         ({"model": "itemknn"}, "--model itemknn: is trained by one process"),
+        ({"eval_dropout": 1, "eval_dropout_users": 5}, "--eval_dropout_users 5: is for one process"),
         ({"lr": -1.0}, "--lr -1.0: must be at least"),
         ({"path": "/dev/null/runs"}, "cannot be created"),
     ],
