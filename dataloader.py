@@ -320,6 +320,14 @@ class HeldOut:
         """The HeldOut of some of the users, given by their rows [m] in ascending order."""
         return HeldOut(self.users[rows], select_rows(self.relevant, rows), select_rows(self.masked, rows))
 
+    def of_users(self, users: slice | None) -> HeldOut:
+        """The HeldOut of the users in a range, which are counted from its start (None: of all)."""
+        if users is None:
+            return self
+        rows = ((self.users >= users.start) & (self.users < users.stop)).nonzero()[:, 0]
+        chosen = self.select(rows)
+        return dataclasses.replace(chosen, users=chosen.users - users.start)
+
     def has_same_ranking(self, other: HeldOut) -> bool:
         """Whether the other split has the same users and masks, so that one ranking serves both."""
         mine, theirs = (self.users, *self.masked), (other.users, *other.masked)

@@ -9,7 +9,9 @@ Exit codes: 0 done, 1 the run failed, 2 bad input, 130 and 143 stopped by SIGINT
 
 from __future__ import annotations
 
+import os
 import sys
+import typing
 from collections.abc import Sequence
 
 from cli import RESUME_HINT, run_command
@@ -18,6 +20,9 @@ from data.folders import check_first_line, dataset_folder, inter_path
 from parse import parse_args
 from world import Config
 
+if typing.TYPE_CHECKING:
+    from torch.distributed.distributed_c10d import Store
+
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Run a command line. Returns the exit code; a failure that a user can cause is one line on stderr."""
@@ -25,13 +30,23 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def start(argv: Sequence[str] | None) -> int:
-    """Check a command line and the files that it names, then run it. Returns the exit code."""
+    """Run a command line, as one of the processes of torchrun or alone. Returns the exit code."""
+    if "TORCHELASTIC_RUN_ID" not in os.environ:
+        return check_and_train(argv)
+    from training.parallel import process_group
+
+    with process_group() as store:
+        return check_and_train(argv, store)
+
+
+def check_and_train(argv: Sequence[str] | None, store: Store | None = None) -> int:
+    """Check a command line and the files that it names, then run it. store: that of torchrun."""
     config, notes = parse_args(argv)
     check_files(config)
     # Importing torch takes seconds: what is wrong with a command line has been said by now.
     from session import train
 
-    return train(config, notes)
+    return train(config, notes, store)
 
 
 def check_files(config: Config) -> None:

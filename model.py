@@ -24,6 +24,19 @@ from torch.nn import functional as F
 
 from dataloader import Batch, Dataset, Needs
 from layers.attention import AttentionGraph, Branch
+from layers.columns import (
+    LayerNorm,
+    all_columns,
+    all_parts,
+    own_outputs,
+    own_parameter,
+    own_part,
+    ranks,
+    row_norms,
+    shared,
+    sum_parts,
+    unit_rows,
+)
 from layers.dropout import Dropout
 from layers.kernels import product, unit_info_nce
 from layers.losses import info_nce, squared_norm, total
@@ -70,16 +83,24 @@ class Transport(nn.Module):
         d = config.recdim
         self.config = config
         self.scale = d if config.plan_scale == "barycentric" else 1
-        self.residual = nn.Parameter(torch.zeros(d, d))
+        residual = torch.zeros(d, d)
         if config.residual_init == "xavier":
-            nn.init.xavier_uniform_(self.residual)
+            nn.init.xavier_uniform_(residual)
+        self.residual = own_parameter(residual, 1)
         self.register_buffer("plan", torch.full((d, d), 1 / (d * d)))  # T0
         self.register_buffer("potential", torch.zeros(d))  # Sinkhorn's, where the next plan starts from
         self.register_buffer("figures", torch.zeros(3))  # of the last refresh, for the log
 
     def cost(self, z_m: torch.Tensor, z_id: torch.Tensor) -> torch.Tensor:
-        """Cost between the dimensions of z_m and z_id, [n, d] of the same items each: [d, d] (eq. 10)."""
+        """Cost between the dimensions of z_m and z_id of the same n items (eq. 10): [own columns, d].
+
+        z_m: [n, own columns]; z_id: [n, d], all columns.
+        """
         return self.config.ot_scale * COSTS[self.config.ot_cost](z_m, z_id)
+
+    def whole_cost(self, z_m: torch.Tensor, z_id: torch.Tensor) -> torch.Tensor:
+        """The cost of all columns: [d, d], without gradients between processes."""
+        return all_parts(self.cost(z_m, z_id), size=z_id.shape[1])
 
     @torch.no_grad()
     def optimal(self, cost: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
@@ -92,34 +113,39 @@ class Transport(nn.Module):
 
     @torch.no_grad()
     def refresh(self, z_m: torch.Tensor, z_id: torch.Tensor) -> None:
-        """Set T0 to the optimal transport between these representations [I, d].
+        """Set T0 to the optimal transport between these representations, as `cost` takes them.
 
         W1 and the relative lengths of transported vectors, over about 1,024 items, are kept for the log.
         """
-        cost = self.cost(z_m, z_id)
+        cost = self.whole_cost(z_m, z_id)
         plan, potential = self.optimal(cost)
         self.plan.copy_(plan)
         self.potential.copy_(potential)
-        sample = z_m[:: max(len(z_m) // 1024, 1)]
-        lengths = [(sample @ matrix).norm() / sample.norm() for matrix in (self.scale * plan, self.residual)]
+        sample = all_columns(z_m[:: max(len(z_m) // 1024, 1)])
+        matrices = self.scale * own_part(plan, 1), self.residual
+        lengths = [row_norms(sample @ matrix).norm() / sample.norm() for matrix in matrices]
         self.figures.copy_(torch.stack([(plan * cost).sum(), *lengths]))
 
     def forward(self, z_m: torch.Tensor, plan: torch.Tensor | None = None) -> torch.Tensor:
-        """Transported vectors (eq. 13) of any items: [n, d] -> [n, d]. plan: [d, d], by default T0."""
+        """Transported vectors (eq. 13) of any items: [n, own columns] -> [n, own columns].
+
+        plan: [d, d], by default T0.
+        """
         kind, plan = self.config.transport, self.plan if plan is None else plan
         if kind == "none":
             return z_m
         if kind == "residual":
             matrix: torch.Tensor = self.residual
         elif kind == "plan":
-            matrix = self.scale * plan
+            matrix = self.scale * own_part(plan, 1)
         else:
-            matrix = self.residual + self.scale * plan
-        return product(z_m, matrix, product_dtype(self.config))
+            matrix = self.residual + self.scale * own_part(plan, 1)
+        return product(all_columns(z_m), matrix, product_dtype(self.config))
 
     def w1(self, z_m: torch.Tensor, z_id: torch.Tensor, plan: torch.Tensor | None = None) -> torch.Tensor:
         """Regularised 1-Wasserstein distance <T0, C> (eq. 11), with gradients through the cost."""
-        return ((self.plan if plan is None else plan) * self.cost(z_m, z_id)).sum()
+        plan = self.plan if plan is None else plan
+        return sum_parts((own_part(plan, 0) * self.cost(z_m, z_id)).sum())
 
     def diagnostics(self) -> dict[str, torch.Tensor]:
         """Mass, entropy (relative to its maximum 2 ln d) and marginal error of T0; figures of refresh.
@@ -159,9 +185,9 @@ class Fusion(nn.Module):
         self.config, self.modalities = config, modalities
         d = config.recdim
         if config.fusion == "concat":
-            self.project: nn.Module = nn.Linear(d * (len(modalities) + 1), d)
+            self.project: nn.Module = own_outputs(nn.Linear(d * (len(modalities) + 1), d))
         elif config.fusion == "sum":
-            self.project = nn.Linear(d, d) if config.sum_proj else nn.Identity()
+            self.project = own_outputs(nn.Linear(d, d)) if config.sum_proj else nn.Identity()
         else:
             self.transports = nn.ModuleDict({m: Transport(config) for m in modalities})
             weights = torch.tensor(fusion_weights(config, modalities))
@@ -170,8 +196,8 @@ class Fusion(nn.Module):
             else:
                 # Not in the state dict, so that --evaluate_only can try other weights.
                 self.register_buffer("weights", weights, persistent=False)
-        self.layer_norm = nn.LayerNorm(d) if config.fuse_norm.startswith("layer") else nn.Identity()
-        self.dropout = Dropout(config.fuse_drop)
+        self.layer_norm = LayerNorm(d) if config.fuse_norm.startswith("layer") else nn.Identity()
+        self.dropout = Dropout(config.fuse_drop, dim=1)
 
     def transport(self, m: str) -> Transport:
         """The transport of one modality; there are transports with fusion "oat" alone."""
@@ -182,31 +208,35 @@ class Fusion(nn.Module):
         """{m: T0 of these very vectors [d, d]}, or {} where the stored T0 is to be used."""
         if not uses_plan(self.config) or self.config.plan_from == "items":
             return {}
+        whole = all_columns(z_id)
         transports = {m: self.transport(m) for m in self.modalities}
-        return {m: each.optimal(each.cost(z[m], z_id))[0] for m, each in transports.items()}
+        return {m: each.optimal(each.whole_cost(z[m], whole))[0] for m, each in transports.items()}
 
     def forward(
         self, z_id: torch.Tensor, z: dict[str, torch.Tensor], plans: Plans | None = None
     ) -> torch.Tensor:
-        """Unified vectors [n, d] of any items.
+        """Unified vectors [n, own columns] of any items.
 
-        z_id: [n, d] ID vectors; z: {m: [n, d]}, the same items; plans: those of `plans`, by default T0.
+        z_id: ID vectors; z: {m: vectors}, the same items, [n, own columns] each; plans: those of `plans`, by
+        default T0.
         """
         parts = [z_id, *(z[m] for m in self.modalities)]
         if self.config.fusion == "oat":
             plans = plans or {}
             parts[1:] = [self.transport(m)(z[m], plans.get(m)) for m in self.modalities]
         if self.config.fuse_input == "l2":
-            parts = [F.normalize(part, dim=1) for part in parts]
+            parts = [unit_rows(part) for part in parts]
         if self.config.fusion == "concat":
-            fused = self.project(torch.cat(parts, 1))
+            fused = self.project(torch.cat([all_columns(part) for part in parts], 1))
         elif self.config.fusion == "sum":
-            fused = self.project(total(parts))
+            fused = total(parts)
+            fused = self.project(all_columns(fused)) if self.config.sum_proj else fused
         else:
-            weights = [1 - self.weights.sum(), *self.weights]
+            learnt = shared(self.weights)
+            weights = [1 - learnt.sum(), *learnt]
             fused = total(weight * part for weight, part in zip(weights, parts, strict=True))
         fused = self.dropout(self.layer_norm(fused))
-        return F.normalize(fused, dim=1) if self.config.fuse_norm.endswith("l2") else fused
+        return unit_rows(fused) if self.config.fuse_norm.endswith("l2") else fused
 
 
 def fusion_weights(config: Config, modalities: Collection[str]) -> list[float]:
@@ -265,7 +295,7 @@ class RecGOAT(Recommender):
     def make_graph(self, neighbours: typing.Any) -> AttentionGraph:
         """The attention graph of a neighbour table [n, k], on the device of the features."""
         directed = self.config.knn_graph == "directed"
-        graph = AttentionGraph.from_neighbours(neighbours, self.config.attn_heads, directed)
+        graph = AttentionGraph.from_neighbours(neighbours, self.config.attn_heads // ranks(), directed)
         return graph.to(self.backbone.adjacency.device)
 
     def make_branch(self, d_in: int, layers: int) -> Branch:
@@ -292,6 +322,11 @@ class RecGOAT(Recommender):
             raise UserError(
                 f"--recdim {config.recdim} is not divisible by --attn_heads {config.attn_heads}: change "
                 "either"
+            )
+        if config.attn_heads % ranks():
+            raise UserError(
+                f"--attn_heads {config.attn_heads}: {ranks()} processes cannot share them equally; take a "
+                f"multiple of {ranks()}"
             )
         if config.w1_weight and not uses_plan(config):
             raise UserError(
@@ -379,8 +414,9 @@ class RecGOAT(Recommender):
         training = self.training
         self.eval()
         _, z_id = self.backbone.embeddings()
+        whole = all_columns(z_id)
         for m, z_m in self.modality_vectors(z_id).items():
-            self.fusion.transport(m).refresh(z_m, z_id)
+            self.fusion.transport(m).refresh(z_m, whole)
         self.train(training)
 
     def loss(self, batch: Batch) -> dict[str, torch.Tensor]:
@@ -403,7 +439,8 @@ class RecGOAT(Recommender):
             loss = loss + config.contrastive_weight * contrastive["contrastive"]
         if config.w1_weight and config.fusion == "oat":
             # Each item of the batch is a sample of the mean in the cost (eq. 10).
-            terms["w1"] = total(self.fusion.transport(m).w1(z[m], z_id, plans.get(m)) for m in self.fused)
+            all_ids = all_columns(z_id)
+            terms["w1"] = total(self.fusion.transport(m).w1(z[m], all_ids, plans.get(m)) for m in self.fused)
             loss = loss + config.w1_weight * terms["w1"]
         return {"loss": loss, **terms}
 
@@ -436,8 +473,8 @@ class RecGOAT(Recommender):
                 candidates = batch.unique_pos
                 target = torch.searchsorted(batch.unique_pos, batch.pos_index)
             terms["user_item_nce"] = info_nce(
-                user.index_select(0, batch.user_index),
-                item.index_select(0, candidates),
+                all_columns(user).index_select(0, batch.user_index),
+                all_columns(item.index_select(0, candidates)),
                 config.temperature,
                 target,
                 dtype=product_dtype(config),
@@ -446,8 +483,8 @@ class RecGOAT(Recommender):
         return {"contrastive": loss, **terms}
 
     def modality_pairs(self, views: list[torch.Tensor]) -> list[torch.Tensor]:
-        """InfoNCE of every pair of views, the ID vectors first, [n, d] each (eq. 8)."""
-        views = [F.normalize(view, dim=1) for view in views]
+        """InfoNCE of every pair of views, the ID vectors first, [n, own columns] each (eq. 8)."""
+        views = [F.normalize(all_columns(view), dim=1) for view in views]
         return [
             unit_info_nce(a, b, self.config.temperature, dtype=product_dtype(self.config))
             for i, a in enumerate(views)

@@ -20,6 +20,7 @@ from tqdm import tqdm
 
 from data.formats import Interactions, interactions_hash
 from dataloader import Dataset, HeldOut, Sampler, held_out, pairs_to_rows
+from layers.columns import all_parts, rank
 from layers.device import on_cpu
 from models.base import Recommender
 from models.registry import is_external
@@ -29,8 +30,9 @@ from training.console import epoch_line, heading
 from training.divergence import remedy, sizes
 from training.folder import provenance
 from training.memory import peak_memory_mb
-from training.ranking import evaluate, rank_items
-from training.run import Progress, Run, set_random_state
+from training.parallel import all_columns_of_own_users, from_all, gradient_norm, together
+from training.ranking import evaluate, top_items
+from training.run import Progress, Run, load_weights, set_random_state
 from training.runlog import RunLog
 from training.scoring import Scorer
 from training.stop import Stop
@@ -84,8 +86,7 @@ def train_epoch(
         if stop():
             break
     batches.close()
-    gradients = [p.grad for p in model.parameters() if p.grad is not None]
-    progress.grad_norm = torch.nn.utils.get_total_norm(gradients) if gradients else torch.zeros(())
+    progress.grad_norm = gradient_norm(model.parameters())
     if first_bad > 0:
         found = dict(zip(terms, at_first_bad.tolist(), strict=True))
         bad = {name: value for name, value in found.items() if not math.isfinite(value)}
@@ -101,6 +102,7 @@ def check_finite(model: Recommender, progress: Progress, terms: Mapping[str, tor
     if progress.grad_norm is not None and not progress.grad_norm.isfinite():
         raise Diverged(f"{where}: the gradient is not finite ({sizes(terms)})")
     bad = [name for name, tensor in model.state_dict().items() if not tensor.isfinite().all()]
+    bad = list(dict.fromkeys(name for names in from_all(bad) for name in names))
     if bad:
         raise Diverged(f"{where}: weights are not finite ({', '.join(bad)[:80]}; {sizes(terms)})")
 
@@ -126,12 +128,14 @@ def scoring_mode(model: Recommender, config: Config) -> Iterator[None]:
 
 
 def make_scorer(model: Recommender, data: Interactions) -> Scorer:
-    """Scorer of the model's vectors in its present mode."""
+    """Scorer of the model's vectors in its present mode; of several processes each scores its own users."""
     user, item = model.embeddings()
+    user, users = all_columns_of_own_users(user)
     weights, history = model.item_weights(), None
     if weights is not None:
-        history = pairs_to_rows(data.train, data.n_users, weights.matrix.device)
-    return Scorer(user, item, weights, history)
+        crow, items = pairs_to_rows(data.train, data.n_users, weights.matrix.device)
+        history = (crow if users is None else crow[users.start : users.stop + 1]), items
+    return Scorer(user, all_parts(item, 1), weights, history, users)
 
 
 @contextlib.contextmanager
@@ -172,7 +176,7 @@ def score_parts(
         share = len(part.users) / len(split.users)
         means = {name: means.get(name, 0.0) + share * value for name, value in metrics.items()}
         if k:
-            lists += [top for _, _, top, _ in rank_items(scorer, part, k, config.eval_chunk)]
+            lists.append(top_items(scorer, part, k, config.eval_chunk))
     return means, lists
 
 
@@ -201,8 +205,9 @@ def fit(
     returns true. echo: False keeps the log lines off the console. said: lines that the console has had
     already, for train.log.
     """
-    if run.config.projector:
-        projector.write_labels(run.folder, run.config, run.dataset.interactions)
+    with together():
+        if run.config.projector and rank() == 0:
+            projector.write_labels(run.folder, run.config, run.dataset.interactions)
     log = RunLog(run.folder, run.config, run.progress.epoch, echo)
     log.begin(said)
     # leave=None keeps the bar on the screen unless it is below another one.
@@ -218,16 +223,22 @@ def fit(
         with contextlib.closing(bar):
             complete = train(run, log, bar, stop, watch)
         result = (end or finish)(run, log) if complete else interrupted(run, log, stop)
-        write_json(run.folder / "result.json", result)
+        write_result(run.folder, result)
         return result
     except TrainingError as error:
         with contextlib.suppress(OSError):
             failure = {"status": "failed", "error": str(error), "epoch": run.progress.epoch}
-            write_json(run.folder / "result.json", failure)
+            write_result(run.folder, failure)
             log.keep(f"error: {error}")
         raise
     finally:
         log.close()
+
+
+def write_result(folder: Path, result: Result) -> None:
+    """Write result.json; of several processes, process 0 does."""
+    if rank() == 0:
+        write_json(folder / "result.json", result)
 
 
 def train(
@@ -394,15 +405,16 @@ def finish(run: Run, log: RunLog) -> Result:
     config, best, data, started = run.config, run.progress.best, run.dataset.interactions, time.perf_counter()
     assert best is not None  # a complete run has evaluated its last epoch
     state = read_checkpoint(run.folder / "best.pt")
-    run.model.load_state_dict(state["model"])
+    load_weights(run.model, state)
     # Dropout in scoring (--eval_dropout 1) draws the masks with which this epoch was selected.
     set_random_state(state["random"], run.device)
     _, split = make_splits(data, config, run.device)
     with scoring_mode(run.model, config):
         test, lists = score_parts(run.model, data, split, config, max(config.topks))
-        write_ranking(run.folder / "test_ranking.npz", torch.cat(lists), split, data)
+        if rank() == 0:
+            write_ranking(run.folder / "test_ranking.npz", torch.cat(lists), split, data)
         if config.projector:
-            projector.write_vectors(run.folder, *run.model.embeddings())
+            projector.write_vectors(run.folder, *(all_parts(x, 1) for x in run.model.embeddings()))
     # A best epoch that was selected on test is reported as it was selected.
     splits = {"test": test} | {config.select_on: best["metrics"]}
     result = {
@@ -455,7 +467,7 @@ def score_checkpoint(model: Recommender, dataset: Dataset, config: Config, devic
     """Score --checkpoint on the selection and the test split. Returns the final table."""
     state, data = read_checkpoint(config.checkpoint), dataset.interactions
     try:
-        model.load_state_dict(state["model"])
+        load_weights(model, state)
     except RuntimeError as error:
         reason = str(error).splitlines()[-1].strip()[:120]
         raise UserError(

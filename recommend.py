@@ -41,6 +41,7 @@ from parse import restored_config
 from reporting.lists import WRITERS, Lists, TopList, open_output
 from session import make_model
 from training.checkpoint import read_checkpoint
+from training.parallel import one_process
 from training.ranking import rank_items
 from training.scoring import Scorer
 from utils import UserError, atomic_write
@@ -444,6 +445,7 @@ def check_flags(args: argparse.Namespace) -> None:
 @torch.inference_mode()
 def command(args: argparse.Namespace) -> None:
     """Make what parsed arguments ask for."""
+    one_process("recommend.py")
     check_flags(args)
     started = time.perf_counter()
     given = {name: value for name, value in vars(args).items() if name in FREE}

@@ -6,38 +6,61 @@ exit_code = train(config, notes)
 
 from __future__ import annotations
 
+import contextlib
+import dataclasses
+from collections.abc import Iterator
 from pathlib import Path
 
 import torch
+from torch.distributed.distributed_c10d import Store
 
 from dataloader import Dataset, Needs, load_dataset
+from layers.columns import rank, ranks
+from layers.device import on_cpu
 from models.base import Recommender
 from models.registry import checked, find_model, label
 from procedure import fit, score_checkpoint
 from training.folder import make_run_folder
 from training.memory import keep_freed_memory
+from training.parallel import (
+    check,
+    from_all,
+    from_first,
+    own_gpu,
+    remember_folder,
+    restarted,
+    together,
+)
 from training.run import start_run
 from training.stop import Stop
 from utils import UserError, lock_file
 from world import Config, choose_device, seed_everything, usable_precision
 
 
-def train(config: Config, notes: list[str]) -> int:
-    """Train, resume or score what a config says. Returns the exit code."""
-    device = set_up(checked(config))
+def train(config: Config, notes: list[str], store: Store | None = None) -> int:
+    """Train, resume or score what a config says. Returns the exit code.
+
+    store: that of torchrun, for a run of several processes.
+    """
+    check(config)
+    config, device = restarted(config, store), set_up(checked(config))
     config, more = usable_precision(config, device)
+    # Measured on each machine: a run has one.
+    config = dataclasses.replace(config, precision=from_all(config.precision)[0])
     notes = [*notes, *more]
     seed_everything(config.seed)
-    dataset, found = load(config, find_model(config.model).data_needs(config), device)
+    with together():
+        dataset, found = load(config, find_model(config.model).data_needs(config), device)
     print(*notes, *found, sep="\n", flush=True)
     model = make_model(config, dataset, device)
     if config.evaluate_only:
         print(score_checkpoint(model, dataset, config, device))
         return 0
-    folder = Path(config.resume) if config.resume else make_run_folder(config)
+    folder = Path(config.resume) if config.resume else from_first(lambda: make_run_folder(config))
     said = [*notes, *found, f"run folder {folder}"]
     print(said[-1], flush=True)
-    with lock_file(folder / ".lock"), Stop(config.max_minutes) as stop:
+    remember_folder(folder, store)
+    with lock_folder(folder), Stop(config.max_minutes) as stop:
         run = start_run(model, dataset, config, folder, device)
         if config.resume:
             resumed = run.resume()
@@ -47,9 +70,21 @@ def train(config: Config, notes: list[str]) -> int:
     return stop.exit_code if result["status"] == "interrupted" else 0
 
 
+@contextlib.contextmanager
+def lock_folder(folder: Path) -> Iterator[None]:
+    """Keep other runs out of a run folder; of several processes, process 0 holds the lock."""
+    with contextlib.ExitStack() as locks:
+        with together():
+            if rank() == 0:
+                locks.enter_context(lock_file(folder / ".lock"))
+        yield
+
+
 def set_up(config: Config) -> torch.device:
     """Prepare the process for a run: device, memory allocation and CPU threads."""
-    device = choose_device(config)
+    device = choose_device(own_gpu(config))
+    if ranks() > 1 and not on_cpu(device):
+        torch.cuda.set_device(device)
     keep_freed_memory()
     if config.threads:
         torch.set_num_threads(config.threads)

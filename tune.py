@@ -37,6 +37,7 @@ from parse import parse_args, restored_config
 from procedure import Metrics, Result, fit, format_metrics
 from session import load, make_model, set_up
 from training.folder import provenance
+from training.parallel import one_process
 from training.run import Run, start_run
 from training.runlog import RunLog
 from training.stop import Stop
@@ -410,7 +411,12 @@ def command(request: Request) -> int:
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Run a command line. Returns the exit code, as main.py does."""
-    return run_command(lambda: command(parse(argv)), io_hint=RESUME_HINT)
+
+    def work() -> int | None:
+        one_process("tune.py")
+        return command(parse(argv))
+
+    return run_command(work, io_hint=RESUME_HINT)
 
 
 if __name__ == "__main__":

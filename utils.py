@@ -32,6 +32,10 @@ class Diverged(TrainingError):
     """A loss, gradient or weight is not finite. Other hyperparameters may still work."""
 
 
+class LostProcess(TrainingError):
+    """Another process of the same run has ended or does not answer."""
+
+
 def did_you_mean(word: str, known: Iterable[str], prefix: str = "") -> str:
     """Return "; did you mean NAME?" with the known name that is most like a word, or "" if none is."""
     near = difflib.get_close_matches(word, list(known), 1)

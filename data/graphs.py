@@ -4,10 +4,12 @@ adjacency = normalised_adjacency(interactions, "one", device)   # sparse CSR [U 
 neighbours, notes = knn_table(features, "", 20, config, device)  # [n, 20], best first
 """
 
+import contextlib
 import io
 import math
 import warnings
 import zipfile
+from collections.abc import Iterator
 from pathlib import Path
 from typing import IO
 
@@ -16,9 +18,10 @@ import torch
 
 from data.formats import Interactions
 from data.progress import progress_bar
+from layers.columns import ranks
 from layers.sparse import bipartite_adjacency
 from layers.topk import top_columns
-from utils import UserError, atomic_write, content_hash
+from utils import UserError, atomic_write, content_hash, lock_file
 from world import Config
 
 # Part of the file names in the cache. Change it whenever nearest_neighbours may return something else.
@@ -130,6 +133,25 @@ def cached_neighbours(
     """
     key = content_hash(features_hash or content_hash(features), k, CACHE_VERSION)[:32]
     path = Path(cache_dir) / f"knn_{key}.npz"
+    with one_builder(path):
+        return read_or_build(path, features, k, rebuild, device)
+
+
+@contextlib.contextmanager
+def one_builder(path: Path) -> Iterator[None]:
+    """Let one of the processes of a run build the graph of a cache file; then the others find it there."""
+    with contextlib.ExitStack() as locks:
+        if ranks() > 1:
+            with contextlib.suppress(OSError, UserError):  # without a cache each builds the graph
+                path.parent.mkdir(parents=True, exist_ok=True)
+                locks.enter_context(lock_file(path.with_suffix(".lock"), wait=True))
+        yield
+
+
+def read_or_build(
+    path: Path, features: np.ndarray, k: int, rebuild: bool | int, device: torch.device
+) -> tuple[np.ndarray, list[str]]:
+    """cached_neighbours with the name of its cache file."""
     notes: list[str] = []
     if not rebuild and path.exists():
         neighbours = read_cached(path)

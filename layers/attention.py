@@ -10,6 +10,7 @@ import torch
 from torch import nn
 from torch.nn import functional as F
 
+from layers.columns import all_columns, own_outputs, own_parameter, ranks
 from layers.device import on_cpu
 from layers.dropout import Dropout
 from layers.kernels import attention, product
@@ -195,7 +196,8 @@ class GraphAttention(nn.Module):
     neighbours j of i in the graph of LeakyReLU(a_dst^h . W^h x_i + a_src^h . W^h x_j) with slope 0.2.
 
     dtype: type that the operands of the projection W x are rounded to (None: not rounded); bias: False
-    keeps the bias b at zero; init: initialisation, see initialise_attention.
+    keeps the bias b at zero; init: initialisation, see initialise_attention. Of several processes each has
+    its own heads, and with them its own columns of the result.
     """
 
     def __init__(
@@ -210,19 +212,18 @@ class GraphAttention(nn.Module):
         init: str = "xavier",
     ):
         super().__init__()
-        self.heads, self.slope, self.dtype = heads, slope, dtype
+        self.heads, self.slope, self.dtype = heads // ranks(), slope, dtype
         self.attn_dropout = Dropout(attn_dropout)
-        self.weight = nn.Parameter(torch.empty(d, d_in))
-        self.a_src = nn.Parameter(torch.empty(heads, d // heads))
-        self.a_dst = nn.Parameter(torch.empty(heads, d // heads))
-        self.bias = nn.Parameter(torch.zeros(d), requires_grad=bias)
-        initialise_attention(self.weight, self.a_src, self.a_dst, init)
+        weight, a_src, a_dst = (torch.empty(n, size) for n, size in ((d, d_in), *[(heads, d // heads)] * 2))
+        initialise_attention(weight, a_src, a_dst, init)
+        self.weight, self.a_src, self.a_dst = (own_parameter(whole, 0) for whole in (weight, a_src, a_dst))
+        self.bias = own_parameter(torch.zeros(d), 0).requires_grad_(bias)
 
     def forward(self, graph: AttentionGraph, x: torch.Tensor) -> torch.Tensor:
-        """Features of the n source nodes [n, d_in] -> vectors of the m target nodes [m, d]."""
-        h = product(x, self.weight.T, self.dtype)  # [n, d]
+        """Features of the n source nodes [n, d_in] -> vectors of the m target nodes [m, own columns]."""
+        h = product(x, self.weight.T, self.dtype)  # [n, own columns]
         # One block-diagonal product gives the scores of all heads.
-        vectors = torch.block_diag(*torch.stack([self.a_dst, self.a_src], 2))  # [d, 2 H]
+        vectors = torch.block_diag(*torch.stack([self.a_dst, self.a_src], 2))  # [own columns, 2 H]
         scores = (h @ vectors).view(len(x), self.heads, 2)
         s_dst, s_src = scores.permute(2, 1, 0).contiguous()  # [H, n] each
         h = h.view(len(x), self.heads, -1).transpose(0, 1).contiguous()  # [H, n, d / H]
@@ -271,17 +272,17 @@ class Branch(nn.Module):
     ):
         super().__init__()
         self.dtype = dtype
-        self.project = nn.Linear(d_in, d) if feat_proj else nn.Identity()
+        self.project = own_outputs(nn.Linear(d_in, d)) if feat_proj else nn.Identity()
         sizes = [d if feat_proj else d_in] + [d] * (layers - 1)
         self.layers = nn.ModuleList(
             GraphAttention(size, d, heads, attn_dropout, dtype=dtype, bias=bias, init=init) for size in sizes
         )
-        self.before, self.after = Dropout(feat_dropout), Dropout(branch_dropout)
+        self.before, self.after = Dropout(feat_dropout), Dropout(branch_dropout, dim=1)
 
     def forward(
         self, graph: AttentionGraph, x: torch.Tensor, nodes: torch.Tensor | None = None
     ) -> torch.Tensor:
-        """Vectors of the nodes of `graph`, or of some of them.
+        """Vectors of the nodes of `graph`, or of some of them: [n or r, own columns].
 
         x: [n, d_in] features; nodes: [r] int64, each once, the nodes whose vectors are returned (None: all).
         """
@@ -289,10 +290,12 @@ class Branch(nn.Module):
         # number of edges, which takes longer than attending for all.
         last = graph if nodes is None or not on_cpu(x) else graph.select_targets(nodes)
         if isinstance(self.project, nn.Linear):
-            x = product(x, self.project.weight.T, self.dtype) + self.project.bias
+            x = all_columns(product(x, self.project.weight.T, self.dtype) + self.project.bias)
         for number, layer in enumerate(self.layers, 1):
             edges = last if number == len(self.layers) else graph
             x = self.after(F.leaky_relu(layer(edges, self.before(x)), 0.2))
+            if number < len(self.layers):
+                x = all_columns(x)
         return x if nodes is None or last is not graph else x.index_select(0, nodes)
 
     def attend(

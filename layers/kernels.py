@@ -13,6 +13,7 @@ import torch
 from torch.autograd.function import once_differentiable
 from torch.nn import functional as F
 
+from layers.columns import own, ranks, sum_parts
 from layers.device import on_cpu
 from layers.dropout import keep_mask
 from layers.sparse import csr_product
@@ -219,7 +220,7 @@ class _Attention(torch.autograd.Function):
         scores = F.leaky_relu_(scores, slope)
         weights = softmax_numerators(scores, s_dst, s_src, graph)
         total = graph.target_sums(weights)[:, None]
-        kept = keep_mask(weights, dropout).mul_(weights) if dropout else weights
+        kept = keep_mask(weights, dropout, 0).mul_(weights) if dropout else weights
         out = graph.product(kept, h) / (total * (1 - dropout))
         ctx.graph, ctx.slope, ctx.dropout = graph, slope, dropout
         ctx.save_for_backward(h, scores, weights, kept, total, out)
@@ -271,24 +272,27 @@ def unit_info_nce(
     block: int = 480,
     dtype: torch.dtype | None = None,
 ) -> torch.Tensor:
-    """info_nce_reference of rows of length 1.
+    """info_nce_reference of rows of length 1, of all columns. Of several processes each takes its share of a.
 
     target: [n] int64 (default: r); block: anchors processed at a time; dtype: type that operands of matrix
     products are rounded to (default: not rounded).
     """
     if target is None:
         target = torch.arange(len(a), device=a.device)
-    return _InfoNCE.apply(a, b, target, temperature, block, dtype or a.dtype)
+    n, dtype = len(a), dtype or a.dtype
+    if ranks() > 1:
+        a, target = a[own(n)], target[own(n)]
+    return sum_parts(_InfoNCE.apply(a, b, target, temperature, block, dtype, n))
 
 
 class _InfoNCE(torch.autograd.Function):
     """Loss and gradient in one pass over blocks of rows: the [n, m] scores are computed once and never kept.
 
-    Products are made in `dtype`, sums in the type of a.
+    Products are made in `dtype`, sums in the type of a. The sum over the rows of a is divided by count.
     """
 
     @staticmethod
-    def forward(ctx, a, b, target, temperature, block, dtype):
+    def forward(ctx, a, b, target, temperature, block, dtype, count):
         a = a / temperature
         positive = (a * b.index_select(0, target)).sum(1)
         narrow_a, narrow_b = (a * math.log2(math.e)).to(dtype), b.to(dtype)  # exp2 is faster than exp
@@ -318,14 +322,14 @@ class _InfoNCE(torch.autograd.Function):
         grad_a /= total[:, None]
         grad_a -= b.index_select(0, target)
         grad_b.index_add_(0, target, a, alpha=-1)
-        ctx.save_for_backward(grad_a.div_(len(a) * temperature), grad_b.div_(len(a)))
-        return loss / len(a)
+        ctx.save_for_backward(grad_a.div_(count * temperature), grad_b.div_(count))
+        return loss / count
 
     @staticmethod
     @once_differentiable
     def backward(ctx, grad):
         grad_a, grad_b = ctx.saved_tensors
-        return grad * grad_a, grad * grad_b, None, None, None, None
+        return grad * grad_a, grad * grad_b, None, None, None, None, None
 
 
 # ---------------------------------------------------------------- L1 cost of optimal transport

@@ -7,6 +7,7 @@ from collections.abc import Iterable
 import torch
 from torch.nn import functional as F
 
+from layers.columns import sum_parts
 from layers.kernels import unit_info_nce
 
 
@@ -18,19 +19,19 @@ def total(terms: Iterable[torch.Tensor]) -> torch.Tensor:
 def bpr_loss(user: torch.Tensor, positive: torch.Tensor, negative: torch.Tensor) -> torch.Tensor:
     """Bayesian personalised ranking (Rendle 2009, eq. 19): mean of -log sigmoid(u . p - u . n).
 
-    user, positive, negative: [B, d], a row a triple.
+    user, positive, negative: [B, own columns], a row a triple.
     """
-    return F.softplus((user * (negative - positive)).sum(1)).mean()
+    return F.softplus(sum_parts((user * (negative - positive)).sum(1))).mean()
 
 
 def squared_norm(*vectors: tuple[torch.Tensor, torch.Tensor]) -> torch.Tensor:
     """Mean over triples of the summed squared norms of their vectors (LightGCN's regulariser, times 2).
 
-    vectors: pairs of distinct vectors [n, d] and the row index of each triple [B].
+    vectors: pairs of distinct vectors [n, own columns] and the row index of each triple [B].
     """
     batch = len(vectors[0][1])
     norms = [rows.square().sum(1).index_select(0, index).sum() for rows, index in vectors]
-    return total(norms) / batch
+    return sum_parts(total(norms) / batch)
 
 
 def info_nce(
@@ -43,8 +44,8 @@ def info_nce(
 ) -> torch.Tensor:
     """InfoNCE with cosine similarity (eq. 7): mean of -log softmax(cos(a_r, b) / temperature)[target_r].
 
-    a: [n, d] anchors; b: [m, d] candidates; target: [n] int64, the row of b that matches each anchor
-    (default: r); block: anchors processed at a time; dtype: type that operands of matrix products are rounded
-    to (default: none).
+    a: [n, d] anchors; b: [m, d] candidates, of all columns; target: [n] int64, the row of b that matches each
+    anchor (default: r); block: anchors processed at a time; dtype: type that operands of matrix products are
+    rounded to (default: none).
     """
     return unit_info_nce(F.normalize(a, dim=1), F.normalize(b, dim=1), temperature, target, block, dtype)

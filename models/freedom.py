@@ -11,6 +11,7 @@ import torch
 from torch import nn
 
 from dataloader import Batch, Dataset, Needs
+from layers.columns import own_outputs
 from layers.kernels import sparse_product
 from layers.losses import total
 from layers.sparse import bipartite_adjacency, from_scipy
@@ -51,7 +52,10 @@ class FREEDOM(LightGCN):
         for m, matrix in dataset.features.items():
             self.register_buffer(f"{m}_features", matrix, persistent=False)
         self.project = nn.ModuleDict(
-            {m: nn.Linear(matrix.shape[1], config.recdim) for m, matrix in dataset.features.items()}
+            {
+                m: own_outputs(nn.Linear(matrix.shape[1], config.recdim))
+                for m, matrix in dataset.features.items()
+            }
         )
 
     @classmethod

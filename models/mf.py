@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import torch
-from torch import nn
 
 from dataloader import Batch, Dataset
+from layers.columns import normal_table, row_norms
 from layers.losses import squared_norm
 from models.base import Recommender, batch_bpr
 from world import Config
@@ -16,8 +16,8 @@ class MF(Recommender):
 
     def __init__(self, config: Config, dataset: Dataset):
         super().__init__(config, dataset)
-        self.user = nn.Parameter(0.1 * torch.randn(dataset.interactions.n_users, config.recdim))  # [U, d]
-        self.item = nn.Parameter(0.1 * torch.randn(dataset.interactions.n_items, config.recdim))  # [I, d]
+        self.user = normal_table(dataset.interactions.n_users, config.recdim, 0.1)  # [U, d]
+        self.item = normal_table(dataset.interactions.n_items, config.recdim, 0.1)  # [I, d]
 
     def embeddings(
         self, users: torch.Tensor | None = None, items: torch.Tensor | None = None
@@ -38,7 +38,7 @@ class MF(Recommender):
 
     def diagnostics(self) -> dict[str, torch.Tensor]:
         """Mean norm of the user and of the item embeddings."""
-        return {"norm/user": self.user.norm(dim=1).mean(), "norm/item": self.item.norm(dim=1).mean()}
+        return {"norm/user": row_norms(self.user).mean(), "norm/item": row_norms(self.item).mean()}
 
 
 def select(vectors: torch.Tensor, rows: torch.Tensor | None) -> torch.Tensor:

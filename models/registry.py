@@ -37,13 +37,14 @@ class Entry(typing.NamedTuple):
     label: str  # what tables call it
     summary: str  # for --help
     settings: Mapping[str, typing.Any] = {}  # the same as the class has
+    parallel: bool = False  # whether several processes can share its columns (layers/columns.py)
 
 
 MODELS = {
-    "mf": Entry("models.mf:MF", "MF", "matrix factorisation"),
-    "lgn": Entry("models.lightgcn:LightGCN", "LightGCN", "LightGCN"),
-    "vbpr": Entry("models.vbpr:VBPR", "VBPR", "VBPR"),
-    "freedom": Entry("models.freedom:FREEDOM", "FREEDOM", "FREEDOM"),
+    "mf": Entry("models.mf:MF", "MF", "matrix factorisation", parallel=True),
+    "lgn": Entry("models.lightgcn:LightGCN", "LightGCN", "LightGCN", parallel=True),
+    "vbpr": Entry("models.vbpr:VBPR", "VBPR", "VBPR", parallel=True),
+    "freedom": Entry("models.freedom:FREEDOM", "FREEDOM", "FREEDOM", parallel=True),
     "itemknn": Entry(
         "models.itemknn:ItemKNN",
         "ItemKNN",
@@ -51,7 +52,7 @@ MODELS = {
         ITEMKNN_SETTINGS,
     ),
     "ease": Entry("models.ease:EASE", "EASE", "EASE, a linear autoencoder in closed form", EASE_SETTINGS),
-    "lgn_mm": Entry("model:RecGOAT", "RecGOAT", "RecGOAT"),
+    "lgn_mm": Entry("model:RecGOAT", "RecGOAT", "RecGOAT", parallel=True),
 }
 
 

@@ -9,6 +9,7 @@ import torch
 from torch import nn
 
 from dataloader import Batch, Dataset, Needs
+from layers.columns import normal_table, own_outputs, own_parameter, sum_parts
 from layers.losses import squared_norm
 from models.mf import MF, select
 from world import Config
@@ -29,24 +30,25 @@ class VBPR(MF):
         users, items, d = len(self.user), len(self.item), config.recdim
         features = torch.cat([unit_mean_length(matrix) for matrix in dataset.features.values()], 1)
         self.register_buffer("features", features, persistent=False)  # [I, d_f]
-        self.theta = nn.Parameter(0.1 * torch.randn(users, d))
-        self.bias = nn.Parameter(torch.zeros(items, 1))
-        self.content = nn.Linear(features.shape[1], d + 1, bias=False)  # E and, as its last row, b
+        self.theta = normal_table(users, d, 0.1)
+        # The bias is one more column, held by the last process; the others have none.
+        self.bias = own_parameter(torch.zeros(items, 1), 1)
+        self.content = own_outputs(nn.Linear(features.shape[1], d + 1, bias=False))  # E; its last row is b
 
     def embeddings(
         self, users: torch.Tensor | None = None, items: torch.Tensor | None = None
     ) -> tuple[torch.Tensor, torch.Tensor]:
         """User vectors [U, 2 d + 1], the last column 1, and item vectors [I, 2 d + 1], the last the bias."""
-        content = self.content(self.features)  # [I, d + 1]
-        item = torch.cat([self.item, content[:, :-1], content[:, -1:] + self.bias], 1)
-        user = torch.cat([self.user, self.theta, torch.ones_like(self.theta[:, :1])], 1)
+        content, d = self.content(self.features), self.theta.shape[1]  # [I, d + 1]
+        item = torch.cat([self.item, content[:, :d], content[:, d:] + self.bias], 1)
+        user = torch.cat([self.user, self.theta, self.theta.new_ones(len(self.theta), self.bias.shape[1])], 1)
         return select(user, users), select(item, items)
 
     def norm(self, batch: Batch) -> torch.Tensor:
         """Mean squared norm of the triples' embeddings and biases, plus the squared norm of E and b."""
         theta = self.theta.index_select(0, batch.unique_users), batch.user_index
         more = squared_norm(theta, (self.bias, batch.pos), (self.bias, batch.neg))
-        return super().norm(batch) + more + self.content.weight.square().sum()
+        return super().norm(batch) + more + sum_parts(self.content.weight.square().sum())
 
     def new_user_vectors(
         self, histories: sp.csr_matrix, item: torch.Tensor

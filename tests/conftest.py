@@ -8,12 +8,9 @@ Tests on real data are skipped unless RECGOAT_TEST_DATA names a folder that cont
 import os
 from pathlib import Path
 
-import numpy as np
 import pytest
 import torch
-from helpers import random_pairs, write_txt
-
-N_USERS, N_ITEMS = 40, 30
+from helpers import write_small_dataset
 
 
 @pytest.fixture(autouse=True)
@@ -27,12 +24,7 @@ def same_threads():
 @pytest.fixture
 def small_dataset(tmp_path):
     """tmp_path/data/small: 40 users, 30 items, 6 train items per user, text [30, 12], image [30, 20]."""
-    folder = tmp_path / "data" / "small"
-    write_txt(folder, **random_pairs(0, N_USERS, N_ITEMS, 6))
-    rng = np.random.default_rng(1)
-    np.save(folder / "text_feat.npy", rng.standard_normal((N_ITEMS, 12)).astype(np.float32))
-    np.save(folder / "image_feat.npy", rng.standard_normal((N_ITEMS, 20)).astype(np.float16))
-    return folder
+    return write_small_dataset(tmp_path)
 
 
 @pytest.fixture

@@ -95,3 +95,13 @@ def stop_after(monkeypatch, steps, happening):
 def dataset_of(config):
     """The dataset that the model of a config needs."""
     return load_dataset(config, find_model(config.model).data_needs(config), torch.device("cpu"))
+
+
+def write_small_dataset(root):
+    """Write the dataset of the fixture small_dataset to <root>/data/small. Returns this folder."""
+    folder = root / "data" / "small"
+    write_txt(folder, **random_pairs(0, 40, 30, 6))
+    rng = np.random.default_rng(1)
+    np.save(folder / "text_feat.npy", rng.standard_normal((30, 12)).astype(np.float32))
+    np.save(folder / "image_feat.npy", rng.standard_normal((30, 20)).astype(np.float16))
+    return folder

@@ -10,6 +10,7 @@ from pathlib import Path
 
 import torch
 
+from layers.columns import ranks
 from utils import UserError
 
 CHECKPOINT_FORMAT = 3  # incremented when older checkpoints can no longer be loaded
@@ -36,7 +37,8 @@ def read_checkpoint(path: str | Path) -> Checkpoint:
     try:
         check_archive(path)
         with warnings.catch_warnings(action="ignore"):  # about odd pickles, which are refused anyway
-            state = torch.load(path, map_location="cpu", weights_only=True)
+            # Of several processes each takes its part: mapped, the file is in memory once at most.
+            state = torch.load(path, map_location="cpu", weights_only=True, mmap=ranks() > 1)
     except OSError as error:
         raise UserError(
             f"{path}: cannot be read ({error.strerror or error}); name a checkpoint as RUN_FOLDER/best.pt"

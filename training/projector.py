@@ -17,6 +17,7 @@ import torch
 
 from data.folders import dataset_folder
 from data.formats import Interactions, names_of, read_titles
+from layers.columns import rank
 from outgoing import tsv_line
 from utils import atomic_write, write_text
 from world import Config
@@ -51,7 +52,12 @@ def write_labels(folder: Path, config: Config, data: Interactions) -> None:
 
 
 def write_vectors(folder: Path, user: torch.Tensor, item: torch.Tensor) -> None:
-    """Write vectors [U, d] and [I, d] beside their labels, and the configuration that TensorBoard reads."""
+    """Write vectors [U, d] and [I, d] beside their labels, and the configuration that TensorBoard reads.
+
+    Of several processes, process 0 does.
+    """
+    if rank():
+        return
     target, config = folder / "projector", ""
     for name, vectors in (("item", item), ("user", user)):
         if not (target / f"{name}.tsv").exists():

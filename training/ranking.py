@@ -11,8 +11,10 @@ from collections.abc import Iterator, Sequence
 import torch
 
 from dataloader import HeldOut
+from layers.columns import all_parts
 from layers.topk import first_columns
 from training.metrics import ranking_metrics
+from training.parallel import from_all
 from training.prefilter import certain_misses
 from training.scoring import GROUP, Scorer, row_numbers, score_chunks, slice_of_rows
 
@@ -27,6 +29,12 @@ def rank_items(
     for start, stop, scores in score_chunks(scorer, split, chunk):
         top = first_columns(scores, k, GROUP)
         yield start, stop, top, scores.gather(1, top)
+
+
+def top_items(scorer: Scorer, split: HeldOut, k: int, chunk: int = 0) -> torch.Tensor:
+    """The items of rank_items for all users of a split, by all processes: [n, k]."""
+    parts = [top for _, _, top, _ in rank_items(scorer, split.of_users(scorer.users), k, chunk)]
+    return all_parts(torch.cat([split.users.new_empty(0, k), *parts]))
 
 
 # ---------------------------------------------------------------- ranks of the relevant items
@@ -93,12 +101,13 @@ def evaluate(
 
     ks: cut-offs, at most I; chunk: users scored at a time (0: chosen for the device). The ranks of the
     relevant items are all that the metrics need, so no lists are made. Splits with the same users and masks
-    share their scores.
+    share their scores. Each of several processes ranks its own users; the metrics are those of all.
     """
     metrics: dict[int, dict[str, float]] = {}
     for first in splits:
         same = [i for i, split in enumerate(splits) if i not in metrics and split.has_same_ranking(first)]
         if same:
-            ranks = relevant_ranks(scorer, [splits[i] for i in same], max(ks), chunk)
+            parts = [splits[i].of_users(scorer.users) for i in same]
+            ranks = map(all_parts, relevant_ranks(scorer, parts, max(ks), chunk))
             metrics.update({i: mean_metrics(r, splits[i], ks) for i, r in zip(same, ranks, strict=True)})
-    return [metrics[i] for i in range(len(splits))]
+    return from_all([metrics[i] for i in range(len(splits))])[0]

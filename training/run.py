@@ -11,11 +11,20 @@ import numpy as np
 import torch
 
 from dataloader import Dataset, Sampler
+from layers.columns import rank
 from layers.device import on_cpu
 from models.base import Recommender
 from models.registry import source_hash
 from training.checkpoint import CHECKPOINT_FORMAT, newest_checkpoint, read_checkpoint
 from training.folder import write_config
+from training.parallel import (
+    from_first,
+    model_state,
+    optimizer_state,
+    own_model_state,
+    own_optimizer_state,
+    together,
+)
 from training.records import read_settings
 from utils import TrainingError, UserError, atomic_write, leftovers
 from world import Config
@@ -75,11 +84,14 @@ class Run:
         return self.config.epochs if self.optimizer else 1
 
     def save(self, name: str) -> None:
-        """Write a checkpoint to the run folder, atomically. Raises TrainingError if it cannot be written."""
+        """Write a checkpoint to the run folder, atomically. Raises TrainingError if it cannot be written.
+
+        It does not depend on the number of processes: process 0 writes the whole of what they share.
+        """
         state = {
             "format": CHECKPOINT_FORMAT,
-            "model": self.model.state_dict(),
-            "optimizer": self.optimizer.state_dict() if self.optimizer else {},
+            "model": model_state(self.model),
+            "optimizer": optimizer_state(self.optimizer) if self.optimizer else {},
             "progress": vars(self.progress),
             "random": random_state(self.device),
             "sampler": self.sampler.state(self.progress.step),
@@ -87,22 +99,15 @@ class Run:
             "data": self.dataset.fingerprint,
             "device": self.device.type,
         }
-        path = self.folder / name
-        try:
-            with atomic_write(path) as file:
-                torch.save(state, file)
-        except (OSError, RuntimeError) as error:  # torch.save reports a full disk as RuntimeError
-            reason = getattr(error, "strerror", None) or str(error).splitlines()[0][:80]
-            raise TrainingError(
-                f"{path}: cannot be written ({reason}); earlier checkpoints are intact: free space or "
-                "correct the "
-                "folder's permissions"
-            ) from None
+        with together():
+            if rank() == 0:
+                write_checkpoint(self.folder / name, state)
 
     def resume(self) -> list[str]:
         """Restore the furthest checkpoint of the run folder, if there is one. Returns lines for the user."""
-        for path in leftovers(self.folder):
-            path.unlink(missing_ok=True)
+        if rank() == 0:
+            for path in leftovers(self.folder):
+                path.unlink(missing_ok=True)
         state, notes = newest_checkpoint(self.folder)
         if state:
             self.restore(state)
@@ -112,7 +117,7 @@ class Run:
         before = record.get("model_sha256") if isinstance(record, dict) else None
         if before and before != source_hash(self.config.model):
             notes.append(f"note: the file of {self.config.model} has changed since this run was written")
-        write_config(self.folder, self.config)
+        from_first(lambda: write_config(self.folder, self.config))
         progress = self.progress
         step = f", step {progress.step}" if progress.step else ""
         return [*notes, f"resumed after epoch {progress.epoch}{step}"]
@@ -142,9 +147,9 @@ class Run:
 
     def load_state(self, state: dict[str, typing.Any]) -> None:
         """Set model, optimiser, progress and random generators to those of a checkpoint."""
-        self.model.load_state_dict(state["model"])
+        load_weights(self.model, state)
         if self.optimizer:
-            load_optimizer(self.optimizer, state["optimizer"])
+            load_optimizer(self.optimizer, own_optimizer_state(self.optimizer, state["optimizer"]))
         self.progress = Progress(**state["progress"])
         self.progress.check(self.config, len(self.sampler))
         self.sampler.generator.set_state(state["sampler"].cpu())
@@ -162,6 +167,24 @@ def start_run(
     parameters = [p for p in model.parameters() if p.requires_grad]
     optimizer = torch.optim.Adam(parameters, lr=config.lr, fused=True) if parameters else None
     return Run(config, folder, device, dataset, model, optimizer, sampler, Progress())
+
+
+def write_checkpoint(path: Path, state: dict[str, typing.Any]) -> None:
+    """Write a checkpoint, atomically. Raises TrainingError if it cannot be written."""
+    try:
+        with atomic_write(path) as file:
+            torch.save(state, file)
+    except (OSError, RuntimeError) as error:  # torch.save reports a full disk as RuntimeError
+        reason = getattr(error, "strerror", None) or str(error).splitlines()[0][:80]
+        raise TrainingError(
+            f"{path}: cannot be written ({reason}); earlier checkpoints are intact: free space or correct "
+            "the folder's permissions"
+        ) from None
+
+
+def load_weights(model: Recommender, state: dict[str, typing.Any]) -> None:
+    """Set the weights of a model to those of a checkpoint. Raises RuntimeError if they do not fit."""
+    model.load_state_dict(own_model_state(model, state["model"]))
 
 
 def load_optimizer(optimizer: torch.optim.Optimizer, state: dict[str, typing.Any]) -> None:

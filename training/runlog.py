@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
+import os
 import shlex
 import sys
 import time
@@ -19,6 +20,7 @@ from tensorboardX.proto.summary_pb2 import Summary
 from tqdm import tqdm
 
 from incoming import parse_json
+from layers.columns import rank
 from models.base import Recommender
 from outgoing import json_text
 from training.heatmap import heatmap
@@ -82,18 +84,21 @@ class RunLog:
     """The log files of a run folder.
 
     epoch: the epoch at which a resumed run starts; what an earlier process wrote beyond it is dropped.
-    echo: False keeps lines off the console.
+    echo: False keeps lines off the console. Of several processes, process 0 alone writes.
     """
 
     def __init__(self, folder: Path, config: Config, epoch: int = 0, echo: bool = True):
-        self.folder, self.config, self.echo = folder, config, echo
+        writes = rank() == 0
+        self.folder, self.config, self.echo = folder, config, echo and writes
         # Figures of the model that have had one value so far, as (value, epochs); None for those that vary.
         self.constant: dict[str, tuple[float, list[int]] | None] = {}
-        drop_lines(folder / "metrics.jsonl", epoch)
-        self.events = EventFile(folder, epoch) if config.tensorboard else None
+        if writes:
+            drop_lines(folder / "metrics.jsonl", epoch)
+        self.events = EventFile(folder, epoch) if config.tensorboard and writes else None
+        text, lines = (folder / name if writes else os.devnull for name in ("train.log", "metrics.jsonl"))
         # Open until close(): a line has to be on disk as soon as it is written.
-        self.text = open(folder / "train.log", "a", encoding="utf-8")  # noqa: SIM115
-        self.lines = open(folder / "metrics.jsonl", "a", encoding="utf-8")  # noqa: SIM115
+        self.text = open(text, "a", encoding="utf-8")  # noqa: SIM115
+        self.lines = open(lines, "a", encoding="utf-8")  # noqa: SIM115
 
     def say(self, *lines: str) -> None:
         """Write lines to the console, above any progress bar, and to train.log."""

@@ -20,10 +20,11 @@ GROUP = 64  # score matrices are padded to a multiple of this many columns, whic
 class Scorer:
     """Scores of users for items: user @ item.T, and the term of a model's item weights."""
 
-    user: torch.Tensor  # [U, d]
+    user: torch.Tensor  # [U, d], or of several processes the part `users` of the rows
     item: torch.Tensor  # [I, d]
     weights: ItemWeights | None = None
-    history: Rows | None = None  # the items of every user that the weights apply to: those of TRAIN
+    history: Rows | None = None  # the items of each of these users that the weights apply to: of TRAIN
+    users: slice | None = None  # the users that this process scores; None: all
 
     def score(self, users: torch.Tensor, item: torch.Tensor, out: torch.Tensor) -> torch.Tensor:
         """Scores of users [r] int64 for all items, in `out` [r, n]. item: [n, d], with padding rows."""

@@ -7,21 +7,29 @@ import signal
 import time
 import typing
 
+from layers.columns import rank, ranks
+from training.parallel import largest
+
 
 class Stop:
     """A condition that becomes true on SIGINT or SIGTERM, or when the time is up.
 
-    Call it to ask. A second signal ends the process at once. Use it as a context manager: the signal handlers
+    Call it to ask. A second signal ends the process at once (under torchrun after some seconds, because the
+    first may come from a batch queue and from torchrun). Use it as a context manager: the signal handlers
     are restored on exit. minutes: time limit, 0 for none.
     """
 
     def __init__(self, minutes: float = 0.0):
         self.signal: int | None = None
+        self.handled: float | None = None  # when this process got a signal; another one may have told it
         self.deadline = time.monotonic() + 60 * minutes if minutes else float("inf")
 
     def __call__(self) -> bool:
-        """Whether to stop."""
-        return self.signal is not None or time.monotonic() >= self.deadline
+        """Whether to stop. Of several processes, all do if one has to."""
+        number = largest(self.signal or int(time.monotonic() >= self.deadline))
+        if number > 1:
+            self.signal = number
+        return number > 0
 
     @property
     def reason(self) -> str:
@@ -35,11 +43,14 @@ class Stop:
 
     def handle(self, number: int, frame: object) -> None:
         """Signal handler."""
-        if self.signal is not None:
-            os._exit(128 + number)
-        self.signal = number
+        if self.handled is not None:
+            if ranks() == 1 or time.monotonic() - self.handled > 5:
+                os._exit(128 + number)
+            return
+        self.signal, self.handled = number, time.monotonic()
         name = signal.Signals(number).name
-        os.write(2, f"\n{name}: finishing the step and saving; send it again to quit at once\n".encode())
+        if rank() == 0:
+            os.write(2, f"\n{name}: finishing the step and saving; send it again to quit at once\n".encode())
 
     def __enter__(self) -> Stop:
         handled = (signal.SIGINT, signal.SIGTERM)

@@ -109,7 +109,7 @@ def test_diagnostics_and_new_users_and_items(small_dataset, changes):
         assert model.new_user_vectors(histories, item)[0].device == CUDA
         assert not features or model.cold_item_vectors(features).device == CUDA
         assert all(value.device == CUDA for value in model.diagnostics().values())
-        assert all(image.device == CUDA for image in model.images().values())
+        assert all(image.matrix.device == CUDA for image in model.images().values())
 
 
 def test_sampler():

@@ -1,0 +1,52 @@
+"""The planner of benchmarks/scale.py against the collectives that processes really make."""
+
+import sys
+
+import pytest
+import torch
+from parallel_helpers import in_processes
+
+from benchmarks import scale
+
+SMALL = {"users": 300, "items": 200, "interactions": 3000, "recdim": 64, "batch": 256, "heads": 4}
+WITH_FEATURES = {**SMALL, "text": 24, "image": 32, "plan_every": 2}
+
+
+def measure(plan):
+    return scale.measure(plan, scale.make_config(plan), torch.device("cpu"), steps=4)
+
+
+@pytest.mark.parametrize("devices, attention_layers", [(2, 1), (4, 2)])
+def test_bytes_sent_in_a_step_are_those_of_the_plan(devices, attention_layers):
+    plan = scale.Plan(devices=devices, attention_layers=attention_layers, **WITH_FEATURES)
+    for found in in_processes(devices, measure, plan):
+        planned = sum(scale.step_bytes(plan, found.positives, found.items).values())
+        assert found.sent == pytest.approx(planned, rel=0.05)
+
+
+def test_without_features_a_step_sends_the_scores_alone():
+    plan = scale.Plan(devices=2, **SMALL)
+    found = in_processes(2, measure, plan)[0]
+    # 256 float32 scores, and two numbers for the norm of the batch.
+    assert 256 * 4 <= found.sent <= 256 * 4 + 16
+    assert sum(scale.step_bytes(plan, 1, 1).values()) == 256 * 4
+
+
+def run(monkeypatch, capsys, *flags):
+    monkeypatch.setattr(sys, "argv", ["scale", *flags])
+    assert scale.main() == 0
+    return capsys.readouterr().out
+
+
+def test_report_says_what_no_longer_fits(monkeypatch, capsys):
+    def verdict(*flags):
+        return run(monkeypatch, capsys, *flags).splitlines()[-1]
+
+    small = ["--users", "1e5", "--items", "1e5", "--recdim", "64"]
+    assert verdict(*small, "--interactions", "1e6").startswith("fits")
+    large = ["--users", "1e8", "--items", "1e7", "--recdim", "512", "--interactions", "1e8"]
+    assert "the largest part: tables" in verdict(*large)
+    assert verdict(*large, "--devices", "64").startswith("fits")
+    edges = ["--users", "1e8", "--items", "1e7", "--recdim", "64", "--interactions", "5e9"]
+    assert "does not fit on any number of devices" in verdict(*edges, "--devices", "8")
+    assert "under 8 columns" in verdict(*small, "--interactions", "1e6", "--devices", "16")
