@@ -61,7 +61,11 @@ def test_runs_of_one_folder_are_named_after_their_models(tmp_path):
 
 @pytest.mark.parametrize(
     "arguments, message",
-    [(["--mean", "/nowhere"], "/nowhere: not a finished run"), (["--mean"], "required: RUN"), ([], "--help")],
+    [
+        (["--mean", "/nowhere"], "/nowhere/config.json: cannot be read"),
+        (["--mean"], "required: RUN"),
+        ([], "--help"),
+    ],
 )
 def test_bad_input(arguments, message):
     done = table(*arguments)

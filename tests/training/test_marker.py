@@ -101,7 +101,7 @@ def events(path):
         (event.step, value.tag, value.SerializeToString())
         for event in EventFileLoader(str(path)).Load()
         for value in event.summary.value
-        if not value.tag.startswith("speed/")
+        if "speed/" not in value.tag
     ]
 
 
@@ -125,7 +125,7 @@ def content(path):
     if "tfevents" in path.name:
         return events(path)
     if path.suffix == ".log":
-        return re.sub(r"\d+ s\b", "", path.read_text())
+        return re.sub(r"\b\d+(\.\d)? s\b|\b\d+\.\d\b", "", path.read_text())  # seconds
     return path.read_bytes()
 
 
