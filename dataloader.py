@@ -135,10 +135,15 @@ def missing_features(config: Config, folder: Path) -> str:
     """Error message for a model that needs features where there are none."""
     if not config.use_multimodal:
         return f"--model {config.model} needs features: drop --use_multimodal 0 or take --model lgn"
+    instead = ""
+    if config.neighbour_weight:
+        instead = (
+            "; or take co-purchases alone in the neighbourhood term: --neighbour_content 0 "
+            "--neighbour_agreement 0 --neighbour_smoothing 0"
+        )
     return (
         f"{folder}: has no text_feat.npy, image_feat.npy or audio_feat.npy; --model {config.model} needs "
-        "features: "
-        "name them with --text_feat, --image_feat or --audio_feat"
+        f"features: name them with --text_feat, --image_feat or --audio_feat{instead}"
     )
 
 

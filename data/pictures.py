@@ -22,7 +22,17 @@ from urllib.parse import unquote
 from data.encoders import require
 from data.progress import progress_bar
 from data.texts import json_lines, row_finder
-from data.web import PUBLIC, Access, Forbidden, Refused, Transient, check_url, fetch, printable, with_retries
+from data.web import (
+    PUBLIC,
+    Access,
+    Forbidden,
+    Refused,
+    Transient,
+    check_url,
+    fetch,
+    server_text,
+    with_retries,
+)
 from utils import UserError, atomic_write, write_text
 
 # The only formats that are decoded.
@@ -219,4 +229,4 @@ def read_refused(path: Path) -> dict[str, str]:
         return {}
     if not isinstance(refused, dict):
         return {}
-    return {url: printable(reason, 200) for url, reason in refused.items() if isinstance(reason, str)}
+    return {url: server_text(reason, 200) for url, reason in refused.items() if isinstance(reason, str)}

@@ -116,7 +116,7 @@ def check_url(url: Any, where: str) -> None:
     try:
         parse_url(url)
     except ValueError as error:
-        shown = printable(re.sub("//[^/]*@", "//...@", str(url)), 60)
+        shown = server_text(re.sub("//[^/]*@", "//...@", str(url)), 60)
         raise UserError(f"{where}: '{shown}' {error}") from None
 
 
@@ -138,13 +138,13 @@ def next_url(url: str, location: str) -> str:
         new = urljoin(url, location)
         scheme = parse_url(new).scheme
     except ValueError as error:
-        raise Forbidden(f"it redirects to {printable(location, 100)}, which {error}") from None
+        raise Forbidden(f"it redirects to {server_text(location, 100)}, which {error}") from None
     if (urlsplit(url).scheme, scheme) == ("https", "http"):
-        raise Forbidden(f"it redirects from https to {printable(new, 100)}, which is not allowed")
+        raise Forbidden(f"it redirects from https to {server_text(new, 100)}, which is not allowed")
     return new
 
 
-def printable(text: str, length: int) -> str:
+def server_text(text: str, length: int) -> str:
     """The first characters of a text from a server, without those that could control a terminal."""
     return re.sub(r"[^ -~]", "?", text[:length])
 
@@ -266,7 +266,7 @@ class Response:
 
     def __init__(self, sock: Any, answer: http.client.HTTPResponse) -> None:
         self.sock, self.answer = sock, answer
-        self.status, self.headers, self.reason = answer.status, answer.headers, printable(answer.reason, 80)
+        self.status, self.headers, self.reason = answer.status, answer.headers, server_text(answer.reason, 80)
         # Bytes that the server announces, None if it does not. http.client counts its own number down.
         self.length: int | None = answer.length
 
@@ -314,7 +314,7 @@ def network_errors() -> Iterator[None]:
     # ValueError: impossible host names, and numbers that are none.
     except (OSError, http.client.HTTPException, ValueError) as error:
         reason = getattr(error, "strerror", None) or str(error)
-        raise Transient(printable(f"{type(error).__name__}: {reason}", 200)) from None
+        raise Transient(server_text(f"{type(error).__name__}: {reason}", 200)) from None
 
 
 def request(
@@ -401,7 +401,7 @@ def check_status(response: Response) -> None:
         raise Refused(f"status {response.status} {response.reason}".strip(), response.status)
     encoding = response.headers.get("Content-Encoding", "identity")
     if encoding != "identity":
-        raise Refused(f"sent with Content-Encoding {printable(encoding, 40)}, which was not asked for")
+        raise Refused(f"sent with Content-Encoding {server_text(encoding, 40)}, which was not asked for")
 
 
 def is_transient(status: int) -> bool:

@@ -1,5 +1,6 @@
 """The benchmarks time the program, and their textbook has its loss, gradients and metrics."""
 
+import json
 import typing
 from types import SimpleNamespace
 
@@ -7,7 +8,7 @@ import numpy as np
 import pytest
 import torch
 
-from benchmarks import bench, evaluate, profile_step, step, textbook
+from benchmarks import bench, evaluate, item_weights, profile_step, step, textbook
 from data.graphs import nearest_neighbours
 from dataloader import Batch, Dataset, Sampler
 from model import RecGOAT, Transport
@@ -160,3 +161,15 @@ def test_evaluation_benchmark_can_rank_without_the_prefilter(monkeypatch):
         assert ranking.evaluate(Scorer(user, item), splits, (5, 20)) == filtered
     assert not misses
     assert ranking.certain_misses is spy
+
+
+def test_item_weights_counts_the_weights_and_times_the_evaluation(tmp_path, monkeypatch, capsys):
+    path = tmp_path / "figures.json"
+    flags = "--shape tiny --train_steps 2 --repeats 1 --cuda 0 --keep 0 5 --json"
+    monkeypatch.setattr("sys.argv", ["item_weights.py", *flags.split(), str(path)])
+    assert item_weights.main() == 0
+    figures = json.loads(path.read_text())
+    every, kept = (found["entries"] for found in figures["weights"])
+    assert kept == 5 * TINY.items < every
+    assert figures["evaluation"].keys() == {"without", "keep all", "keep 5"}
+    assert "times as long as without" in capsys.readouterr().out

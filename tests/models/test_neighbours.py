@@ -164,6 +164,18 @@ def test_a_weight_of_zero_builds_nothing(small_dataset):
     assert not dataset_of(model.config).features
 
 
+def test_without_features_the_error_names_the_flags_of_co_purchases_alone(small_dataset):
+    (small_dataset / "text_feat.npy").unlink()
+    (small_dataset / "image_feat.npy").unlink()
+    flags = ["--dataset", small_dataset.name, "--data_root", str(small_dataset.parent), "--model", "lgn"]
+    config, _ = parse_args([*flags, "--neighbour_weight", "2"])
+    alone = "--neighbour_content 0 --neighbour_agreement 0 --neighbour_smoothing 0"
+    with pytest.raises(UserError, match=alone):
+        dataset_of(config)
+    config, _ = parse_args([*flags, "--neighbour_weight", "2", *alone.split()])
+    assert not dataset_of(config).neighbours
+
+
 def test_the_term_comes_from_train_alone(small_dataset):
     before = build(small_dataset, model="lgn", neighbour_weight=1.0).neighbour_weights
     rng = np.random.default_rng(0)
