@@ -30,6 +30,7 @@ MAX_FLOAT = 1e30  # of a setting: its products with ordinary numbers are finite 
 # The models that have a setting, where it is one of theirs.
 RECGOAT = ("lgn_mm",)
 FREEDOM = ("freedom",)
+LIGHTGCN = ("lgn", *FREEDOM, "bm3", *RECGOAT)
 
 
 def setting(
@@ -133,7 +134,7 @@ class Config:
     # ---- model
     model: str = setting("lgn", "model", "a built-in model, or a class of your own as FILE.py:CLASS")
     recdim: int = setting(64, "model", "embedding size d", low=1)
-    layer: int = setting(3, "model", "LightGCN layers", low=0, models=("lgn", *FREEDOM, *RECGOAT))
+    layer: int = setting(3, "model", "LightGCN layers", low=0, models=LIGHTGCN)
     item_branch_layers: int = setting(
         2, "model", "graph attention layers of an item branch (eq. 3)", low=1, models=RECGOAT
     )
