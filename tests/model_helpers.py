@@ -29,7 +29,7 @@ TRAINED = {
     "lgn": {"model": "lgn"},
     "vbpr": {"model": "vbpr"},
     "freedom": {"model": "freedom"},
-    "bm3": {"model": "bm3"},
+    "bm3": {"model": "bm3", "bm3_dropout": 0.0},
     "oat": {},
     "concat": {"fusion": "concat", "temperature": 0.01},
     "sum": {"fusion": "sum"},
