@@ -26,6 +26,7 @@ from data.feature_files import feature_paths, load_features, open_features
 from data.folders import dataset_folder
 from data.formats import Interactions, interactions_hash, read_interactions
 from data.graphs import knn_table, normalised_adjacency
+from layers.agreement import together
 from layers.kernels import column_major
 from utils import UserError, content_hash
 from world import Config
@@ -86,8 +87,9 @@ def load_dataset(config: Config, needs: Needs, device: torch.device) -> Dataset:
             notes.append(f"note: {interactions.source}: {count} repeated interactions merged in {split}")
     adjacency = normalised_adjacency(interactions, config.edge_weight, device) if needs.adjacency else None
     features, neighbours, user_features, user_neighbours = {}, {}, None, None
-    if item_features:
-        features = {m: load_features(array, paths[m], interactions.n_items) for m, array in arrays.items()}
+    with together():  # kNN graphs are built by all processes
+        if item_features:
+            features = {m: load_features(x, paths[m], interactions.n_items) for m, x in arrays.items()}
     hashes = {m: content_hash(matrix) for m, matrix in features.items()}
     if needs.neighbours:
         for m, matrix in features.items():
@@ -95,7 +97,8 @@ def load_dataset(config: Config, needs: Needs, device: torch.device) -> Dataset:
             neighbours[m], found = knn_table(matrix, path, config.item_knn_k, config, device, hashes[m])
             notes += found
     if needs.user_features and config.user_text_feat:
-        user_features = user_text_features(config, interactions, features, user_array)
+        with together():
+            user_features = user_text_features(config, interactions, features, user_array)
         user_neighbours, found = knn_table(
             user_features, config.user_text_graph, config.user_knn_k, config, device
         )

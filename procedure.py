@@ -20,6 +20,7 @@ from tqdm import tqdm
 
 from data.formats import Interactions, interactions_hash
 from dataloader import Dataset, HeldOut, Sampler, held_out, pairs_to_rows
+from layers.agreement import from_all, together
 from layers.columns import all_parts, rank
 from layers.device import on_cpu
 from models.base import Recommender
@@ -30,7 +31,7 @@ from training.console import epoch_line, heading
 from training.divergence import remedy, sizes
 from training.folder import provenance
 from training.memory import peak_memory_mb
-from training.parallel import all_columns_of_own_users, from_all, gradient_norm, together
+from training.parallel import all_columns_of_own_users, gradient_norm
 from training.ranking import evaluate, top_items
 from training.run import Progress, Run, load_weights, set_random_state
 from training.runlog import RunLog

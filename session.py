@@ -15,6 +15,7 @@ import torch
 from torch.distributed.distributed_c10d import Store
 
 from dataloader import Dataset, Needs, load_dataset
+from layers.agreement import from_all, from_first, together
 from layers.columns import rank, ranks
 from layers.device import on_cpu
 from models.base import Recommender
@@ -22,15 +23,7 @@ from models.registry import checked, find_model, label
 from procedure import fit, score_checkpoint
 from training.folder import make_run_folder
 from training.memory import keep_freed_memory
-from training.parallel import (
-    check,
-    from_all,
-    from_first,
-    own_gpu,
-    remember_folder,
-    restarted,
-    together,
-)
+from training.parallel import check, own_gpu, remember_folder, restarted
 from training.run import start_run
 from training.stop import Stop
 from utils import UserError, lock_file

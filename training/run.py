@@ -11,20 +11,14 @@ import numpy as np
 import torch
 
 from dataloader import Dataset, Sampler
+from layers.agreement import from_first, together
 from layers.columns import rank
 from layers.device import on_cpu
 from models.base import Recommender
 from models.registry import source_hash
 from training.checkpoint import CHECKPOINT_FORMAT, newest_checkpoint, read_checkpoint
 from training.folder import write_config
-from training.parallel import (
-    from_first,
-    model_state,
-    optimizer_state,
-    own_model_state,
-    own_optimizer_state,
-    together,
-)
+from training.parallel import model_state, optimizer_state, own_model_state, own_optimizer_state
 from training.records import read_settings
 from utils import TrainingError, UserError, atomic_write, leftovers
 from world import Config
