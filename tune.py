@@ -40,6 +40,7 @@ from training.folder import provenance
 from training.parallel import one_process
 from training.run import Run, start_run
 from training.runlog import RunLog
+from training.step import usable_graph
 from training.stop import Stop
 from utils import Diverged, TrainingError, UserError, write_text
 from world import Config, recipe_settings, seed_everything, usable_precision
@@ -392,7 +393,9 @@ def command(request: Request) -> int:
     check_space(space, base, request.given)
     device = set_up(base)
     base, more = usable_precision(base, device)
-    print(*request.notes, *more, sep="\n", end="\n" if request.notes or more else "")
+    base, off = usable_graph(base, device)
+    notes = [*request.notes, *more, *off]
+    print(*notes, sep="\n", end="\n" if notes else "")
     # Loaded before the study is created, so that unusable data leave nothing behind.
     data = interactions_hash(shared_dataset(base, device).interactions)
     study = join_study(args.study, path, base.as_dict(), space, data)

@@ -505,6 +505,13 @@ class Config:
     threads: int = setting(
         0, "run", "CPU threads; 0: torch's default; another number changes the last digits", low=0, free=True
     )
+    cuda_graph: str = setting(
+        "0",
+        "run",
+        "replay training steps from a CUDA graph; auto: where it is possible; no GPU has run this yet",
+        choices=("auto", "0", "1"),
+        free=True,
+    )
     path: str = setting("runs", "run", "folder in which the run folder is created", free=True)
     name: str = setting("", "run", "name of this run in tables (default: its model)", free=True)
     resume: str = setting(

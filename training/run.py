@@ -20,6 +20,7 @@ from training.checkpoint import CHECKPOINT_FORMAT, newest_checkpoint, read_check
 from training.folder import write_config
 from training.parallel import model_state, optimizer_state, own_model_state, own_optimizer_state
 from training.records import read_settings
+from training.step import Step, make_step
 from utils import TrainingError, UserError, atomic_write, leftovers
 from world import Config
 
@@ -71,6 +72,7 @@ class Run:
     optimizer: torch.optim.Optimizer | None
     sampler: Sampler
     progress: Progress
+    step: Step | None = None  # how a training step is made
 
     @property
     def epochs(self) -> int:
@@ -160,7 +162,8 @@ def start_run(
     )
     parameters = [p for p in model.parameters() if p.requires_grad]
     optimizer = torch.optim.Adam(parameters, lr=config.lr, fused=True) if parameters else None
-    return Run(config, folder, device, dataset, model, optimizer, sampler, Progress())
+    step = make_step(model, optimizer, sampler, config) if optimizer else None
+    return Run(config, folder, device, dataset, model, optimizer, sampler, Progress(), step)
 
 
 def write_checkpoint(path: Path, state: dict[str, typing.Any]) -> None:
