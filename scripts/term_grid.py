@@ -1,9 +1,10 @@
-"""Draw the validation metrics of trained runs over the weights of the neighbourhood term (docs/neighbours.md).
+"""Draw the validation metrics of trained runs over the weights of the neighbourhood term.
 
     python scripts/term_grid.py runs/plus/*/ --output term_grid.png
 
 Nothing is trained: each run is scored with other weights lambda (--neighbour_weight) and alpha
-(--neighbour_content). Several runs, seeds of one setting, are averaged. The figures are printed as well.
+(--neighbour_content; docs/neighbours.md). Several runs, seeds of one setting, are averaged. The
+figures are printed as well.
 """
 
 from __future__ import annotations
@@ -24,7 +25,7 @@ from layers.sparse import from_scipy
 from models.base import ItemWeights
 from models.neighbours import neighbour_weights
 from procedure import final_scorer, make_splits
-from recommend import checkpoint_path, load_run
+from recommending.trained import checkpoint_path, load_run
 from reporting.drawing import Line, draw_lines, encode
 from training.ranking import evaluate
 from utils import UserError, atomic_write
@@ -33,7 +34,7 @@ METRICS = ("recall@20", "ndcg@20")
 
 
 def grid(run: str, weights: Sequence[float], contents: Sequence[float]) -> np.ndarray:
-    """METRICS on validation of one run: [contents, weights, 2]. Raises UserError for a run without the term."""
+    """METRICS on validation of a run with the term, for each alpha and lambda: [contents, weights, 2]."""
     model, dataset, config = load_run(checkpoint_path(run), {})
     if not config.neighbour_weight:
         raise UserError(f"{run}: was trained without the term; name runs with --neighbour_weight")
@@ -76,9 +77,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument(
         "--weights", type=float, nargs="+", default=[1.0, 2.0, 3.0, 4.0, 5.0, 7.0, 10.0, 15.0], help="lambda"
     )
-    parser.add_argument(
-        "--contents", type=float, nargs="+", default=[0.05, 0.1, 0.2, 0.3, 0.4], help="alpha"
-    )
+    parser.add_argument("--contents", type=float, nargs="+", default=[0.05, 0.1, 0.2, 0.3, 0.4], help="alpha")
     parser.add_argument("--output", type=Path, default=Path("term_grid.png"), help="the figure")
     return run_tool(command, parser, argv)
 
