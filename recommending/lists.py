@@ -65,10 +65,18 @@ def make_lists(
         raise UserError(f"--topk {args.topk}: there are only {len(vectors.item)} items; give a smaller K")
     item, weights, columns = vectors.item, vectors.weights, ("user", "item")
     if args.similar_items:
-        columns, item = ("item", "similar_item"), torch.nn.functional.normalize(item, dim=1)
+        columns = ("item", "similar_item")
+        # Cosines of vectors and sums of weights have different scales: one of them decides.
+        if args.similar_by == "vectors" and item.shape[1]:
+            item, weights = torch.nn.functional.normalize(item, dim=1), None
+        elif weights is None:
+            raise UserError(
+                "--similar_by weights: this run has no weights between items; take vectors, or a run "
+                "with --neighbour_weight"
+            )
+        else:
+            item = item[:, :0]
         query = items_query(args.similar_items, vectors, item)
-        if item.shape[1]:
-            weights = None  # the cosine of vectors, where there are vectors, is on another scale
     elif args.new_users:
         query = new_users_query(args.new_users, vectors, model)
     else:
