@@ -63,7 +63,7 @@ def make_parser() -> Parser:
             "lists for these users: ids separated by commas, or a file with one a line",
         ),
         ("--new_users", "FILE", "lists for users that were not in training: lines 'user item item ...'"),
-        ("--similar_items", "FILE|ID,...", "the items nearest to these by the cosine of their vectors"),
+        ("--similar_items", "FILE|ID,...", "the items most similar to these, see --similar_by"),
         (
             "--export_embeddings",
             "FILE.npz",
@@ -81,6 +81,14 @@ def make_parser() -> Parser:
         help="further candidates that were not in training: DIR contains their text_feat.npy, ... (as the "
         "run has), "
         "item_ids.tsv and optionally item_text.jsonl; only for models that learn from features of items",
+    )
+    how.add_argument(
+        "--similar_by",
+        default="vectors",
+        choices=("vectors", "weights"),
+        help="similarity of items: the cosine of their vectors, or the weights of the neighbourhood term, "
+        "which are larger the more often two items are bought together (default vectors; weights for a "
+        "model that has no vectors)",
     )
     how.add_argument("--topk", type=int, default=20, metavar="K", help="length of a list (default 20)")
     how.add_argument(

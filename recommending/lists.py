@@ -48,12 +48,23 @@ def make_lists(
 ) -> Lists:
     """The lists that parsed arguments ask for."""
     n_items, index = len(vectors.item), {name: number for number, name in enumerate(vectors.item_ids)}
+    weights = vectors.weights
     user, item, columns, data = vectors.user, vectors.item, ("user", "item"), dataset.interactions
     if args.topk > n_items:
         raise UserError(f"--topk {args.topk}: there are only {n_items} items; give a smaller K")
     if args.similar_items:
         chosen = indices_of(args.similar_items, index, "--similar_items")
-        item, columns = torch.nn.functional.normalize(item, dim=1), ("item", "similar_item")
+        columns = ("item", "similar_item")
+        # Cosines of vectors and sums of weights have different scales: one of them decides.
+        if args.similar_by == "vectors" and item.shape[1]:
+            item, weights = torch.nn.functional.normalize(item, dim=1), None
+        elif weights is None:
+            raise UserError(
+                "--similar_by weights: this run has no weights between items; take vectors, or a run "
+                "with --neighbour_weight"
+            )
+        else:
+            item = item[:, :0]
         user, names = item[chosen], [vectors.item_ids[number] for number in chosen]
         ones = np.ones(len(chosen), np.float32)
         seen = sp.csr_matrix((ones, (range(len(chosen)), chosen)), (len(chosen), n_items))
@@ -74,9 +85,6 @@ def make_lists(
             chosen = indices_of(args.users, {name: number for number, name in enumerate(names)}, "--users")
             user, seen, history = user[chosen], seen[chosen], history[chosen]
             names = [names[number] for number in chosen]
-    weights = vectors.weights
-    if args.similar_items and item.shape[1]:
-        weights = None  # the cosine of vectors, where there are vectors, is not on the scale of the weights
     scorer = Scorer(user, item, weights, to_rows(history.tocsr(), item.device))
     return Lists(
         columns,
