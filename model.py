@@ -316,6 +316,9 @@ class RecGOAT(Recommender):
         dtype = product_dtype(config) or torch.float32
         for m in self.modalities:
             self.register_buffer(f"{m}_features", dataset.features[m].to(dtype), persistent=False)
+            if config.missing_fill == "id" and m in dataset.missing:
+                rows = torch.from_numpy(dataset.missing[m])[:, None]
+                self.register_buffer(f"{m}_absent", rows, persistent=False)
         sizes = self.feature_sizes()
         self.graphs = nn.ModuleDict({m: self.make_graph(dataset.neighbours[m]) for m in self.modalities})
         self.branches = nn.ModuleDict(
@@ -406,11 +409,21 @@ class RecGOAT(Recommender):
     def modality_vectors(
         self, z_id: torch.Tensor, items: torch.Tensor | None = None
     ) -> dict[str, torch.Tensor]:
-        """Vectors Z^m (eq. 3) of every fused modality: [I, d], or the given rows; z_id: ID vectors."""
-        return {
-            m: self.branches[m](self.graphs[m], self.features(m), items) if m in self.modalities else z_id
-            for m in self.fused
-        }
+        """Vectors Z^m (eq. 3) of every fused modality: [I, d], or the given rows; z_id: their ID vectors.
+
+        The ID vectors take the place of a modality that is absent from the data (--absent_modality id) or,
+        with --missing_fill id, from the item.
+        """
+        z = {}
+        for m in self.fused:
+            if m not in self.modalities:
+                z[m] = z_id
+                continue
+            z[m] = self.branches[m](self.graphs[m], self.features(m), items)
+            absent = getattr(self, f"{m}_absent", None)
+            if absent is not None:
+                z[m] = torch.where(absent if items is None else absent[items], z_id, z[m])
+        return z
 
     def features(self, m: str) -> torch.Tensor:
         """Frozen features of one modality: [I, d_m]."""

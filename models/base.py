@@ -83,6 +83,11 @@ class Recommender(nn.Module):
     @classmethod
     def check(cls, config: Config) -> None:
         """Raise UserError for settings that this model cannot be built with."""
+        if config.missing and config.missing_fill == "id":
+            raise UserError(
+                f"--missing_fill id: --model {config.model} has no modality vectors that an ID vector could "
+                "replace; take zero, mean or neighbours"
+            )
 
     @classmethod
     def search_space(cls, config: Config, modalities: Collection[str]) -> tuple[str, ...]:
