@@ -30,6 +30,7 @@ from reporting.runs import Run, find_run_folders, read_run
 from reporting.significance import significance
 from reporting.tables import (
     SECONDS,
+    beyond_table,
     breakdown,
     describe_protocol,
     environment_notes,
@@ -62,6 +63,7 @@ def section_blocks(
         *environment_notes(section),
         significance(section, args.ours, rankings),
         published_table(section, published, section.metrics, "Published test results", "published"),
+        beyond_table(section),
     ]
     if args.curve:
         blocks.append(setting_curve(section, args.curve))

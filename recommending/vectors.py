@@ -6,13 +6,16 @@ import dataclasses
 from pathlib import Path
 
 import numpy as np
+import scipy.sparse as sp
 import torch
 
 from data.feature_files import load_features, open_features
 from data.folders import dataset_folder
 from data.formats import names_of, read_titles
 from dataloader import Dataset
+from layers.sparse import from_scipy
 from models.base import ItemWeights, Recommender
+from models.neighbours import new_item_weights
 from recommending.trained import tell
 from utils import UserError, atomic_write
 from world import Config
@@ -35,11 +38,16 @@ def make_vectors(model: Recommender, dataset: Dataset, config: Config, cold: str
     """Vectors of a run and of the cold items in a folder ("": none). Raises UserError if ids do not fit."""
     data, (folder, _) = dataset.interactions, dataset_folder(config)
     user, item = model.embeddings()
+    weights = model.item_weights()
     user_ids = names_of(folder / "user_ids.tsv", len(user), "users")
     item_ids = names_of(folder / "item_ids.tsv", len(item), "items")
     titles = read_titles(folder / "item_text.jsonl", len(item))
     if cold:
-        vectors, ids, cold_titles = cold_items(Path(cold), model)
+        features = cold_features(Path(cold), model)
+        parameter = next(model.parameters())
+        vectors = model.cold_item_vectors({m: x.to(parameter) for m, x in features.items()})
+        ids = names_of(Path(cold) / "item_ids.tsv", len(vectors), "items")
+        cold_titles = read_titles(Path(cold) / "item_text.jsonl", len(vectors))
         known = set(item_ids).intersection(ids)
         if known:
             raise UserError(
@@ -49,17 +57,17 @@ def make_vectors(model: Recommender, dataset: Dataset, config: Config, cold: str
         if titles is not None or cold_titles is not None:
             titles = (titles or [""] * len(item)) + (cold_titles or [""] * len(ids))
         item, item_ids = torch.cat([item, vectors]), item_ids + ids
-    return Vectors(user, item, model.item_weights(), user_ids, item_ids, titles, data.n_items)
+        if weights is not None:
+            weights = with_new_items(weights, features, dataset, config)
+    return Vectors(user, item, weights, user_ids, item_ids, titles, data.n_items)
 
 
-def cold_items(folder: Path, model: Recommender) -> tuple[torch.Tensor, list[str], list[str] | None]:
-    """Vectors [n, d], original ids and titles of the items in a folder.
+def cold_features(folder: Path, model: Recommender) -> dict[str, torch.Tensor]:
+    """Features {modality: [n, d_m]} of the cold items in a folder, from its <modality>_feat.npy.
 
-    The folder contains <modality>_feat.npy, and optionally item_ids.tsv and item_text.jsonl.
-
-    Raises UserError if the model has no vectors for such items, or their features do not fit it.
+    Raises UserError if the model has no vectors for such items, or the features do not fit it.
     """
-    features: dict[str, np.ndarray] = {}
+    features: dict[str, torch.Tensor] = {}
     sizes = model.feature_sizes()
     if not sizes:
         raise UserError(
@@ -80,11 +88,23 @@ def cold_items(folder: Path, model: Recommender) -> tuple[torch.Tensor, list[str
                 f"{path}, row {matrix.any(1).argmin()}: is all zeros and has no neighbours; leave that item "
                 "out"
             )
-        features[m] = matrix
-    parameter = next(model.parameters())
-    vectors = model.cold_item_vectors({m: torch.from_numpy(x).to(parameter) for m, x in features.items()})
-    ids = names_of(folder / "item_ids.tsv", len(vectors), "items")
-    return vectors, ids, read_titles(folder / "item_text.jsonl", len(vectors))
+        features[m] = torch.from_numpy(matrix)
+    return features
+
+
+def with_new_items(
+    weights: ItemWeights, features: dict[str, torch.Tensor], dataset: Dataset, config: Config
+) -> ItemWeights:
+    """The weights [I, I] with a column for each cold item of these features: [I, I + n]."""
+    crow, col, values = (weights.matrix.crow_indices(), weights.matrix.col_indices(), weights.matrix.values())
+    n = len(next(iter(features.values())))
+    known = sp.csr_matrix((values.cpu(), col.cpu(), crow.cpu()), tuple(weights.matrix.shape))
+    new = sp.csr_matrix((known.shape[0], n), dtype=np.float32)
+    if config.neighbour_weight and config.neighbour_content:
+        own = {m: dataset.features[m] for m in features}
+        new = new_item_weights(config, own, {m: x.to(own[m].device) for m, x in features.items()})
+    matrix = from_scipy(sp.hstack([known, new], format="csr"), weights.matrix.device)
+    return dataclasses.replace(weights, matrix=matrix)
 
 
 def export(vectors: Vectors, path: str) -> None:
