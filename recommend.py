@@ -115,7 +115,6 @@ def check_flags(args: argparse.Namespace) -> None:
     """Raise UserError for flags that cannot be followed, before anything is loaded."""
     if args.topk < 1:
         raise UserError(f"--topk {args.topk}: must be at least 1")
-    check_request(args)
     other = args.new_users or args.similar_items or args.export_embeddings or args.cold_items
     if args.explain and other:
         raise UserError(
@@ -137,6 +136,7 @@ def check_flags(args: argparse.Namespace) -> None:
         raise UserError(
             f"{target}: is a folder, or its folder does not exist; name a file in an existing folder"
         )
+    check_request(args)
 
 
 def check_request(args: argparse.Namespace) -> None:
