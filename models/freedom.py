@@ -64,6 +64,11 @@ class FREEDOM(LightGCN):
         own = ("item_graph_image=0..1", "edge_dropout=0..0.9", "feature_bpr_weight=1e-5..1e-1:log")
         return (*Recommender.search_space(config, modalities), *own, "item_knn_k=5,10,20")
 
+    @classmethod
+    def varying(cls, config: Config) -> str:
+        """The thinned graph."""
+        return "the user-item graph is another one in each epoch"
+
     def begin_step(self, step: int) -> None:
         """Thin the user-item graph at the first step of an epoch."""
         epoch = step // self.steps_per_epoch
@@ -94,10 +99,18 @@ class FREEDOM(LightGCN):
     ) -> tuple[torch.Tensor, torch.Tensor]:
         """User vectors [U, d] and item vectors [I, d], or the given rows of them."""
         user, item = super().embeddings(users, items)
+        return user, item + select(self.content(), items)
+
+    def content(self) -> torch.Tensor:
+        """The ID embeddings after their layers over the item graph, S^l E: [I, d]."""
         content: torch.Tensor = self.item
         for _ in range(self.config.item_graph_layers):
             content = sparse_product(self.item_graph, self.item_graph_transposed, content)
-        return user, item + select(content, items)
+        return content
+
+    def item_parts(self) -> dict[str, torch.Tensor]:
+        """The LightGCN vector, and what comes over the item graph, in which the modalities are mixed."""
+        return {"id": super().embeddings()[1], "content": self.content()}
 
     def loss(self, batch: Batch) -> dict[str, torch.Tensor]:
         """BPR, BPR with the projected features of each modality, and the weighted norm of the embeddings."""
