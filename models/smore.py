@@ -20,7 +20,7 @@ FUSED = "fused"
 class SMORE(MGCN):
     """MGCN on features that are filtered in the frequency domain, with a view of their fusion.
 
-    F is the discrete Fourier transform over the d dimensions (unitary), and w are learnt complex filters. With
+    F is the unitary discrete Fourier transform over the d dimensions, and w are learnt complex filters. With
     the features x^m = W1_m f^m + b1_m and the purifier, the item-item and the user-item views of MGCN:
 
     - uni-modal denoising: z^m = F^-1(w_m * F(x^m))
