@@ -158,7 +158,7 @@ def published_table(
             for (method, *origin), values in found.items()
         ],
         "Copied from the papers; features, hardware and tuning differ from those of the runs above. "
-        "protocol: how the test split had a part in the choice, which makes figures too high, as far as it is known.",
+        "protocol: the part that the test split had in the choice, which makes figures too high.",
     )
 
 
