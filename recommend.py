@@ -18,7 +18,6 @@ Recommender.new_user_vectors and cold_item_vectors.
 from __future__ import annotations
 
 import argparse
-import dataclasses
 import importlib.util
 import sys
 import time
@@ -29,12 +28,11 @@ import torch
 
 from cli import Parser, run_tool
 from recommending.lists import make_lists
-from recommending.trained import FREE, checkpoint_path, load_run, tell
+from recommending.trained import FREE, add_run_flags, checkpoint_path, load_run, tell
 from recommending.vectors import export, make_vectors
 from recommending.writers import WRITERS, open_output
 from training.parallel import one_process
 from utils import UserError
-from world import Config
 
 
 def make_parser() -> Parser:
@@ -116,21 +114,6 @@ def make_parser() -> Parser:
     how.add_argument("--output", default="", metavar="FILE", help="where to write (default: stdout)")
     add_run_flags(parser)
     return parser
-
-
-def add_run_flags(parser: Parser) -> None:
-    """Add the flags of FREE, which are those of Config."""
-    run = parser.add_argument_group("where things are and what computes, if different from training")
-    for field in dataclasses.fields(Config):
-        if field.name in FREE:
-            kind, choices = type(field.default), field.metadata["choices"]
-            run.add_argument(
-                f"--{field.name}",
-                type=kind,
-                choices=choices,
-                help=field.metadata["help"].replace("%", "%%"),
-                metavar=None if choices else kind.__name__.upper(),
-            )
 
 
 def check_flags(args: argparse.Namespace) -> None:

@@ -12,7 +12,7 @@ import scipy.sparse as sp
 import torch
 
 from dataloader import Dataset, HeldOut, Rows
-from models.base import Recommender
+from models.base import ItemWeights, Recommender
 from recommending.explanations import make_explainer
 from recommending.requests import indices_of, items_of_splits, parse_splits, read_histories
 from recommending.trained import tell
@@ -80,8 +80,10 @@ def make_lists(
     elif args.new_users:
         query = new_users_query(args.new_users, vectors, model)
     else:
-        query = users_query(args.users, parse_splits(args.exclude, config), vectors, dataset)
-    scorer = Scorer(query.user, item, weights, to_rows(query.history.tocsr(), item.device))
+        index = {name: number for number, name in enumerate(vectors.user_ids)}
+        users = indices_of(args.users, index, "--users") if args.users else range(len(index))
+        query = users_query(users, parse_splits(args.exclude, config), vectors, dataset)
+    scorer = list_scorer(query, item, weights)
     chunks = top_lists(scorer, query.seen, args.topk, config.eval_chunk)
     why = None
     if args.explain:
@@ -112,13 +114,15 @@ def new_users_query(path: str, vectors: Vectors, model: Recommender) -> Query:
     return Query(names, user, history, seen)
 
 
-def users_query(asked: str, exclude: Sequence[str], vectors: Vectors, dataset: Dataset) -> Query:
-    """Lists for users of the run, those asked for or all, without their items of these splits."""
-    data, n_users = dataset.interactions, len(vectors.user)
+def users_query(users: Sequence[int], exclude: Sequence[str], vectors: Vectors, dataset: Dataset) -> Query:
+    """Lists for users of the run, given by their numbers, without their items of these splits."""
+    data, n_users, chosen = dataset.interactions, len(vectors.user), list(users)
     history = items_of_splits(data, ("train",), (n_users, vectors.n_known))
     seen = items_of_splits(data, exclude, (n_users, len(vectors.item)))
-    if not asked:
-        return Query(vectors.user_ids, vectors.user, history, seen, [*range(n_users)])
-    chosen = indices_of(asked, {name: number for number, name in enumerate(vectors.user_ids)}, "--users")
     names = [vectors.user_ids[number] for number in chosen]
     return Query(names, vectors.user[chosen], history[chosen], seen[chosen], chosen)
+
+
+def list_scorer(query: Query, item: torch.Tensor, weights: ItemWeights | None) -> Scorer:
+    """The scorer of a query's lists."""
+    return Scorer(query.user, item, weights, to_rows(query.history.tocsr(), item.device))

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import dataclasses
 import sys
 import typing
 from pathlib import Path
 
 import torch
 
+from cli import Parser
 from dataloader import Dataset, load_dataset
 from models.base import Recommender
 from models.registry import find_model
@@ -84,3 +86,18 @@ def load_run(
 def tell(line: str) -> None:
     """Print a line on stderr, beside the output, which may be stdout."""
     print(line, file=sys.stderr)
+
+
+def add_run_flags(parser: Parser) -> None:
+    """Add the flags of FREE, which are those of Config."""
+    run = parser.add_argument_group("where things are and what computes, if different from training")
+    for field in dataclasses.fields(Config):
+        if field.name in FREE:
+            kind, choices = type(field.default), field.metadata["choices"]
+            run.add_argument(
+                f"--{field.name}",
+                type=kind,
+                choices=choices,
+                help=field.metadata["help"].replace("%", "%%"),
+                metavar=None if choices else kind.__name__.upper(),
+            )
