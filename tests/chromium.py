@@ -23,7 +23,7 @@ FLAGS = "--headless=new --no-sandbox --disable-gpu --disable-dev-shm-usage --no-
 class Browser:
     """One page. `problems` collects errors and warnings of the console, exceptions, and outside requests."""
 
-    def __init__(self, profile, wait=60.0):
+    def __init__(self, profile, wait=15.0):
         self.problems, self.numbers, self.wait, self.buffer = [], itertools.count(1), wait, b""
         ours_in, theirs_out = os.pipe()
         theirs_in, ours_out = os.pipe()
@@ -110,7 +110,7 @@ class Browser:
     def until(self, expression):
         """Wait until an expression is true."""
         end = time.monotonic() + self.wait
-        while not self.run(expression):
+        while not self.run(f"Boolean({expression})"):
             assert time.monotonic() < end, f"never true: {expression}"
             time.sleep(0.02)
 

@@ -1,11 +1,11 @@
-"""The page of explore.py in headless Chromium, with real clicks and keys: what a reader does, and no error."""
+"""The page of explore.py in headless Chromium, with real clicks and keys, and without errors."""
 
 import json
 
 import chromium
 import numpy as np
 import pytest
-from helpers import random_pairs, write_txt
+from helpers import random_features, random_pairs, write_txt
 from recommend_helpers import N_ITEMS, N_USERS, load, train, write_names
 
 import explore
@@ -24,9 +24,7 @@ def page(tmp_path_factory):
     folder = root / "data" / "small"
     write_txt(folder, **random_pairs(0, N_USERS, N_ITEMS, 6))
     for m, size in (("text", 12), ("image", 20)):
-        np.save(
-            folder / f"{m}_feat.npy", np.random.default_rng(size).standard_normal((N_ITEMS, size), np.float32)
-        )
+        np.save(folder / f"{m}_feat.npy", random_features(N_ITEMS, size, seed=size))
     write_names(folder)
     titles = [{"item": i, "title": HOSTILE if i == 5 else f"Title of {i}"} for i in range(N_ITEMS)]
     (folder / "item_text.jsonl").write_text("".join(json.dumps(title) + "\n" for title in titles))
@@ -197,8 +195,9 @@ def test_it_fits_420_pixels(browser, page, address, dark):
     browser.until("document.querySelector('main h2')")
     assert browser.run("document.documentElement.scrollWidth") == 420
     wide = browser.run(
-        "[...document.querySelectorAll('main *')].filter((one) => one.checkVisibility() && !one.closest('.scroll')"
-        " && one.getBoundingClientRect().right > 421).map((one) => one.outerHTML.slice(0, 80))"
+        "[...document.querySelectorAll('main *')].filter((one) => one.checkVisibility()"
+        " && !one.closest('.scroll') && one.getBoundingClientRect().right > 421)"
+        ".map((one) => one.outerHTML.slice(0, 80))"
     )
     assert wide == []
 
