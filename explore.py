@@ -13,22 +13,16 @@ How to read it: docs/explore.md.
 from __future__ import annotations
 
 import argparse
+import importlib.util
 import sys
 import time
 from collections.abc import Sequence
 from pathlib import Path
 
-import torch
-
-from cli import Parser, run_tool
-from exploring.page import make_page
-from exploring.payload import payload
-from exploring.runs import LoadedRun, check_same_data, load, run_names
-from exploring.thumbnails import thumbnails
-from recommending.requests import parse_splits
-from recommending.trained import FREE, add_run_flags, checkpoint_path, load_run, tell
-from training.parallel import one_process
+from cli import Parser, one_process, run_tool
+from recommending.flags import FREE, add_run_flags, checkpoint_path, parse_splits
 from utils import UserError, write_text
+from world import Config
 
 
 def make_parser() -> Parser:
@@ -75,14 +69,20 @@ def make_parser() -> Parser:
     return parser
 
 
-def read_run(folder: str, args: argparse.Namespace) -> LoadedRun:
-    """A run that a flag names."""
-    given = {name: value for name, value in vars(args).items() if name in FREE}
-    return load(*load_run(checkpoint_path(folder), given, args.model))
-
-
-def output_path(args: argparse.Namespace) -> Path:
-    """Where the page is written. Raises UserError for a folder, or a file in none."""
+def check_flags(args: argparse.Namespace) -> Path:
+    """The file to write. Raises UserError for flags that cannot be followed, before anything is loaded."""
+    for run in filter(None, (args.checkpoint, args.compare)):
+        if not checkpoint_path(run).exists():
+            raise UserError(
+                f"{run}: cannot be read (no such file or folder); name a run folder or a checkpoint"
+            )
+    if args.topk < 1:
+        raise UserError(f"--topk {args.topk}: must be at least 1")
+    if args.pictures and not Path(args.pictures).is_dir():
+        raise UserError(f"--pictures {args.pictures}: no such folder")
+    if args.map == "umap" and importlib.util.find_spec("umap") is None:
+        raise UserError("--map umap needs the package umap-learn: install it, or take pca")
+    parse_splits(args.exclude, Config())
     run = Path(args.checkpoint)
     path = Path(args.output) if args.output else (run if run.is_dir() else run.parent) / "explore.html"
     if path.is_dir() or not path.parent.is_dir():
@@ -90,16 +90,32 @@ def output_path(args: argparse.Namespace) -> Path:
     return path
 
 
-@torch.inference_mode()
 def command(args: argparse.Namespace) -> None:
     """Write the page that parsed arguments ask for."""
     one_process("explore.py")
-    started, path = time.perf_counter(), output_path(args)
+    path = check_flags(args)
+    # Importing torch takes seconds: what is wrong with a command line has been said by now.
+    import torch
+
+    with torch.inference_mode():
+        make(args, path)
+
+
+def make(args: argparse.Namespace, path: Path) -> None:
+    """Load the runs and write the page."""
+    from exploring.page import make_page
+    from exploring.payload import payload
+    from exploring.runs import check_same_data, load, run_names
+    from exploring.thumbnails import thumbnails
+    from recommending.trained import load_run, tell
+
+    started = time.perf_counter()
+    given = {name: value for name, value in vars(args).items() if name in FREE}
     folders = [args.checkpoint, *([args.compare] if args.compare else [])]
-    runs = [read_run(folder, args) for folder in folders]
+    runs = [load(*load_run(checkpoint_path(folder), given, args.model)) for folder in folders]
     n_items = len(runs[0].vectors.item)
-    if not 1 <= args.topk <= n_items:
-        raise UserError(f"--topk {args.topk}: must be between 1 and {n_items}, the number of items")
+    if args.topk > n_items:
+        raise UserError(f"--topk {args.topk}: there are only {n_items} items; give a smaller K")
     if args.compare:
         check_same_data(*runs)
     exclude = parse_splits(args.exclude, runs[0].config)

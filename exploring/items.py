@@ -9,7 +9,6 @@ import scipy.sparse as sp
 import torch
 
 from data.graphs import nearest_neighbours
-from utils import UserError
 
 Array = np.ndarray
 
@@ -65,10 +64,8 @@ def agreement(features: dict[str, Array]) -> Array | None:
 def item_map(vectors: Array, method: str) -> Array:
     """Places [I, 2] of items by their vectors [I, d]: the two principal components, or UMAP."""
     if method == "umap":
-        try:
-            import umap
-        except ImportError:
-            raise UserError("--map umap needs the package umap-learn: install it, or take pca") from None
+        import umap  # optional; explore.check_flags has looked for it
+
         return umap.UMAP(random_state=0).fit_transform(vectors)
     centred = vectors - vectors.mean(0)
     _, _, axes = np.linalg.svd(centred.T @ centred)

@@ -341,8 +341,8 @@ function dot(draw, item, radius, fill) {
 
 // ---------------------------------------------------------------- two runs
 
-const BINS = [[1, 3], [4, 5], [6, 10], [11, 20], [21, Infinity]];
-const binName = ([from, to]) => to === Infinity ? `${from} or more` : `${from} to ${to}`;
+const BINS = [[0, 3], [4, 5], [6, 10], [11, 20], [21, Infinity]];
+const binName = ([from, to]) => !from ? `up to ${to}` : to === Infinity ? `${from} or more` : `${from} to ${to}`;
 const MANY = 20; // users in each list of the largest differences
 
 function compareUsers() {

@@ -2,14 +2,12 @@
 
 from __future__ import annotations
 
-import dataclasses
 import sys
 import typing
 from pathlib import Path
 
 import torch
 
-from cli import Parser
 from dataloader import Dataset, load_dataset
 from models.base import Recommender
 from models.registry import find_model
@@ -19,43 +17,15 @@ from training.checkpoint import read_checkpoint
 from utils import UserError
 from world import Config, choose_device
 
-# Settings of the run that may differ here: where things are, and what computes.
-FREE = (
-    "data_root",
-    "text_feat",
-    "image_feat",
-    "audio_feat",
-    "user_text_feat",
-    "item_text_graph",
-    "item_image_graph",
-    "item_audio_graph",
-    "user_text_graph",
-    "cache_dir",
-    "cuda",
-    "gpu_id",
-    "threads",
-    "eval_chunk",
-)
-
-
-def checkpoint_path(run: str) -> Path:
-    """The checkpoint of a run folder: best.pt, to which result.json belongs, else last.pt. Or a file."""
-    path = Path(run)
-    if not path.is_dir():
-        return path
-    for name in ("best.pt", "last.pt"):
-        if (path / name).exists():
-            return path / name
-    raise UserError(f"{path}: contains neither best.pt nor last.pt; name a run folder or a checkpoint")
-
 
 def load_run(
     path: Path, given: dict[str, typing.Any], model_name: str = ""
 ) -> tuple[Recommender, Dataset, Config]:
     """Model in eval mode, dataset and config of a checkpoint.
 
-    given: settings that replace stored ones (see FREE); model_name: --model, which a run of a user's own
-    class needs. Raises UserError if the checkpoint, its data or the two together cannot be used.
+    given: settings that replace stored ones (those of FREE in recommending/flags.py); model_name: --model,
+    which a run of a user's own class needs. Raises UserError if the checkpoint, its data or the two together
+    cannot be used.
     """
     state = read_checkpoint(path)
     config = restored_config(state["config"], path, model_name, **given)
@@ -86,18 +56,3 @@ def load_run(
 def tell(line: str) -> None:
     """Print a line on stderr, beside the output, which may be stdout."""
     print(line, file=sys.stderr)
-
-
-def add_run_flags(parser: Parser) -> None:
-    """Add the flags of FREE, which are those of Config."""
-    run = parser.add_argument_group("where things are and what computes, if different from training")
-    for field in dataclasses.fields(Config):
-        if field.name in FREE:
-            kind, choices = type(field.default), field.metadata["choices"]
-            run.add_argument(
-                f"--{field.name}",
-                type=kind,
-                choices=choices,
-                help=field.metadata["help"].replace("%", "%%"),
-                metavar=None if choices else kind.__name__.upper(),
-            )

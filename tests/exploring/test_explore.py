@@ -276,8 +276,8 @@ def test_what_cannot_be_shown_is_refused(recgoat, small_dataset, tmp_path, capsy
     with torch.enable_grad():
         second = train(other, tmp_path / "second", "mf")
     cases = {
-        "--topk 31: must be between": ["--topk", "31"],
-        "--topk 0: must be between": ["--topk", "0"],
+        "--topk 31: there are only": ["--topk", "31"],
+        "--topk 0: must be": ["--topk", "0"],
         "different interactions": ["--compare", str(second)],
         "no such folder": ["--pictures", str(tmp_path / "absent")],
         "name a file as --output": ["--output", str(tmp_path)],
