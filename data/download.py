@@ -21,6 +21,7 @@ from pathlib import Path
 from typing import Any
 
 from cli import Parser, run_tool
+from data.network_flags import add_proxy_flag
 from data.sources import DRIVE_URL, SOURCES, Remote, Source
 from data.transfer import Limits, Part, fetch, read_json
 from data.verify import verify
@@ -153,6 +154,7 @@ def make_parser() -> Parser:
         default=0,
         help="1: allow private addresses of hosts other than that of --base_url (default 0)",
     )
+    add_proxy_flag(parser)
     return parser
 
 
@@ -197,7 +199,7 @@ def command(args: argparse.Namespace) -> None:
     files, folder = choose_files(source, args.files), Path(args.data_root) / source.folder
     base_url = args.base_url.rstrip("/") or source.base_url
     remedy = f"{source.remedy}, put them into {folder}, and run this again"
-    access = Access(named=args.base_url, allow_private=bool(args.allow_private))
+    access = Access(args.base_url, bool(args.allow_private), args.proxy)
     limits = Limits(args.timeout, args.retries, int(args.max_gb * 1e9), access)
     fetching = base_url and not args.verify_only
     if fetching:
