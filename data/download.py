@@ -90,8 +90,8 @@ def obtain(remote: Remote, folder: Path, base_url: str, limits: Limits, remedy: 
     present = path.exists()
     if present:
         record = read_record(folder, path.name)
-        sha256, size = verify_present(path, remote, record), path.stat().st_size
-        write_record(path, record.get("url", "placed by hand"), size, sha256, remote)
+        sha256 = verify_present(path, remote, record)
+        write_record(path, record.get("url", "placed by hand"), path.stat().st_size, sha256, remote)
     else:
         sha256 = fetch_verified(url, path, remote, limits, remedy)
     status = "sha256 as published"
