@@ -26,6 +26,7 @@ from data.feature_files import feature_paths, load_features, open_features
 from data.folders import dataset_folder
 from data.formats import Interactions, interactions_hash, read_interactions
 from data.graphs import knn_table, normalised_adjacency
+from data.missing import fill_mean, fill_neighbours, missing_items
 from layers.kernels import column_major
 from utils import UserError, content_hash
 from world import Config
@@ -58,6 +59,8 @@ class Dataset:
     notes: list[str]  # lines worth telling the user
     # Content hashes of the features and of neighbours from files, by name: what a model was trained on.
     feature_hashes: dict[str, str] = dataclasses.field(default_factory=dict)
+    # modality -> [I] bool, the items that lack it by --missing; the other hashes are of whole features.
+    missing: dict[str, np.ndarray] = dataclasses.field(default_factory=dict)
 
 
 def load_dataset(config: Config, needs: Needs, device: torch.device) -> Dataset:
@@ -89,11 +92,20 @@ def load_dataset(config: Config, needs: Needs, device: torch.device) -> Dataset:
     if item_features:
         features = {m: load_features(array, paths[m], interactions.n_items) for m, array in arrays.items()}
     hashes = {m: content_hash(matrix) for m, matrix in features.items()}
+    missing = draw_missing(config, features)
+    for m, absent in missing.items():
+        features[m][absent] = 0
+        if config.missing_fill == "neighbours":
+            fill_neighbours(features[m], absent, interactions.train, interactions.n_users)
     if needs.neighbours:
         for m, matrix in features.items():
-            path = getattr(config, f"item_{m}_graph")
-            neighbours[m], found = knn_table(matrix, path, config.item_knn_k, config, device, hashes[m])
+            path, known = getattr(config, f"item_{m}_graph"), "" if m in missing else hashes[m]
+            neighbours[m], found = knn_table(matrix, path, config.item_knn_k, config, device, known)
             notes += found
+    if config.missing_fill == "mean":
+        # After the graphs, in which items without features have no neighbours: each other's, with equal ones.
+        for m, absent in missing.items():
+            fill_mean(features[m], absent)
     if needs.user_features and config.user_text_feat:
         user_features = user_text_features(config, interactions, features, user_array)
         user_neighbours, found = knn_table(
@@ -128,7 +140,29 @@ def load_dataset(config: Config, needs: Needs, device: torch.device) -> Dataset:
         fingerprint,
         notes,
         hashes,
+        missing,
     )
+
+
+def draw_missing(config: Config, features: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
+    """The items that lack a modality by --missing: {modality: [I] bool}, {} without features.
+
+    Raises UserError for a modality that the data do not have, and for one with a graph from a file, which
+    would know the features that are missing.
+    """
+    missing = {}
+    for m, share in config.missing_shares.items() if features else ():
+        if m not in features:
+            raise UserError(
+                f"--missing {m}:{share:g}: there are no {m} features; there are {', '.join(features)}"
+            )
+        if getattr(config, f"item_{m}_graph"):
+            raise UserError(
+                f"--missing {m}:{share:g}: the graph of --item_{m}_graph knows the missing features; leave "
+                "it out"
+            )
+        missing[m] = missing_items(share, len(features[m]), config.seed, m)
+    return missing
 
 
 def missing_features(config: Config, folder: Path) -> str:

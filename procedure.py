@@ -25,6 +25,7 @@ from layers.device import on_cpu
 from models.base import Recommender
 from models.registry import is_external
 from training import projector
+from training.beyond import BEYOND, beyond_accuracy
 from training.checkpoint import read_checkpoint
 from training.console import epoch_line, heading
 from training.divergence import remedy, sizes
@@ -41,6 +42,7 @@ from world import Config
 
 Metrics = dict[str, float]
 Result = dict[str, typing.Any]  # the content of result.json
+ACCURACY = ("recall", "ndcg", "precision", "map", "hitrate")
 
 # ---------------------------------------------------------------- one epoch
 
@@ -165,6 +167,15 @@ def score(model: Recommender, data: Interactions, splits: list[HeldOut], config:
         return [score_parts(model, data, split, config)[0] for split in splits]
 
 
+def ranked_lists(model: Recommender, data: Interactions, split: HeldOut, config: Config) -> torch.Tensor:
+    """The best items of the users of a split, as many as the largest K: [n, K]."""
+    with scoring_mode(model, config):
+        parts = scored_parts(model, data, split, config)
+        return torch.cat(
+            [top_items(scorer, part, max(config.topks), config.eval_chunk) for scorer, part in parts]
+        )
+
+
 def score_parts(
     model: Recommender, data: Interactions, split: HeldOut, config: Config, k: int = 0
 ) -> tuple[Metrics, list[torch.Tensor]]:
@@ -178,6 +189,13 @@ def score_parts(
         if k:
             lists.append(top_items(scorer, part, k, config.eval_chunk))
     return means, lists
+
+
+def beyond(lists: torch.Tensor, data: Interactions, config: Config) -> Metrics:
+    """Metrics beyond accuracy of the best items of users [n, k]."""
+    users, items = data.train.T
+    popularity = np.bincount(items, minlength=data.n_items)
+    return beyond_accuracy(lists.cpu().numpy(), popularity, len(np.unique(users)), config.topks)
 
 
 def make_splits(data: Interactions, config: Config, device: torch.device) -> tuple[HeldOut, HeldOut]:
@@ -408,7 +426,10 @@ def finish(run: Run, log: RunLog) -> Result:
     load_weights(run.model, state)
     # Dropout in scoring (--eval_dropout 1) draws the masks with which this epoch was selected.
     set_random_state(state["random"], run.device)
-    _, split = make_splits(data, config, run.device)
+    selection, split = make_splits(data, config, run.device)
+    beyond_valid = {}
+    if config.select_on == "valid":
+        beyond_valid["valid"] = beyond(ranked_lists(run.model, data, selection, config), data, config)
     with scoring_mode(run.model, config):
         test, lists = score_parts(run.model, data, split, config, max(config.topks))
         if rank() == 0:
@@ -422,6 +443,7 @@ def finish(run: Run, log: RunLog) -> Result:
         "best_epoch": best["epoch"],
         "epochs": run.progress.epoch,
         **splits,
+        "beyond_accuracy": {**beyond_valid, "test": beyond(torch.cat(lists), data, config)},
         "protocol": protocol(config),
         "data": {
             "interactions": interactions_hash(data),
@@ -436,6 +458,10 @@ def finish(run: Run, log: RunLog) -> Result:
         "versions": provenance(),
     }
     log.images(run.model, best["epoch"], "_best")
+    for name, values in result["beyond_accuracy"].items():
+        log.scalars(
+            "beyond_accuracy", {f"{name} {key}": value for key, value in values.items()}, best["epoch"]
+        )
     log.finish(config, best["epoch"], **{f"{config.select_on}_best": best["metrics"], "test": splits["test"]})
     duration = f"{result['seconds']:.1f} s, test in {result['test_seconds']:.1f} s"
     log.say(f"trained {result['epochs']} epochs in {duration}", final_table(result, config))
@@ -496,16 +522,13 @@ def protocol(config: Config) -> dict[str, typing.Any]:
 
 
 def final_table(result: Result, config: Config) -> str:
-    """Metrics of the selection and the test split as a table, with the protocol below."""
-    names = ("recall", "ndcg", "precision", "map", "hitrate")
+    """Metrics of the selection and the test split as tables, with the protocol below."""
+    splits = list(dict.fromkeys((config.select_on, "test")))
     lines = [
         f"best epoch {result['best_epoch']}, selected by {config.selection_metric} on {config.select_on}",
-        "".join([f"{'split':<8}{'K':>5}", *(f"{name:>11}" for name in names)]),
+        *metric_lines({split: result[split] for split in splits}, ACCURACY, config.topks, 4),
+        *metric_lines(result.get("beyond_accuracy", {}), BEYOND, config.topks, 3),
     ]
-    for split in dict.fromkeys((config.select_on, "test")):
-        for k in config.topks:
-            values = "".join(f"{result[split][f'{name}@{k}']:>11.4f}" for name in names)
-            lines.append(f"{split:<8}{k:>5}{values}")
     masked = " and ".join(result["protocol"]["masked_at_test"])
     candidates = "" if config.mask_valid_at_test else ", validation items are candidates"
     lines.append(f"full ranking; {masked} items masked at test{candidates}")
@@ -514,3 +537,14 @@ def final_table(result: Result, config: Config) -> str:
             "WARNING: the best epoch was selected on TEST; these figures leak and are not comparable"
         )
     return "\n".join(lines)
+
+
+def metric_lines(
+    rows: Mapping[str, Metrics], names: Sequence[str], ks: Sequence[int], digits: int
+) -> Iterator[str]:
+    """A table of metrics, a line for each row and K; without rows nothing."""
+    if rows:
+        yield "".join([f"{'split':<8}{'K':>5}", *(f"{name:>11}" for name in names)])
+    for row, metrics in rows.items():
+        for k in ks:
+            yield f"{row:<8}{k:>5}" + "".join(f"{metrics[f'{name}@{k}']:>11.{digits}f}" for name in names)

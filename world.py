@@ -113,6 +113,19 @@ class Config:
     item_image_graph: str = setting("", "data", "item neighbours by image, likewise", free=True)
     item_audio_graph: str = setting("", "data", "item neighbours by audio, likewise", free=True)
     user_text_graph: str = setting("", "data", "user neighbours by text, likewise", free=True, models=RECGOAT)
+    missing: str = setting(
+        "",
+        "data",
+        "share of the items that lack a modality, drawn by the seed, as text:0.3 or text:0.3,image:0.3",
+    )
+    missing_fill: str = setting(
+        "zero",
+        "data",
+        "features of items that lack a modality: zeros, the mean of the other items, that of the items "
+        "bought by the same users (neighbours), or zeros and the ID vector in place of the modality vector "
+        "(id; lgn_mm)",
+        choices=("zero", "mean", "neighbours", "id"),
+    )
     item_knn_k: int = setting(20, "data", "neighbours of an item in each kNN graph (eq. 2)", low=1)
     user_knn_k: int = setting(
         20, "data", "neighbours of a user in the user-user graph (eq. 6)", low=1, models=RECGOAT
@@ -543,11 +556,17 @@ class Config:
             raise UserError("--evaluate_only 1 and --checkpoint PATH go together: give both or neither")
         if self.projector and not self.tensorboard:
             raise UserError("--projector 1 needs TensorBoard events: drop --tensorboard 0")
+        parse_missing(self.missing)
         if self.valid_metric and self.valid_metric not in metric_names(self.topks):
             raise UserError(
                 f"--valid_metric {self.valid_metric}: not one of {', '.join(metric_names(self.topks))}; "
                 "add its K to --topks or name another"
             )
+
+    @property
+    def missing_shares(self) -> dict[str, float]:
+        """The setting `missing` as {modality: share of the items}."""
+        return parse_missing(self.missing)
 
     @property
     def selection_metric(self) -> str:
@@ -624,6 +643,24 @@ def recipe_settings(recipe: str, given: Mapping[str, typing.Any]) -> dict[str, t
     if recipe == "released":
         values |= dict.fromkeys(FOLLOW_FUSE_DROP, given.get("fuse_drop", Config.fuse_drop))
     return values
+
+
+def parse_missing(text: str) -> dict[str, float]:
+    """ "text:0.3,image:0.5" -> {"text": 0.3, "image": 0.5}. Raises UserError for anything else."""
+    shares: dict[str, float] = {}
+    for part in filter(None, text.split(",")):
+        name, _, number = part.partition(":")
+        try:
+            share = float(number)
+        except ValueError:
+            share = -1.0
+        if name not in MODALITIES or name in shares or not 0 <= share < 1:
+            raise UserError(
+                f"--missing {text[:60]}: give MODALITY:SHARE of {', '.join(MODALITIES)}, each once, with "
+                "shares from 0 to below 1, as text:0.3,image:0.3"
+            )
+        shares[name] = share
+    return shares
 
 
 def metric_names(ks: tuple[int, ...]) -> list[str]:

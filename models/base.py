@@ -39,6 +39,13 @@ class ItemWeights:
     spread: bool = False
 
 
+class HistoryPart(typing.NamedTuple):
+    """What the TRAIN items of users contribute to their vectors: user = rest + weights[user] @ vectors."""
+
+    weights: sp.csr_matrix  # [U, I], non-zero where the user has the item
+    vectors: torch.Tensor  # [I, d]
+
+
 class Heatmap(typing.NamedTuple):
     """A matrix [h, w] with values of at least 0, and what its rows and columns are."""
 
@@ -76,6 +83,11 @@ class Recommender(nn.Module):
     @classmethod
     def check(cls, config: Config) -> None:
         """Raise UserError for settings that this model cannot be built with."""
+        if config.missing and config.missing_fill == "id":
+            raise UserError(
+                f"--missing_fill id: --model {config.model} has no modality vectors that an ID vector could "
+                "replace; take zero, mean or neighbours"
+            )
 
     @classmethod
     def search_space(cls, config: Config, modalities: Collection[str]) -> tuple[str, ...]:
@@ -114,6 +126,18 @@ class Recommender(nn.Module):
         return ItemWeights(
             self.neighbour_weights, config.neighbour_weight, config.neighbour_scale == "spread"
         )
+
+    # ---- explanations, in one process and in eval mode
+
+    def item_parts(self) -> dict[str, torch.Tensor]:
+        """The item vectors of `embeddings` as a sum of named parts, [I, d] each; by default of one part."""
+        return {"vectors": self.embeddings()[1]}
+
+    def history_part(self) -> HistoryPart | None:
+        """The part of the user vectors that comes from each TRAIN item; None: they have no such part."""
+        return None
+
+    # ---- the log
 
     def diagnostics(self) -> dict[str, torch.Tensor]:
         """Numbers about the model's state for the log, 0-dim tensors by name."""

@@ -22,6 +22,7 @@ import torch
 from torch.nn import functional as F
 
 from dataloader import Dataset
+from layers.attention import nearest_rows
 from world import Config
 
 
@@ -121,6 +122,29 @@ def cosine_graph(
         graph = sp.csr_matrix(values, (n, n))
         total = graph if total is None else total + graph
     assert total is not None  # there is a modality
+    return total
+
+
+def new_item_weights(
+    config: Config, features: Mapping[str, torch.Tensor], new: Mapping[str, torch.Tensor]
+) -> sp.csr_matrix:
+    """The weights W[j, i] of known items j for items i that are known by their features alone: [I, n].
+
+    Nothing was bought together with them, and the known items' neighbours are fixed, so alpha A[i, j] is all
+    that is left of W. features: {m: [I, d_m]} of the known items; new: {m: [n, d_m]}.
+    """
+    shares = graph_shares(new, config.item_graph_image)
+    total = sp.csr_matrix(
+        (len(next(iter(features.values()))), len(next(iter(new.values())))), dtype=np.float32
+    )
+    for m, share in shares.items():
+        nearest = nearest_rows(new[m], features[m], config.item_knn_k)  # [n, k]
+        own = F.normalize(new[m].float(), dim=1)
+        others = F.normalize(features[m].float(), dim=1)[nearest]
+        values = config.neighbour_content * share * torch.einsum("nd,nkd->nk", own, others)
+        column = np.repeat(np.arange(len(nearest)), nearest.shape[1])
+        entries = values.flatten().cpu().numpy(), (nearest.flatten().cpu().numpy(), column)
+        total = total + sp.csr_matrix(entries, total.shape, dtype=np.float32)
     return total
 
 

@@ -7,6 +7,7 @@ import typing
 import scipy.sparse as sp
 import torch
 from torch import nn
+from torch.nn import functional as F
 
 from dataloader import Batch, Dataset, Needs
 from layers.columns import normal_table, own_outputs, own_parameter, sum_parts
@@ -29,6 +30,7 @@ class VBPR(MF):
         super().__init__(config, dataset)
         users, items, d = len(self.user), len(self.item), config.recdim
         features = torch.cat([unit_mean_length(matrix) for matrix in dataset.features.values()], 1)
+        self.sizes = {m: matrix.shape[1] for m, matrix in dataset.features.items()}
         self.register_buffer("features", features, persistent=False)  # [I, d_f]
         self.theta = normal_table(users, d, 0.1)
         # The bias is one more column, held by the last process; the others have none.
@@ -43,6 +45,15 @@ class VBPR(MF):
         item = torch.cat([self.item, content[:, :d], content[:, d:] + self.bias], 1)
         user = torch.cat([self.user, self.theta, self.theta.new_ones(len(self.theta), self.bias.shape[1])], 1)
         return select(user, users), select(item, items)
+
+    def item_parts(self) -> dict[str, torch.Tensor]:
+        """gamma_i, E f_i and b . f_i of each modality, and the bias beta_i."""
+        d = self.theta.shape[1]
+        parts = {"id": F.pad(self.item, (0, d + 1))}
+        blocks = zip(*(x.split([*self.sizes.values()], 1) for x in (self.features, self.content.weight)))
+        for m, (features, weight) in zip(self.sizes, blocks, strict=True):
+            parts[m] = F.pad(features @ weight.T, (d, 0))
+        return {**parts, "bias": F.pad(self.bias, (2 * d, 0))}
 
     def norm(self, batch: Batch) -> torch.Tensor:
         """Mean squared norm of the triples' embeddings and biases, plus the squared norm of E and b."""

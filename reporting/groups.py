@@ -10,8 +10,9 @@ from collections.abc import Sequence
 
 import numpy as np
 
+from outgoing import json_text
 from reporting.runs import CONFIG_FIELDS, Run, SettingValue
-from utils import UserError
+from utils import UserError, content_hash
 from world import Config
 
 # Settings in which the seeds of one row must agree. Free settings, such as threads, do not affect the result.
@@ -134,9 +135,11 @@ def differences(run: Run, other: Run) -> list[str]:
     own_settings = sorted((run.settings.keys() | other.settings.keys()) - CONFIG_FIELDS)
     names = [*COMPARED_SETTINGS, *own_settings]
     pairs: dict[str, tuple] = {name: (run.setting(name), other.setting(name)) for name in names}
-    for part in ("interactions", "all"):
-        hashes = [each.result.get("data", {}).get(part, "unknown") for each in (run, other)]
-        pairs[f"data: {part}"] = tuple(str(text)[:12] for text in hashes)
+    # With --missing each seed has other features, of which the settings and the hash of "features" tell all.
+    for part in ("interactions", "features" if run.config.missing else "all"):
+        found = [each.result.get("data", {}).get(part, "unknown") for each in (run, other)]
+        hashes = [value if isinstance(value, str) else content_hash(json_text(value)) for value in found]
+        pairs[f"data: {part}"] = tuple(text[:12] for text in hashes)
     pairs["protocol"] = run.protocol, other.protocol
     return [f"{name} ({left}, {right})" for name, (left, right) in pairs.items() if left != right]
 

@@ -14,10 +14,10 @@ from tqdm import tqdm
 
 from reporting.groups import Section
 from reporting.runs import Run
+from training.beyond import ITEM_BINS, item_bins
 from training.metrics import ranking_metrics
 from utils import UserError
 
-ITEM_BINS = ("head", "middle", "tail", "cold")
 ARRAYS = ("users", "items", "relevant_crow", "relevant_items", "history", "popularity")
 
 
@@ -44,21 +44,6 @@ Rankings = Mapping[str, Sequence[Ranking]]
 
 
 # ---------------------------------------------------------------- bins
-
-
-def item_bins(popularity: np.ndarray) -> np.ndarray:
-    """Assign each item to a bin by its number of training interactions [I]: an index into ITEM_BINS, [I].
-
-    From the most popular item down, head items account for the first half of all interactions, middle items
-    for the next 30%, tail items for the rest. Cold items have no training interaction.
-    """
-    order = np.argsort(-popularity, kind="stable")
-    more_popular = np.cumsum(popularity[order]) - popularity[order]
-    share = more_popular / max(popularity.sum(), 1)
-    bins = np.empty(len(popularity), dtype=np.int64)
-    bins[order] = (share >= 0.5).astype(int) + (share >= 0.8)
-    bins[popularity == 0] = ITEM_BINS.index("cold")
-    return bins
 
 
 def history_bins(lengths: np.ndarray) -> tuple[np.ndarray, list[str]]:

@@ -9,8 +9,9 @@ import numpy as np
 
 from reporting.blocks import Block, Cell, Mark, Number, Table, Text, mean_with_sd
 from reporting.groups import Group, Section
-from reporting.rankings import ITEM_BINS, Rankings, history_bins
+from reporting.rankings import Rankings, history_bins
 from reporting.runs import Run
+from training.beyond import BEYOND, ITEM_BINS
 from utils import UserError
 
 PUBLISHED = Path(__file__).parents[1] / "docs" / "published.csv"
@@ -157,6 +158,33 @@ def published_table(
             for (method, setting, source), values in found.items()
         ],
         "Copied from the papers; features, hardware and tuning differ from those of the runs above.",
+    )
+
+
+def beyond_table(section: Section) -> Table | None:
+    """Metrics beyond accuracy at the largest K; None if the runs are of versions that did not store them."""
+    k = max(section.first.config.topks)
+    names = [f"{name}@{k}" for name in BEYOND]
+    rows: list[list[Cell]] = []
+    for group in section.groups:
+        found = [run.result.get("beyond_accuracy", {}).get("test", {}) for run in group.runs]
+        if all(set(names) <= values.keys() for values in found):
+            columns = ([values[name] for values in found] for name in names)
+            formats = (".2f" if name.startswith(("novelty", "popularity")) else ".4f" for name in names)
+            rows.append([group.name, *map(mean_with_sd, columns, formats)])
+    if not rows:
+        return None
+    return Table(
+        f"Beyond accuracy, {section.dataset}",
+        f"{section.slug}_beyond",
+        ["method", *names],
+        rows,
+        "Of the test lists, mean ± sample standard deviation over seeds. coverage: share of all items that "
+        "are recommended to anybody. novelty: mean of -log2 of the share of users that have the item in "
+        "training. popularity: mean number of training interactions of a recommended item. tail: share of "
+        "recommended items outside the most popular ones that account for 80% of the training interactions. "
+        "gini: inequality of how often items are recommended, 0 if all equally. "
+        "docs/metrics.md has the formulas.",
     )
 
 

@@ -2,6 +2,7 @@
 
     python scripts/table.py runs/demo/*/                # one row per run, best test result last
     python scripts/table.py --mean runs/lastfm/*/*/*/   # one row per name: mean and deviation over its seeds
+    python scripts/table.py --metrics ndcg@20,coverage@20,novelty@20 runs/demo/*/
 
 A run is named after its model or, where the runs lie in different folders, after the folder that contains it.
 """
@@ -26,7 +27,10 @@ METRIC_NAMES = ("recall", "ndcg")
 
 @dataclasses.dataclass(frozen=True)
 class Row:
-    """A finished run. folder: name of the folder above the run folder; test: {"recall@20": 0.1, ...}."""
+    """A finished run. folder: name of the folder above the run folder; test: {"recall@20": 0.1, ...}.
+
+    test has the metrics beyond accuracy too, if the run has them.
+    """
 
     folder: str
     model: str
@@ -49,7 +53,7 @@ def read_row(folder: Path) -> Row:
             seed=config["seed"],
             best_epoch=result["best_epoch"],
             seconds=result["seconds"],
-            test=result["test"],
+            test=result["test"] | result.get("beyond_accuracy", {}).get("test", {}),
         )
     except KeyError as error:
         raise UserError(f"{folder}: not a finished run (its JSON files lack {error}); leave it out") from None
@@ -70,24 +74,36 @@ def common_metrics(rows: Sequence[Row]) -> list[str]:
     return [f"{name}@{k}" for name, k in known]
 
 
-def run_table(rows: Sequence[Row]) -> list[str]:
+def asked_metrics(text: str, rows: Sequence[Row]) -> list[str]:
+    """The metrics that --metrics names. Raises UserError if one of the runs lacks one of them."""
+    metrics = text.split(",")
+    for row in rows:
+        if missing := [metric for metric in metrics if metric not in row.test]:
+            raise UserError(
+                f"--metrics {missing[0][:40]}: a run of {row.folder} has no such test metric; it has "
+                f"{', '.join(row.test)}"
+            )
+    return metrics
+
+
+def run_table(rows: Sequence[Row], metrics: Sequence[str]) -> list[str]:
     """Lines of a table with one row per run, worst test result first."""
-    metrics = common_metrics(rows)
-    header = [f"{'run':<12}{'seed':>6}{'best epoch':>12}", *(f"{metric:>11}" for metric in metrics)]
+    widths = [max(len(metric) + 2, 11) for metric in metrics]
+    names = [f"{metric:>{width}}" for metric, width in zip(metrics, widths)]
+    header = [f"{'run':<12}{'seed':>6}{'best epoch':>12}", *names]
     lines = ["".join([*header, f"{'seconds':>9}"])]
     named = zip(row_names(rows), rows)
     for name, row in sorted(named, key=lambda pair: [pair[1].test[metric] for metric in metrics]):
-        values = "".join(f"{row.test[metric]:>11.4f}" for metric in metrics)
+        values = "".join(f"{row.test[metric]:>{width}.4f}" for metric, width in zip(metrics, widths))
         lines.append(f"{name:<12}{row.seed:>6}{row.best_epoch:>12}{values}{row.seconds:>9.1f}")
     return lines
 
 
-def mean_table(rows: Sequence[Row]) -> list[str]:
+def mean_table(rows: Sequence[Row], metrics: Sequence[str]) -> list[str]:
     """Lines of a table with one row per name: mean and sample standard deviation over its seeds.
 
     Raises UserError if two runs of a name have the same seed.
     """
-    metrics = common_metrics(rows)
     tests: dict[str, dict[int, dict[str, float]]] = {}
     for name, row in zip(row_names(rows), rows):
         by_seed = tests.setdefault(name, {})
@@ -120,13 +136,20 @@ def make_parser() -> Parser:
     parser.add_argument(
         "--mean", action="store_true", help="one row per name: mean and standard deviation over its seeds"
     )
+    parser.add_argument(
+        "--metrics",
+        default="",
+        metavar="NAME@K,...",
+        help="columns of the table, by which it is sorted (default: recall and ndcg at every K)",
+    )
     return parser
 
 
 def command(args: argparse.Namespace) -> None:
     """Read the runs and print their table."""
     rows = [read_row(folder) for folder in args.folders]
-    lines = mean_table(rows) if args.mean else run_table(rows)
+    metrics = asked_metrics(args.metrics, rows) if args.metrics else common_metrics(rows)
+    lines = (mean_table if args.mean else run_table)(rows, metrics)
     datasets = sorted({row.dataset for row in rows})
     print(f"Test results on {printable(', '.join(datasets))} at the epoch selected on validation")
     print("\n".join(lines))

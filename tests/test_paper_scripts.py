@@ -13,7 +13,16 @@ from parse import parse_args
 from world import recipe_settings
 
 ROOT = Path(__file__).resolve().parents[1]
-SCRIPTS = ["table1.sh", "table3.sh", "table5.sh", "figure3.sh", "figure4.sh", "released.sh", "neighbours.sh"]
+SCRIPTS = [
+    "table1.sh",
+    "table3.sh",
+    "table5.sh",
+    "figure3.sh",
+    "figure4.sh",
+    "released.sh",
+    "neighbours.sh",
+    "missing.sh",
+]
 TINY = (
     "--recdim 8 --attn_heads 2 --epochs 2 --eval_every 1 --item_knn_k 4 --bpr_batch 64 --topks 5 "
     "--valid_metric ndcg@5 --cuda 0"

@@ -98,7 +98,8 @@ def test_a_flag_sets_its_own_field_and_no_other(field):
     elif kind is tuple:
         value = (3, 7)
     elif kind is str:
-        value = {"valid_metric": "ndcg@10", "model": "vbpr"}.get(field.name, "elsewhere")
+        checked = {"valid_metric": "ndcg@10", "model": "vbpr", "missing": "text:0.3"}
+        value = checked.get(field.name, "elsewhere")
     else:
         value = kind(field.default + 1)
         if rules["high"] is not None and value > rules["high"]:

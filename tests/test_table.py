@@ -94,3 +94,18 @@ def test_help():
     done = table("--help")
     assert done.returncode == 0
     assert "python scripts/table.py --mean" in done.stdout
+
+
+def test_metrics_that_are_asked_for(tmp_path):
+    folders = [write_run(tmp_path, name, 0, recall) for name, recall in (("a", 0.1), ("b", 0.2))]
+    for folder, novelty in zip(folders, (9.5, 8.25)):
+        path = Path(folder) / "result.json"
+        result = json.loads(path.read_text()) | {"beyond_accuracy": {"test": {"novelty@20": novelty}}}
+        path.write_text(json.dumps(result))
+    done = table("--metrics", "novelty@20,recall@20", *folders)
+    assert done.returncode == 0
+    header, *lines = (line.split() for line in done.stdout.splitlines()[1:])
+    assert header[-3:] == ["novelty@20", "recall@20", "seconds"]
+    assert [line[-3:-1] for line in lines] == [["8.2500", "0.2000"], ["9.5000", "0.1000"]]
+    done = table("--metrics", "gini@20", *folders)
+    assert done.returncode == 2 and "--metrics gini@20: a run of a has no such test metric" in done.stderr

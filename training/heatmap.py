@@ -6,12 +6,13 @@ pixels = heatmap(Heatmap(plan, "dimension of text", "dimension of ID"))     # [h
 from __future__ import annotations
 
 import numpy as np
-from PIL import Image, ImageDraw
+from PIL import Image, ImageDraw, ImageFont
 
 from models.base import Heatmap
 
 SIZE = 384  # pixels of the matrix on its longer side, at least
-MARGIN, BAR = 44, 14  # pixels around the matrix, and of the scale's width
+MARGIN, BAR = 72, 18  # pixels around the matrix, and of the scale's width
+FONT = 18  # pixels; TensorBoard shows the picture at about two thirds of its size
 TICKS = 4  # parts of an axis
 # Colours of the values from 0 to the largest, evenly spaced: white to dark blue, readable in grey.
 COLOURS = np.array([(255, 255, 255), (190, 215, 235), (90, 160, 210), (25, 95, 165), (8, 30, 80)], float)
@@ -29,7 +30,8 @@ def heatmap(picture: Heatmap) -> np.ndarray:
     scale = colours(np.linspace(1, 0, height)[:, None]).repeat(BAR, 1)
     canvas.paste(Image.fromarray(scale), (width + 2 * MARGIN, MARGIN))
     draw = ImageDraw.Draw(canvas)
-    draw.text((MARGIN, 4), f"rows: {picture.rows}; columns: {picture.columns}", fill="black")
+    draw.font = ImageFont.load_default(FONT)
+    draw.text((MARGIN, 16), f"rows: {picture.rows}, columns: {picture.columns}", fill="black")
     for part in range(TICKS + 1):
         x, y = MARGIN + width * part // TICKS, MARGIN + height * part // TICKS
         draw.text((x, MARGIN + height + 6), str(matrix.shape[1] * part // TICKS), fill="black", anchor="mt")

@@ -24,6 +24,7 @@ from torch import nn
 from torch.distributed.distributed_c10d import PrefixStore, Store
 from torch.distributed.rendezvous import rendezvous
 
+from cli import launched
 from layers.columns import Share, all_parts, collective, own, own_part, rank, ranks, share_of, sum_parts
 from models.registry import MODELS
 from utils import LostProcess, TrainingError, UserError
@@ -35,19 +36,6 @@ Value = typing.TypeVar("Value")
 State = dict[str, typing.Any]
 
 # ---------------------------------------------------------------- processes
-
-
-def launched() -> bool:
-    """Whether torchrun has started this process and others for the same run."""
-    return dist.is_torchelastic_launched() and int(os.environ["WORLD_SIZE"]) > 1
-
-
-def one_process(command: str) -> None:
-    """Raise UserError if torchrun has started a command that works in one process."""
-    if launched():
-        if os.environ["RANK"] != "0":
-            sys.exit(2)  # process 0 says why
-        raise UserError(f"{command} works in one process: start it with python, not with torchrun")
 
 
 @contextlib.contextmanager

@@ -23,6 +23,7 @@ RESULT = {
     "step": COUNT,
     "valid": {str: SHARE},
     "test": {str: SHARE},
+    "beyond_accuracy": {"valid": {str: NUMBER}, "test": {str: NUMBER}},
     "protocol": {
         "selected_on": SPLIT,
         "selection_metric": TEXT,

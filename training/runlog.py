@@ -30,7 +30,12 @@ from world import Config
 Numbers = Mapping[str, typing.Any]  # {name: number or 0-dim tensor}
 
 # TensorBoard sorts groups by name: first what one looks at first. Metrics have the group 1_metrics.
-GROUPS = {"train": "2_training", "speed": "3_speed", "model": "4_model"}
+GROUPS = {
+    "train": "2_training",
+    "speed": "3_speed",
+    "model": "4_model",
+    "beyond_accuracy": "6_beyond_accuracy",
+}
 # HParamInfo.differs = true (field 7 of TensorBoard's api.proto), which tensorboardX's copy of it lacks.
 DIFFERS = b"\x38\x01"
 

@@ -198,6 +198,21 @@ def test_similar_items(lgn, small_dataset, run):
         assert [row[1] for row in rows] == pytest.approx(cosine[number][order], abs=1e-5)
 
 
+def test_similar_items_by_the_weights_of_the_term(small_dataset, run, tmp_path):
+    folder = train(small_dataset, tmp_path / "runs", "lgn", neighbour_weight=0.5)
+    weights = load(folder)[0].item_weights().matrix.to_dense().numpy()
+    lists = read_table(run(folder, "--similar_items", "4,2", "--similar_by", "weights", "--topk", "5")[1])[1]
+    for item, rows in lists.items():
+        row = np.delete(weights[int(item)], int(item))
+        assert [score for _, score, *_ in rows] == pytest.approx(np.sort(row)[::-1][:5] / 2, abs=1e-5)
+        assert all(weights[int(item), int(other)] == pytest.approx(2 * s, abs=1e-5) for other, s, *_ in rows)
+
+
+def test_similar_items_by_weights_need_a_run_that_has_them(lgn, run):
+    code, _, err = run(lgn, "--similar_items", "4", "--similar_by", "weights")
+    assert code == 2 and len(err.splitlines()) == 1 and "--neighbour_weight" in err
+
+
 def test_similar_items_go_by_vectors_alone_where_there_are_vectors(small_dataset, run, tmp_path):
     """The neighbourhood term changes no training: the vectors are the same, and so are the lists."""
     lists = []

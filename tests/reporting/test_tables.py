@@ -4,9 +4,10 @@ import re
 
 import numpy as np
 import pytest
-from report_helpers import METRICS, read_page, read_table, run_report, write_run, write_two_models
+from report_helpers import METRICS, edit_json, read_page, read_table, run_report, write_run, write_two_models
 
 from reporting import tables
+from training.beyond import BEYOND
 
 
 def test_means_deviations_and_marks(root, capsys):
@@ -81,3 +82,18 @@ def test_published_file_is_complete():
     assert len(rows) == len({tuple(row.values()) for row in rows}) == 145
     assert {row["dataset"] for row in rows} == {"Baby", "Sports", "Electronics"}
     assert all(0 < float(row["value"]) < (0.2 if "@" in row["metric"] else 5) for row in rows)
+
+
+def test_metrics_beyond_accuracy(root):
+    """The mean over seeds at the largest K; rows whose runs lack them are left out, as is an empty table."""
+    write_run(root, 1, 0.1, model="mf")
+    assert run_report(root, "--figures", "0") == 0
+    assert not (root.parent / "out" / "baby_beyond.csv").exists()
+    for seed in (1, 2):
+        folder = write_run(root, seed, 0.2, model="lgn")
+        values = {f"{name}@{k}": seed * k / 100 for name in BEYOND for k in (5, 10)}
+        edit_json(folder / "result.json", {"beyond_accuracy": {"test": values}})
+    assert run_report(root, "--figures", "0") == 0
+    (row,) = read_table(root, "baby_beyond")
+    assert row["method"] == "LightGCN"
+    assert [float(row[f"{name}@10"]) for name in BEYOND] == pytest.approx([0.15] * 5)
