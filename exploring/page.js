@@ -112,6 +112,7 @@ const LABELS = { id: "ID", together: "bought together" };
 const label = (name) => LABELS[name] || name;
 const colour = (name) => ["id", "text", "image", "audio", "evidence"].includes(name) ? `var(--${name})` : "var(--other)";
 const titleOf = (item) => (items.titles && items.titles[item]) || items.ids[item];
+const idUnlessTitle = (item) => titleOf(item) === items.ids[item] ? "" : items.ids[item];
 const plural = (n, word) => `${n.toLocaleString("en")} ${word}${n === 1 ? "" : "s"}`;
 
 function signed(value, digits) {
@@ -226,7 +227,7 @@ function piece(left, width, background) {
 
 function drawItem(item) {
   const head = element("div", { class: "name" },
-    picture(item), element("h2", {}, titleOf(item)), element("span", { class: "quiet" }, items.ids[item]), bought(item));
+    picture(item), element("h2", {}, titleOf(item)), element("span", { class: "quiet" }, idUnlessTitle(item)), bought(item));
   const agrees = agreement
     ? element("p", { class: "quiet" }, `${items.agreementOf.map(label).join(" and ")} agree: ${(agreement[item] / 255).toFixed(2)} of 1`)
     : null;
@@ -493,7 +494,7 @@ function start() {
   const userRows = users.ids.map((id, number) => (
     { id, number, title: id, note: plural(trainOf(number).length, "item"), words: id.toLowerCase() }));
   const itemRows = items.ids.map((id, number) => ({
-    id, number, title: titleOf(number), note: `${id}, bought ${count[number].toLocaleString("en")}\u00d7`,
+    id, number, title: titleOf(number), note: `${idUnlessTitle(number)} bought ${count[number].toLocaleString("en")}\u00d7`,
     words: `${titleOf(number)} ${id}`.toLowerCase(),
   }));
   const searches = [makeSearch("users", userRows, (user) => !onlyHits.checked || hasHit(user)), makeSearch("items", itemRows)];
