@@ -73,8 +73,8 @@ class Recommender(nn.Module):
     def keep_cold_items(self, dataset: Dataset) -> None:
         """Keep the features of items that are held out entirely, if this model makes vectors of them.
 
-        cold_items: [c] ids of those that final_vectors replaces; an item with a modality of zeros, which has no
-        neighbours, is none of them. in_training: [I] bool, the items with TRAIN interactions.
+        cold_items: [c] ids of those that final_vectors replaces; an item with a modality of zeros, which has
+        no neighbours, is none of them. in_training: [I] bool, the items with TRAIN interactions.
         """
         self.register_buffer("cold_items", torch.zeros(0, dtype=torch.int64), persistent=False)
         if type(self).cold_item_vectors is Recommender.cold_item_vectors:
