@@ -41,7 +41,7 @@ from layers.dropout import Dropout
 from layers.kernels import product, unit_info_nce
 from layers.losses import info_nce, squared_norm, total
 from layers.transport import COSTS, cost_unit, sinkhorn_exp, sinkhorn_log
-from models.base import Heatmap, Recommender, batch_bpr, sparse_like
+from models.base import Heatmap, HistoryPart, Recommender, batch_bpr, sparse_like
 from models.lightgcn import LightGCN
 from utils import UserError
 from world import MODALITIES, Config
@@ -220,23 +220,59 @@ class Fusion(nn.Module):
         z_id: ID vectors; z: {m: vectors}, the same items, [n, own columns] each; plans: those of `plans`, by
         default T0.
         """
-        parts = [z_id, *(z[m] for m in self.modalities)]
-        if self.config.fusion == "oat":
-            plans = plans or {}
-            parts[1:] = [self.transport(m)(z[m], plans.get(m)) for m in self.modalities]
-        if self.config.fuse_input == "l2":
-            parts = [unit_rows(part) for part in parts]
+        parts = self.inputs(z_id, z, plans)
         if self.config.fusion == "concat":
             fused = self.project(torch.cat([all_columns(part) for part in parts], 1))
         elif self.config.fusion == "sum":
             fused = total(parts)
             fused = self.project(all_columns(fused)) if self.config.sum_proj else fused
         else:
-            learnt = shared(self.weights)
-            weights = [1 - learnt.sum(), *learnt]
-            fused = total(weight * part for weight, part in zip(weights, parts, strict=True))
+            fused = total(weight * part for weight, part in zip(self.shares(), parts, strict=True))
         fused = self.dropout(self.layer_norm(fused))
         return unit_rows(fused) if self.config.fuse_norm.endswith("l2") else fused
+
+    def shares(self) -> list[torch.Tensor]:
+        """The weights of the ID vectors and of each modality in eq. 14, which sum to 1."""
+        learnt = shared(self.weights)
+        return [1 - learnt.sum(), *learnt]
+
+    def inputs(
+        self, z_id: torch.Tensor, z: dict[str, torch.Tensor], plans: Plans | None
+    ) -> list[torch.Tensor]:
+        """ID vectors and (transported) modality vectors, as they are fused; arguments as of `forward`."""
+        parts = [z_id, *(z[m] for m in self.modalities)]
+        if self.config.fusion == "oat":
+            plans = plans or {}
+            parts[1:] = [self.transport(m)(z[m], plans.get(m)) for m in self.modalities]
+        return [unit_rows(part) for part in parts] if self.config.fuse_input == "l2" else parts
+
+    @torch.no_grad()
+    def split(
+        self, z_id: torch.Tensor, z: dict[str, torch.Tensor], plans: Plans | None
+    ) -> dict[str, torch.Tensor]:
+        """`forward` without dropout, as a sum: {"id": [n, d], m: [n, d], "constant": [n, d]}; one process.
+
+        LayerNorm and L2 divide an item's parts by the same numbers, those of its whole vector. "constant" are
+        the bias of the projection and the shift of LayerNorm, which belong to no part.
+        """
+        parts, constant = self.inputs(z_id, z, plans), torch.zeros_like(z_id)
+        if self.config.fusion == "oat":
+            parts = [weight * part for weight, part in zip(self.shares(), parts, strict=True)]
+        elif isinstance(self.project, nn.Linear):
+            blocks = self.project.weight.split(self.config.recdim, 1)
+            blocks = blocks if len(blocks) == len(parts) else blocks * len(parts)
+            parts = [part @ block.T for part, block in zip(parts, blocks, strict=True)]
+            constant = constant + self.project.bias
+        parts.append(constant)
+        if isinstance(self.layer_norm, LayerNorm):
+            deviation = (total(parts).var(1, correction=0, keepdim=True) + self.layer_norm.eps).sqrt()
+            scale = self.layer_norm.weight / deviation
+            parts = [scale * (part - part.mean(1, keepdim=True)) for part in parts]
+            parts[-1] = parts[-1] + self.layer_norm.bias
+        if self.config.fuse_norm.endswith("l2"):
+            length = total(parts).norm(dim=1, keepdim=True).clamp_min(1e-12)
+            parts = [part / length for part in parts]
+        return dict(zip(["id", *self.modalities, "constant"], parts, strict=True))
 
 
 def fusion_weights(config: Config, modalities: Collection[str]) -> list[float]:
@@ -503,6 +539,27 @@ class RecGOAT(Recommender):
             for i, a in enumerate(views)
             for b in views[i + 1 :]
         ]
+
+    # ---- explanations
+
+    @torch.no_grad()
+    def item_parts(self) -> dict[str, torch.Tensor]:
+        """What ID and modality vectors contribute to the unified item vectors, see Fusion.split.
+
+        An absent modality that the ID vectors stand in for counts as ID.
+        """
+        _, _, z_id, z, plans = self.unify(None, None, whole=True)
+        parts = self.fusion.split(z_id, z, plans)
+        for m in set(self.fused) - set(self.modalities):
+            parts["id"] = parts["id"] + parts.pop(m)
+        return parts if parts["constant"].any() else {m: parts[m] for m in ("id", *self.modalities)}
+
+    def history_part(self) -> HistoryPart | None:
+        """LightGCN's, of which the user-user branch leaves the share 1 - eta."""
+        part = self.backbone.history_part()
+        if part is None or self.user_graph is None:
+            return part
+        return part._replace(vectors=(1 - self.config.eta) * part.vectors)
 
     # ---- the log
 

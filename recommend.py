@@ -2,6 +2,7 @@
 
     python recommend.py --checkpoint runs/baby_raw_lgn_20260131-120000_2025 --output lists.tsv
     python recommend.py --checkpoint RUN --users A1HK2FQW6KXQB2,A19K65VY14D13R --topk 10 --exclude train,valid
+    python recommend.py --checkpoint RUN --explain --output lists.tsv       # and why
     python recommend.py --checkpoint RUN --new_users histories.tsv          # users that were not in training
     python recommend.py --checkpoint RUN --similar_items B000YDDF6O
     python recommend.py --checkpoint RUN --export_embeddings vectors.npz    # for faiss and the like
@@ -83,6 +84,13 @@ def make_parser() -> Parser:
         "item_ids.tsv and optionally item_text.jsonl; only for models that learn from features of items",
     )
     how.add_argument(
+        "--explain",
+        action="store_true",
+        default=False,
+        help="and why: the parts of each score (of ID vector, text, images, evidence), which sum to it, and "
+        "the items of the user that add most to it; for users of the run",
+    )
+    how.add_argument(
         "--similar_by",
         default="vectors",
         choices=("vectors", "weights"),
@@ -129,6 +137,12 @@ def check_flags(args: argparse.Namespace) -> None:
     """Raise UserError for flags that cannot be followed, before anything is loaded."""
     if args.topk < 1:
         raise UserError(f"--topk {args.topk}: must be at least 1")
+    other = args.new_users or args.similar_items or args.export_embeddings or args.cold_items
+    if args.explain and other:
+        raise UserError(
+            "--explain is for lists of users and items of the run: leave out --new_users, --similar_items, "
+            "--export_embeddings and --cold_items"
+        )
     if args.export_embeddings and args.output:
         raise UserError("--output is for lists; --export_embeddings names its own file")
     if args.format == "parquet" and not args.export_embeddings:

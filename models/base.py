@@ -40,6 +40,13 @@ class ItemWeights:
     spread: bool = False
 
 
+class HistoryPart(typing.NamedTuple):
+    """What the TRAIN items of users contribute to their vectors: user = rest + weights[user] @ vectors."""
+
+    weights: sp.csr_matrix  # [U, I], non-zero where the user has the item
+    vectors: torch.Tensor  # [I, d]
+
+
 class Heatmap(typing.NamedTuple):
     """A matrix [h, w] with values of at least 0, and what its rows and columns are."""
 
@@ -157,6 +164,18 @@ class Recommender(nn.Module):
         return ItemWeights(
             self.neighbour_weights, config.neighbour_weight, config.neighbour_scale == "spread"
         )
+
+    # ---- explanations, in one process and in eval mode
+
+    def item_parts(self) -> dict[str, torch.Tensor]:
+        """The item vectors of `embeddings` as a sum of named parts, [I, d] each; by default of one part."""
+        return {"vectors": self.embeddings()[1]}
+
+    def history_part(self) -> HistoryPart | None:
+        """The part of the user vectors that comes from each TRAIN item; None: they have no such part."""
+        return None
+
+    # ---- the log
 
     def diagnostics(self) -> dict[str, torch.Tensor]:
         """Numbers about the model's state for the log, 0-dim tensors by name."""

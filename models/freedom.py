@@ -95,10 +95,18 @@ class FREEDOM(LightGCN):
     ) -> tuple[torch.Tensor, torch.Tensor]:
         """User vectors [U, d] and item vectors [I, d], or the given rows of them."""
         user, item = super().embeddings(users, items)
+        return user, item + select(self.content(), items)
+
+    def content(self) -> torch.Tensor:
+        """The ID embeddings after their layers over the item graph, S^l E: [I, d]."""
         content: torch.Tensor = self.item
         for _ in range(self.config.item_graph_layers):
             content = sparse_product(self.item_graph, self.item_graph_transposed, content)
-        return user, item + select(content, items)
+        return content
+
+    def item_parts(self) -> dict[str, torch.Tensor]:
+        """The LightGCN vector, and what comes over the item graph, in which the modalities are mixed."""
+        return {"id": super().embeddings()[1], "content": self.content()}
 
     def feature_sizes(self) -> dict[str, int]:
         """{modality: dimension of its features}; {} without an item graph, which cold items need."""

@@ -10,7 +10,7 @@ import torch
 
 from dataloader import Dataset, Needs
 from layers.kernels import mean_of_layers, propagate
-from models.base import Recommender, sparse_like
+from models.base import HistoryPart, Recommender, sparse_like
 from models.mf import MF
 from world import Config
 
@@ -39,6 +39,19 @@ class LightGCN(MF):
     ) -> tuple[torch.Tensor, torch.Tensor]:
         """Propagated user vectors [U, d] and item vectors [I, d], or the given rows of them."""
         return propagate(self.graph(), self.config.layer, self.user, self.item, users, items)
+
+    def history_part(self) -> HistoryPart | None:
+        """What reaches a user over each of their items in the L layers; None with no layer.
+
+        The rest is the user's own embedding at layer 0, divided by L + 1.
+        """
+        layers, n_users = self.config.layer, len(self.user)
+        if not layers:
+            return None
+        parts = self.adjacency.values(), self.adjacency.col_indices(), self.adjacency.crow_indices()
+        graph = sp.csr_matrix(tuple(part.cpu().numpy() for part in parts), tuple(self.adjacency.shape))
+        _, below = mean_of_layers(self.adjacency, layers - 1, (self.user, self.item))
+        return HistoryPart(graph[:n_users, n_users:], below * (layers / (layers + 1)))
 
     def new_user_vectors(
         self, histories: sp.csr_matrix, item: torch.Tensor

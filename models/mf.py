@@ -25,6 +25,10 @@ class MF(Recommender):
         """User vectors [U, d] and item vectors [I, d], or the given rows of them."""
         return select(self.user, users), select(self.item, items)
 
+    def item_parts(self) -> dict[str, torch.Tensor]:
+        """All of an item's vector is its ID vector."""
+        return {"id": self.embeddings()[1]}
+
     def loss(self, batch: Batch) -> dict[str, torch.Tensor]:
         """BPR and the weighted norm of the embeddings of the batch."""
         user, item = self.embeddings(batch.unique_users, batch.unique_items)

@@ -7,6 +7,7 @@ import typing
 import scipy.sparse as sp
 import torch
 from torch import nn
+from torch.nn import functional as F
 
 from dataloader import Batch, Dataset, Needs
 from layers.columns import normal_table, own_outputs, own_parameter, sum_parts
@@ -50,6 +51,15 @@ class VBPR(MF):
         """Features of all modalities, each divided by its mean length in the catalogue: [n, d_f]."""
         return torch.cat([features[m] / length for m, length in self.lengths.items()], 1)
 
+    def item_parts(self) -> dict[str, torch.Tensor]:
+        """gamma_i, E f_i and b . f_i of each modality, and the bias beta_i."""
+        d = self.theta.shape[1]
+        parts = {"id": F.pad(self.item, (0, d + 1))}
+        blocks = zip(*(x.split([*self.sizes.values()], 1) for x in (self.features, self.content.weight)))
+        for m, (features, weight) in zip(self.sizes, blocks, strict=True):
+            parts[m] = F.pad(features @ weight.T, (d, 0))
+        return {**parts, "bias": F.pad(self.bias, (2 * d, 0))}
+
     def norm(self, batch: Batch) -> torch.Tensor:
         """Mean squared norm of the triples' embeddings and biases, plus the squared norm of E and b."""
         theta = self.theta.index_select(0, batch.unique_users), batch.user_index
@@ -69,7 +79,7 @@ class VBPR(MF):
         return self.sizes
 
     def cold_item_vectors(self, features: dict[str, torch.Tensor]) -> torch.Tensor:
-        """What the features say alone: gamma and beta are 0, as He & McAuley do for cold items."""
+        """What the features say alone: gamma and beta, which are untrained, are 0."""
         content, d = self.content(self.joined(features)), self.theta.shape[1]
         return torch.cat(
             [content.new_zeros(len(content), self.item.shape[1]), content[:, :d], content[:, d:]], 1

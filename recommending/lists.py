@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import argparse
-from collections.abc import Iterator
+import dataclasses
+import typing
+from collections.abc import Iterator, Sequence
 
 import numpy as np
 import scipy.sparse as sp
@@ -11,10 +13,11 @@ import torch
 
 from dataloader import Dataset, HeldOut, Rows
 from models.base import Recommender
+from recommending.explanations import make_explainer
 from recommending.requests import indices_of, items_of_splits, parse_splits, read_histories
 from recommending.trained import tell
 from recommending.vectors import Vectors
-from recommending.writers import Lists, TopList
+from recommending.writers import Lists, TopList, Why
 from training.ranking import rank_items
 from training.scoring import Scorer
 from utils import UserError
@@ -43,17 +46,25 @@ def to_rows(matrix: sp.csr_matrix, device: torch.device) -> Rows:
     return crow.to(device), columns.to(device)
 
 
+@dataclasses.dataclass(frozen=True)
+class Query:
+    """Who or what n lists are for."""
+
+    names: list[str]
+    user: torch.Tensor  # [n, d]
+    history: sp.csr_matrix  # [n, I], the items that item weights apply to
+    seen: sp.csr_matrix  # [n, items], those left out
+    numbers: list[int] | None = None  # of the users, if they were in training
+
+
 def make_lists(
     args: argparse.Namespace, vectors: Vectors, model: Recommender, dataset: Dataset, config: Config
 ) -> Lists:
     """The lists that parsed arguments ask for."""
-    n_items, index = len(vectors.item), {name: number for number, name in enumerate(vectors.item_ids)}
-    weights = vectors.weights
-    user, item, columns, data = vectors.user, vectors.item, ("user", "item"), dataset.interactions
-    if args.topk > n_items:
-        raise UserError(f"--topk {args.topk}: there are only {n_items} items; give a smaller K")
+    if args.topk > len(vectors.item):
+        raise UserError(f"--topk {args.topk}: there are only {len(vectors.item)} items; give a smaller K")
+    item, weights, columns = vectors.item, vectors.weights, ("user", "item")
     if args.similar_items:
-        chosen = indices_of(args.similar_items, index, "--similar_items")
         columns = ("item", "similar_item")
         # Cosines of vectors and sums of weights have different scales: one of them decides.
         if args.similar_by == "vectors" and item.shape[1]:
@@ -65,31 +76,49 @@ def make_lists(
             )
         else:
             item = item[:, :0]
-        user, names = item[chosen], [vectors.item_ids[number] for number in chosen]
-        ones = np.ones(len(chosen), np.float32)
-        seen = sp.csr_matrix((ones, (range(len(chosen)), chosen)), (len(chosen), n_items))
-        history = seen[:, : vectors.n_known]
+        query = items_query(args.similar_items, vectors, item)
     elif args.new_users:
-        known = {name: index[name] for name in vectors.item_ids[: vectors.n_known]}
-        names, history = read_histories(args.new_users, known)
-        user, notes = model.new_user_vectors(history, item[: vectors.n_known])
-        for note in notes:
-            tell(note)
-        seen = history.copy()
-        seen.resize(len(names), n_items)
+        query = new_users_query(args.new_users, vectors, model)
     else:
-        names = vectors.user_ids
-        history = items_of_splits(data, ("train",), (len(user), vectors.n_known))
-        seen = items_of_splits(data, parse_splits(args.exclude, config), (len(user), n_items))
-        if args.users:
-            chosen = indices_of(args.users, {name: number for number, name in enumerate(names)}, "--users")
-            user, seen, history = user[chosen], seen[chosen], history[chosen]
-            names = [names[number] for number in chosen]
-    scorer = Scorer(user, item, weights, to_rows(history.tocsr(), item.device))
-    return Lists(
-        columns,
-        names,
-        vectors.item_ids,
-        vectors.titles,
-        top_lists(scorer, seen, args.topk, config.eval_chunk),
-    )
+        query = users_query(args.users, parse_splits(args.exclude, config), vectors, dataset)
+    scorer = Scorer(query.user, item, weights, to_rows(query.history.tocsr(), item.device))
+    chunks = top_lists(scorer, query.seen, args.topk, config.eval_chunk)
+    why = None
+    if args.explain:
+        explainer, numbers = make_explainer(model, dataset), typing.cast("list[int]", query.numbers)
+        why = Why(explainer.names, lambda row, items: explainer.explain(numbers[row], items))
+    return Lists(columns, query.names, vectors.item_ids, vectors.titles, chunks, why)
+
+
+def items_query(asked: str, vectors: Vectors, item: torch.Tensor) -> Query:
+    """Lists for items, each without itself."""
+    index = {name: number for number, name in enumerate(vectors.item_ids)}
+    chosen = indices_of(asked, index, "--similar_items")
+    ones = np.ones(len(chosen), np.float32)
+    seen = sp.csr_matrix((ones, (range(len(chosen)), chosen)), (len(chosen), len(item)))
+    names = [vectors.item_ids[number] for number in chosen]
+    return Query(names, item[chosen], seen[:, : vectors.n_known], seen)
+
+
+def new_users_query(path: str, vectors: Vectors, model: Recommender) -> Query:
+    """Lists for users that a file gives the items of, without these."""
+    known = vectors.item_ids[: vectors.n_known]
+    names, history = read_histories(path, {name: number for number, name in enumerate(known)})
+    user, notes = model.new_user_vectors(history, vectors.item[: vectors.n_known])
+    for note in notes:
+        tell(note)
+    seen = history.copy()
+    seen.resize(len(names), len(vectors.item))
+    return Query(names, user, history, seen)
+
+
+def users_query(asked: str, exclude: Sequence[str], vectors: Vectors, dataset: Dataset) -> Query:
+    """Lists for users of the run, those asked for or all, without their items of these splits."""
+    data, n_users = dataset.interactions, len(vectors.user)
+    history = items_of_splits(data, ("train",), (n_users, vectors.n_known))
+    seen = items_of_splits(data, exclude, (n_users, len(vectors.item)))
+    if not asked:
+        return Query(vectors.user_ids, vectors.user, history, seen, [*range(n_users)])
+    chosen = indices_of(asked, {name: number for number, name in enumerate(vectors.user_ids)}, "--users")
+    names = [vectors.user_ids[number] for number in chosen]
+    return Query(names, vectors.user[chosen], history[chosen], seen[chosen], chosen)

@@ -11,6 +11,7 @@ from dataloader import held_out
 from layers.columns import ranks
 from models.base import ItemWeights
 from procedure import final_scorer
+from recommending.explanations import final_parts
 from reporting.runs import read_run
 from training.cold import COLD_KINDS, warm_and_cold
 from training.records import read_result
@@ -223,3 +224,13 @@ def test_a_run_reports_warm_cold_and_all(cold_dataset, model):
 def test_data_without_cold_items_have_no_such_entry(small_dataset):
     _, result, _ = train(small_dataset, model="vbpr", epochs=1)
     assert "cold_items" not in result and ranks() == 1
+
+
+@pytest.mark.parametrize("model", ["lgn_mm", "freedom", "vbpr"])
+def test_the_explained_parts_of_all_items_sum_to_their_final_vectors(cold_dataset, model):
+    config = small_config(cold_dataset, model=model, epochs=1)
+    folder, _, _ = train(cold_dataset, model=model, epochs=1)
+    with torch.no_grad():
+        trained = best_model(config, folder)
+        item = trained.final_vectors()[1]
+        torch.testing.assert_close(sum(final_parts(trained, item).values()), item)
