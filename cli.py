@@ -90,6 +90,19 @@ def run_tool(
     return run_command(lambda: command(parser.parse_args(argv)), memory_hint=TOOL_MEMORY_HINT)
 
 
+def launched() -> bool:
+    """Whether torchrun has started this process and others for the same run."""
+    return "TORCHELASTIC_RUN_ID" in os.environ and int(os.environ["WORLD_SIZE"]) > 1
+
+
+def one_process(command: str) -> None:
+    """Raise UserError if torchrun has started a command that works in one process."""
+    if launched():
+        if os.environ["RANK"] != "0":
+            sys.exit(2)  # process 0 says why
+        raise UserError(f"{command} works in one process: start it with python, not with torchrun")
+
+
 def work_and_flush(work: Callable[[], int | None]) -> int:
     """Call `work` and print what is buffered, so that a pipe that was closed is an error as any other."""
     try:

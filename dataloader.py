@@ -27,6 +27,7 @@ from data.folders import dataset_folder
 from data.formats import Interactions, interactions_hash, read_interactions
 from data.graphs import knn_table, normalised_adjacency
 from data.missing import fill_mean, fill_neighbours, missing_items
+from layers.agreement import together
 from layers.kernels import column_major
 from utils import UserError, content_hash
 from world import Config
@@ -89,8 +90,9 @@ def load_dataset(config: Config, needs: Needs, device: torch.device) -> Dataset:
             notes.append(f"note: {interactions.source}: {count} repeated interactions merged in {split}")
     adjacency = normalised_adjacency(interactions, config.edge_weight, device) if needs.adjacency else None
     features, neighbours, user_features, user_neighbours = {}, {}, None, None
-    if item_features:
-        features = {m: load_features(array, paths[m], interactions.n_items) for m, array in arrays.items()}
+    with together():  # kNN graphs are built by all processes
+        if item_features:
+            features = {m: load_features(x, paths[m], interactions.n_items) for m, x in arrays.items()}
     hashes = {m: content_hash(matrix) for m, matrix in features.items()}
     missing = draw_missing(config, features)
     for m, absent in missing.items():
@@ -107,7 +109,8 @@ def load_dataset(config: Config, needs: Needs, device: torch.device) -> Dataset:
         for m, absent in missing.items():
             fill_mean(features[m], absent)
     if needs.user_features and config.user_text_feat:
-        user_features = user_text_features(config, interactions, features, user_array)
+        with together():
+            user_features = user_text_features(config, interactions, features, user_array)
         user_neighbours, found = knn_table(
             user_features, config.user_text_graph, config.user_knn_k, config, device
         )

@@ -20,6 +20,7 @@ from tqdm import tqdm
 
 from data.formats import Interactions, interactions_hash
 from dataloader import Dataset, HeldOut, Sampler, held_out, pairs_to_rows
+from layers.agreement import from_all, together
 from layers.columns import all_parts, rank
 from layers.device import on_cpu
 from models.base import Recommender
@@ -32,11 +33,12 @@ from training.console import epoch_line, heading
 from training.divergence import remedy, sizes
 from training.folder import provenance
 from training.memory import peak_memory_mb
-from training.parallel import all_columns_of_own_users, from_all, gradient_norm, together
+from training.parallel import all_columns_of_own_users, gradient_norm
 from training.ranking import evaluate, top_items
 from training.run import Progress, Run, load_weights, set_random_state
 from training.runlog import RunLog
 from training.scoring import Scorer
+from training.step import Step
 from training.stop import Stop
 from utils import Diverged, TrainingError, UserError, atomic_write, write_json
 from world import Config
@@ -54,13 +56,17 @@ def train_epoch(
     sampler: Sampler,
     progress: Progress,
     stop: Callable[[], bool] = lambda: False,
+    step: Step | None = None,
 ) -> bool:
     """Make the remaining steps of an epoch; count them and sum the loss terms in `progress`.
+
+    step: how a step is made (default: Step(model, optimizer)).
 
     Ends early, after a whole step, once stop() is true. Returns whether the epoch is complete. Raises
     Diverged, with the step and the term, if a loss, a gradient or a weight is not finite.
     """
     model.train()
+    step = step or Step(model, optimizer)
     # Finiteness is recorded on the device and read once an epoch: a GPU never waits within it.
     first_bad, at_first_bad = torch.tensor(-1, device=sampler.pairs.device), torch.empty(0)
     batches = tqdm(
@@ -74,10 +80,7 @@ def train_epoch(
     )
     for batch in batches:
         model.begin_step(progress.epoch * len(sampler) + progress.step)
-        terms = model.loss(batch)
-        optimizer.zero_grad(set_to_none=True)
-        terms["loss"].backward()
-        optimizer.step()
+        terms = step(batch)
         progress.step += 1
         for name, value in terms.items():
             progress.sums[name] = progress.sums.get(name, 0) + value.detach()
@@ -289,6 +292,9 @@ def train(
         started = time.perf_counter()
         complete = train_one(run, stop)
         seconds = time.perf_counter() - started
+        if run.step and run.step.notes:
+            log.say(*run.step.notes)
+            run.step.notes.clear()
         if not complete:
             progress.seconds = time.perf_counter() - began
             run.save("last.pt")
@@ -314,11 +320,11 @@ def train(
 
 def train_one(run: Run, stop: Callable[[], bool]) -> bool:
     """Train the rest of the current epoch. Returns whether it is complete."""
-    if run.optimizer is None:
+    if run.optimizer is None or run.step is None:
         return True
     try:
         with float32_products("high" if run.config.precision == "tf32" else "highest"):
-            return train_epoch(run.model, run.optimizer, run.sampler, run.progress, stop)
+            return train_epoch(run.model, run.optimizer, run.sampler, run.progress, stop, run.step)
     except Diverged as error:
         hint = remedy(run.config, run.dataset, str(error).startswith("epoch 1, step 1:"))
         raise Diverged(f"{error}; {last_good(run.folder)}; {hint}") from None

@@ -18,21 +18,14 @@ Recommender.new_user_vectors and cold_item_vectors.
 from __future__ import annotations
 
 import argparse
-import dataclasses
 import importlib.util
 import sys
 import time
 from collections.abc import Sequence
 from pathlib import Path
 
-import torch
-
-from cli import Parser, run_tool
-from recommending.lists import make_lists
-from recommending.trained import FREE, checkpoint_path, load_run, tell
-from recommending.vectors import export, make_vectors
-from recommending.writers import WRITERS, open_output
-from training.parallel import one_process
+from cli import Parser, one_process, run_tool
+from recommending.flags import FORMATS, FREE, add_run_flags, checkpoint_path, parse_splits
 from utils import UserError
 from world import Config
 
@@ -110,27 +103,12 @@ def make_parser() -> Parser:
     how.add_argument(
         "--format",
         default="tsv",
-        choices=WRITERS,
+        choices=FORMATS,
         help="tsv and parquet: a row for each item; jsonl: a line for each user (default tsv)",
     )
     how.add_argument("--output", default="", metavar="FILE", help="where to write (default: stdout)")
     add_run_flags(parser)
     return parser
-
-
-def add_run_flags(parser: Parser) -> None:
-    """Add the flags of FREE, which are those of Config."""
-    run = parser.add_argument_group("where things are and what computes, if different from training")
-    for field in dataclasses.fields(Config):
-        if field.name in FREE:
-            kind, choices = type(field.default), field.metadata["choices"]
-            run.add_argument(
-                f"--{field.name}",
-                type=kind,
-                choices=choices,
-                help=field.metadata["help"].replace("%", "%%"),
-                metavar=None if choices else kind.__name__.upper(),
-            )
 
 
 def check_flags(args: argparse.Namespace) -> None:
@@ -158,13 +136,39 @@ def check_flags(args: argparse.Namespace) -> None:
         raise UserError(
             f"{target}: is a folder, or its folder does not exist; name a file in an existing folder"
         )
+    check_request(args)
 
 
-@torch.inference_mode()
+def check_request(args: argparse.Namespace) -> None:
+    """Raise UserError for splits or paths that do not exist."""
+    parse_splits(args.exclude, Config())
+    for path, what in (
+        (checkpoint_path(args.checkpoint), "a run folder or a checkpoint"),
+        (args.new_users, "a file of histories"),
+        (args.cold_items, "a folder of features"),
+    ):
+        if path and not Path(path).exists():
+            raise UserError(f"{path}: cannot be read (no such file or folder); name {what}")
+
+
 def command(args: argparse.Namespace) -> None:
     """Make what parsed arguments ask for."""
     one_process("recommend.py")
     check_flags(args)
+    # Importing torch takes seconds: what is wrong with a command line has been said by now.
+    import torch
+
+    with torch.inference_mode():
+        make(args)
+
+
+def make(args: argparse.Namespace) -> None:
+    """Load the run, and write lists or vectors."""
+    from recommending.lists import make_lists
+    from recommending.trained import load_run, tell
+    from recommending.vectors import export, make_vectors
+    from recommending.writers import WRITERS, open_output
+
     started = time.perf_counter()
     given = {name: value for name, value in vars(args).items() if name in FREE}
     model, dataset, config = load_run(checkpoint_path(args.checkpoint), given, args.model)
@@ -179,8 +183,7 @@ def command(args: argparse.Namespace) -> None:
         WRITERS[args.format](lists, file)
     tell(
         f"{args.output or 'stdout'}: {len(lists.names)} lists of up to {args.topk} from {len(vectors.item)} "
-        "items, "
-        f"{time.perf_counter() - started:.1f} s"
+        f"items, {time.perf_counter() - started:.1f} s"
     )
 
 

@@ -15,6 +15,7 @@ import torch
 from torch.distributed.distributed_c10d import Store
 
 from dataloader import Dataset, Needs, load_dataset
+from layers.agreement import from_all, from_first, together
 from layers.columns import rank, ranks
 from layers.device import on_cpu
 from models.base import Recommender
@@ -22,16 +23,9 @@ from models.registry import checked, find_model, label
 from procedure import fit, score_checkpoint
 from training.folder import make_run_folder
 from training.memory import keep_freed_memory
-from training.parallel import (
-    check,
-    from_all,
-    from_first,
-    own_gpu,
-    remember_folder,
-    restarted,
-    together,
-)
+from training.parallel import check, own_gpu, remember_folder, restarted
 from training.run import start_run
+from training.step import usable_graph
 from training.stop import Stop
 from utils import UserError, lock_file
 from world import Config, choose_device, seed_everything, usable_precision
@@ -47,7 +41,8 @@ def train(config: Config, notes: list[str], store: Store | None = None) -> int:
     config, more = usable_precision(config, device)
     # Measured on each machine: a run has one.
     config = dataclasses.replace(config, precision=from_all(config.precision)[0])
-    notes = [*notes, *more]
+    config, off = usable_graph(config, device)
+    notes = [*notes, *more, *off]
     seed_everything(config.seed)
     with together():
         dataset, found = load(config, find_model(config.model).data_needs(config), device)

@@ -30,6 +30,7 @@ MAX_FLOAT = 1e30  # of a setting: its products with ordinary numbers are finite 
 # The models that have a setting, where it is one of theirs.
 RECGOAT = ("lgn_mm",)
 FREEDOM = ("freedom",)
+LIGHTGCN = ("lgn", *FREEDOM, "bm3", *RECGOAT)
 
 
 def setting(
@@ -146,7 +147,7 @@ class Config:
     # ---- model
     model: str = setting("lgn", "model", "a built-in model, or a class of your own as FILE.py:CLASS")
     recdim: int = setting(64, "model", "embedding size d", low=1)
-    layer: int = setting(3, "model", "LightGCN layers", low=0, models=("lgn", *FREEDOM, *RECGOAT))
+    layer: int = setting(3, "model", "LightGCN layers", low=0, models=LIGHTGCN)
     item_branch_layers: int = setting(
         2, "model", "graph attention layers of an item branch (eq. 3)", low=1, models=RECGOAT
     )
@@ -523,6 +524,13 @@ class Config:
     gpu_id: int = setting(0, "run", "index of the GPU", low=0, free=True)
     threads: int = setting(
         0, "run", "CPU threads; 0: torch's default; another number changes the last digits", low=0, free=True
+    )
+    cuda_graph: str = setting(
+        "0",
+        "run",
+        "replay training steps from a CUDA graph; auto: where it is possible; no GPU has run this yet",
+        choices=("auto", "0", "1"),
+        free=True,
     )
     path: str = setting("runs", "run", "folder in which the run folder is created", free=True)
     name: str = setting("", "run", "name of this run in tables (default: its model)", free=True)

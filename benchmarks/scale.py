@@ -27,10 +27,11 @@ import torch.distributed as dist
 
 from benchmarks import bench
 from dataloader import Sampler
+from layers.agreement import from_all
 from layers.columns import rank, ranks
 from models.registry import find_model
 from training.memory import keep_freed_memory, peak_memory_mb
-from training.parallel import from_all, process_group
+from training.parallel import process_group
 from world import Config
 
 FLOAT = 4  # bytes

@@ -14,6 +14,7 @@ from typing import Protocol
 
 from utils import UserError, did_you_mean
 
+SPLITS = ("train", "valid", "test")
 TABLE_COLUMNS = ("userID", "itemID", "x_label")
 # Column names that other programs give to users, items and times, in order of preference.
 FOREIGN_COLUMNS = {

@@ -12,12 +12,12 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
+from data.folders import SPLITS as SPLITS
 from data.folders import check_header, inter_path
 from incoming import parse_json
 from outgoing import printable
 from utils import UserError, content_hash
 
-SPLITS = ("train", "valid", "test")
 MAX_DIGITS = 10  # of an id
 MIN_COLD = 0.05
 

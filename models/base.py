@@ -123,6 +123,14 @@ class Recommender(nn.Module):
 
     # ---- training
 
+    @classmethod
+    def varying(cls, config: Config) -> str:
+        """Why a training step cannot be replayed with other batches of the same sizes, in words; "": it can.
+
+        Batches may then have repeated rows at the end of their distinct ones (training/step.py).
+        """
+        return ""
+
     def begin_step(self, step: int) -> None:
         """Change state that the coming training step depends on; step counts from 0 over the whole run.
 

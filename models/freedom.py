@@ -65,6 +65,11 @@ class FREEDOM(LightGCN):
         own = ("item_graph_image=0..1", "edge_dropout=0..0.9", "feature_bpr_weight=1e-5..1e-1:log")
         return (*Recommender.search_space(config, modalities), *own, "item_knn_k=5,10,20")
 
+    @classmethod
+    def varying(cls, config: Config) -> str:
+        """The thinned graph."""
+        return "the user-item graph is another one in each epoch"
+
     def begin_step(self, step: int) -> None:
         """Thin the user-item graph at the first step of an epoch."""
         epoch = step // self.steps_per_epoch

@@ -21,3 +21,7 @@ EASE_SETTINGS = {
     "ease_l2": setting(200.0, "model", "L2 regularisation of the item weights", low=1e-6),
     "ease_k": setting(500, "model", "weights kept for each item; 0 keeps all", low=0),
 }
+BM3_SETTINGS = {
+    "bm3_dropout": setting(0.5, "model", "share of a target vector that is dropped", low=0.0, high=0.99),
+    "bm3_weight": setting(2.0, "alignment", "weight of the terms that align features", low=0.0),
+}

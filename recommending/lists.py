@@ -14,7 +14,8 @@ import torch
 from dataloader import Dataset, HeldOut, Rows
 from models.base import Recommender
 from recommending.explanations import make_explainer
-from recommending.requests import indices_of, items_of_splits, parse_splits, read_histories
+from recommending.flags import parse_splits
+from recommending.requests import indices_of, items_of_splits, read_histories
 from recommending.trained import tell
 from recommending.vectors import Vectors
 from recommending.writers import Lists, TopList, Why

@@ -1,4 +1,4 @@
-"""What is asked for, on original ids: users and items that a flag names, histories of new users, splits."""
+"""What is asked for, on original ids: users and items that a flag names, histories of new users."""
 
 from __future__ import annotations
 
@@ -8,9 +8,8 @@ from collections.abc import Sequence
 import numpy as np
 import scipy.sparse as sp
 
-from data.formats import SPLITS, Interactions, read_lines
+from data.formats import Interactions, read_lines
 from utils import UserError
-from world import Config
 
 
 def indices_of(asked: str, index: dict[str, int], flag: str) -> list[int]:
@@ -63,15 +62,3 @@ def items_of_splits(data: Interactions, splits: Sequence[str], shape: tuple[int,
     """The interactions of some splits as a sparse 0/1 matrix; shape: at least [U, I]."""
     pairs = np.concatenate([np.zeros((0, 2), np.int64), *(getattr(data, split) for split in splits)])
     return sp.csr_matrix((np.ones(len(pairs), np.float32), (pairs[:, 0], pairs[:, 1])), shape)
-
-
-def parse_splits(text: str, config: Config) -> tuple[str, ...]:
-    """The splits that --exclude names; by default those that were masked when the run was tested."""
-    if not text:
-        return SPLITS[:2] if config.mask_valid_at_test else SPLITS[:1]
-    splits = () if text == "none" else tuple(text.split(","))
-    if not set(splits) <= set(SPLITS):
-        raise UserError(
-            f"--exclude {text[:60]}: give some of {', '.join(SPLITS)}, separated by commas, or none"
-        )
-    return splits

@@ -17,43 +17,15 @@ from training.checkpoint import read_checkpoint
 from utils import UserError
 from world import Config, choose_device
 
-# Settings of the run that may differ here: where things are, and what computes.
-FREE = (
-    "data_root",
-    "text_feat",
-    "image_feat",
-    "audio_feat",
-    "user_text_feat",
-    "item_text_graph",
-    "item_image_graph",
-    "item_audio_graph",
-    "user_text_graph",
-    "cache_dir",
-    "cuda",
-    "gpu_id",
-    "threads",
-    "eval_chunk",
-)
-
-
-def checkpoint_path(run: str) -> Path:
-    """The checkpoint of a run folder: best.pt, to which result.json belongs, else last.pt. Or a file."""
-    path = Path(run)
-    if not path.is_dir():
-        return path
-    for name in ("best.pt", "last.pt"):
-        if (path / name).exists():
-            return path / name
-    raise UserError(f"{path}: contains neither best.pt nor last.pt; name a run folder or a checkpoint")
-
 
 def load_run(
     path: Path, given: dict[str, typing.Any], model_name: str = ""
 ) -> tuple[Recommender, Dataset, Config]:
     """Model in eval mode, dataset and config of a checkpoint.
 
-    given: settings that replace stored ones (see FREE); model_name: --model, which a run of a user's own
-    class needs. Raises UserError if the checkpoint, its data or the two together cannot be used.
+    given: settings that replace stored ones (those of FREE in recommending/flags.py); model_name: --model,
+    which a run of a user's own class needs. Raises UserError if the checkpoint, its data or the two together
+    cannot be used.
     """
     state = read_checkpoint(path)
     config = restored_config(state["config"], path, model_name, **given)

@@ -32,6 +32,7 @@ def words(folder, *more):
         ("--model", "lgn"),
         ("--model", "vbpr"),
         ("--model", "freedom"),
+        ("--model", "bm3"),
         ("--model", "itemknn"),
         ("--model", "lgn_mm"),
         ("--model", "lgn_mm", "--fusion", "concat"),

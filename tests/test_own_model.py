@@ -20,6 +20,7 @@ from small_runs import command_line, flags, only, read_json, read_metrics, read_
 
 import main
 import recommend
+from recommending.trained import load_run
 
 ROOT = Path(__file__).resolve().parents[1]
 SOURCE = '''import torch
@@ -297,7 +298,7 @@ def test_recommend(small_dataset, tmp_path, model, capsys):
     assert list(new) == ["anna", "bert"] and not {3, 5, 8} & set(new["anna"]) and 1 not in new["bert"]
     similar = lists("--similar_items", "4,2")
     item = torch.nn.functional.normalize(
-        recommend.load_run(folder / "best.pt", {"cuda": 0}, model)[0].embeddings()[1].detach(), dim=1
+        load_run(folder / "best.pt", {"cuda": 0}, model)[0].embeddings()[1].detach(), dim=1
     )
     for number in (4, 2):
         order = (item @ item[number]).argsort(descending=True).tolist()

@@ -31,6 +31,7 @@ optuna = pytest.importorskip("optuna")
 import main
 import procedure
 import session
+import trials
 import tune
 from models.registry import MODELS, config_class, find_model
 from parse import parse_args
@@ -235,7 +236,7 @@ def test_a_dataset_depends_on_no_settings_but_those_it_is_shared_by(small_datase
     needs = find_model(model).data_needs(config)
     read.clear()
     session.load(config, needs, torch.device("cpu"))
-    assert "dataset" in read and read & set(Config.__dataclass_fields__) <= set(tune.DATASET_SETTINGS)
+    assert "dataset" in read and read & set(Config.__dataclass_fields__) <= set(trials.DATASET_SETTINGS)
 
 
 def test_bad_trials_are_pruned(small_dataset, monkeypatch):

@@ -63,9 +63,7 @@ def open_storage(path: Path) -> optuna.storages.RDBStorage:
 
 
 def load_study(name: str, path: Path) -> optuna.Study:
-    """A study that exists. Raises UserError if the file or the study is missing."""
-    if not path.exists():
-        raise UserError(f"{path}: does not exist; name the file of the study with --storage")
+    """A study of a file that exists. Raises UserError if the file has none of this name."""
     with storage_errors(path, UserError), study_lock(path):
         storage = open_storage(path)
         names = optuna.get_all_study_names(storage)
@@ -97,6 +95,13 @@ def join_study(
             # Written last: a study that has its settings is complete.
             study.set_user_attr("settings", settings)
     return study
+
+
+def pruner(name: str, warm_up: int) -> optuna.pruners.BasePruner:
+    """What --pruner names; warm_up: epochs before a trial may be pruned."""
+    if name == "median":
+        return optuna.pruners.MedianPruner(n_warmup_steps=warm_up)
+    return optuna.pruners.NopPruner()
 
 
 def check_unchanged(

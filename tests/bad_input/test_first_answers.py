@@ -1,5 +1,6 @@
 """Answers that come at once, without torch: help, typing errors, wrong names and paths, foreign tables."""
 
+import importlib
 import subprocess
 import sys
 
@@ -46,6 +47,27 @@ MISTAKES = {
     ),
 }
 
+# Those of the other commands: (command, arguments, words of the message).
+OTHERS = [
+    ("tune", ["--study", "s"], ["--trials", "--best"]),
+    ("tune", ["--study", "s", "--trials", "3", "--mdoel", "lgn"], ["did you mean --model?"]),
+    ("tune", ["--study", "s", "--trials", "3", "--dataset", "shap"], ["did you mean shop?"]),
+    ("tune", ["--study", "s", "--trials", "3", "--dataset", "shop", "--space", "lr=1"], ["--space lr=1"]),
+    ("tune", ["--study", "s", "--best"], ["runs/tune/s.db", "does not exist", "--storage"]),
+    ("recommend", [], ["--checkpoint"]),
+    ("recommend", ["--checkpoint", "no"], ["no: cannot be read", "a run folder or a checkpoint"]),
+    ("recommend", ["--checkpoint", "data"], ["neither best.pt nor last.pt"]),
+    ("recommend", ["--checkpoint", "a.pt", "--topk", "0"], ["--topk 0"]),
+    ("recommend", ["--checkpoint", "a.pt", "--topn", "5"], ["did you mean --topk?"]),
+    ("recommend", ["--checkpoint", "a.pt", "--format", "csv"], ["tsv", "jsonl"]),
+    ("recommend", ["--checkpoint", "a.pt", "--exclude", "trian"], ["--exclude trian", "train, valid, test"]),
+    ("recommend", ["--checkpoint", "a.pt", "--new_users", "no.tsv"], ["no.tsv: cannot be read"]),
+    ("recommend", ["--checkpoint", "a.pt", "--output", "no/x"], ["no/x", "name a file"]),
+    ("report", [], ["RUNS"]),
+    ("report", ["data"], ["data: no run folder here or below"]),
+    ("report", ["data", "--curve", "layer", "--figures", "0"], ["--figures 0 contradicts --curve"]),
+]
+
 
 @pytest.fixture
 def folder(tmp_path, monkeypatch):
@@ -54,6 +76,7 @@ def folder(tmp_path, monkeypatch):
     for name, text in (("ml", RECBOLE), ("split", FOREIGN_SPLIT)):
         (tmp_path / "data" / name).mkdir()
         (tmp_path / "data" / name / f"{name}.inter").write_text(text)
+    (tmp_path / "a.pt").write_bytes(b"")
     monkeypatch.chdir(tmp_path)
     return tmp_path
 
@@ -65,12 +88,20 @@ def test_mistake_is_answered_with_what_was_meant(case, folder, capsys):
     assert not (folder / "runs").exists()
 
 
-def test_neither_help_nor_a_mistake_waits_for_torch_or_pandas(folder):
+@pytest.mark.parametrize("command, argv, words", OTHERS)
+def test_mistake_of_another_command(command, argv, words, folder, capsys):
+    assert_refused(importlib.import_module(command).main(argv), capsys.readouterr().err, words)
+
+
+@pytest.mark.parametrize("command", ["main", "tune", "recommend", "report"])
+def test_neither_help_nor_a_mistake_waits_for_torch_or_pandas(folder, command):
+    mistakes = [argv for argv, _ in MISTAKES.values()] if command == "main" else []
+    mistakes += [argv for name, argv, _ in OTHERS if name == command]
     code = (
         "import sys\n"
         f"sys.path.insert(0, {str(ROOT)!r})\n"
-        "from main import main\n"
-        f"for argv in {[argv for argv, _ in MISTAKES.values()]}:\n"
+        f"from {command} import main\n"
+        f"for argv in {mistakes}:\n"
         "    assert main(argv) == 2\n"
         "try:\n"
         "    main(['--help'])\n"

@@ -10,6 +10,7 @@ from small_runs import command_line, only
 
 import main
 import recommend
+from recommending.trained import load_run
 
 N_USERS, N_ITEMS = 40, 30  # of the fixture small_dataset
 
@@ -50,7 +51,7 @@ def run(tmp_path, capsys):
 
 def load(folder):
     """(model in eval mode, dataset, config) of best.pt."""
-    return recommend.load_run(folder / "best.pt", {"cuda": 0})
+    return load_run(folder / "best.pt", {"cuda": 0})
 
 
 def write_names(folder):

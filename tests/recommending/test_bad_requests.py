@@ -6,6 +6,7 @@ import pytest
 from recommend_helpers import N_USERS, read_table
 
 import recommend
+from recommending import writers
 
 
 @pytest.mark.parametrize(
@@ -89,7 +90,7 @@ def test_an_output_that_fails_leaves_the_file_before(lgn, run, tmp_path, monkeyp
         file.write("half")
         raise OSError("disk full")
 
-    monkeypatch.setitem(recommend.WRITERS, "tsv", fail)
+    monkeypatch.setitem(writers.WRITERS, "tsv", fail)
     code, text, err = run(lgn)
     assert code == 1 and text == "before" and err.splitlines()[-1] == "error: disk full"
     assert not list(tmp_path.glob("*.tmp")) + list(tmp_path.glob(".*.tmp"))

@@ -49,6 +49,7 @@ def numbered_lists(text):
         ("lgn", {"mask_valid_at_test": 1}),
         ("vbpr", {}),
         ("freedom", {}),
+        ("bm3", {}),
         ("itemknn", {}),
         ("lgn_mm", {}),
     ],

@@ -14,6 +14,7 @@ STEPS = 8  # of an epoch
 MODELS = {
     "lgn": {"model": "lgn"},
     "freedom": {"model": "freedom"},
+    "bm3": {"model": "bm3"},
     "lgn_mm": {
         "model": "lgn_mm",
         "user_text_feat": "mean",

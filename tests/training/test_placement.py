@@ -17,7 +17,9 @@ from procedure import final_scorer, make_splits
 from training.ranking import evaluate, rank_items
 from training.scoring import Scorer
 
-SCORED = {name: TRAINED[name] for name in ("vbpr", "freedom", "oat", "concat", "sum", "users")} | UNTRAINED
+SCORED = {
+    name: TRAINED[name] for name in ("vbpr", "freedom", "bm3", "oat", "concat", "sum", "users")
+} | UNTRAINED
 LOGGED = {name: TRAINED[name] for name in ("mf", "lgn", "users")}
 FAST = {"sinkhorn_iters": 10}
 
