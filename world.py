@@ -496,6 +496,12 @@ class Config:
     mask_valid_at_test: int = switch(
         0, "evaluation", "1 removes validation items from the candidates at test"
     )
+    cold_vectors: int = switch(
+        1,
+        "evaluation",
+        "1 ranks items that are held out entirely by vectors made of their features, in data with at least "
+        "5 % of such items and where the model has such vectors; 0 by the model's own",
+    )
     eval_dropout: int = switch(0, "evaluation", "1 keeps dropout on while scoring (released code)")
     eval_dropout_users: int = setting(
         0,

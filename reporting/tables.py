@@ -12,6 +12,7 @@ from reporting.groups import Group, Section
 from reporting.rankings import Rankings, history_bins
 from reporting.runs import Run
 from training.beyond import BEYOND, ITEM_BINS
+from training.cold import COLD_KINDS
 from utils import UserError
 
 PUBLISHED = Path(__file__).parents[1] / "docs" / "published.csv"
@@ -159,6 +160,29 @@ def published_table(
         ],
         "Copied from the papers; features, hardware and tuning differ from those of the runs above. "
         "protocol: the part that the test split had in the choice, which makes figures too high.",
+    )
+
+
+def cold_table(section: Section) -> Table | None:
+    """Recall and NDCG of warm and cold items at the largest K; None for data without cold items."""
+    k = max(section.first.config.topks)
+    names = [(kind, f"{name}@{k}") for kind in COLD_KINDS for name in ("recall", "ndcg")]
+    rows: list[list[Cell]] = []
+    for group in section.groups:
+        found = [run.result.get("cold_items", {}) for run in group.runs]
+        if all(names[-1][1] in entry.get("test", {}).get(COLD_KINDS[-1], {}) for entry in found):
+            columns = ([entry["test"][kind][name] for entry in found] for kind, name in names)
+            rows.append([group.name, found[0]["vectors"], *map(mean_with_sd, columns)])
+    if not rows:
+        return None
+    return Table(
+        f"Warm and cold items, {section.dataset}",
+        f"{section.slug}_cold",
+        ["method", "cold items by", *(f"{kind} {name}" for kind, name in names)],
+        rows,
+        "Cold items are held out of training entirely. warm, cold: the relevant items are those alone, and "
+        "all items are ranked; cold among cold: cold items alone are ranked. Users without such relevant "
+        "items are left out of a column. docs/robustness.md has the protocol.",
     )
 
 

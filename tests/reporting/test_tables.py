@@ -8,6 +8,7 @@ from report_helpers import METRICS, edit_json, read_page, read_table, run_report
 
 from reporting import tables
 from training.beyond import BEYOND
+from training.cold import COLD_KINDS
 
 
 def test_means_deviations_and_marks(root, capsys):
@@ -99,3 +100,22 @@ def test_metrics_beyond_accuracy(root):
     (row,) = read_table(root, "baby_beyond")
     assert row["method"] == "LightGCN"
     assert [float(row[f"{name}@10"]) for name in BEYOND] == pytest.approx([0.15] * 5)
+
+
+def test_warm_and_cold_items(root):
+    """The mean over seeds at the largest K, by kind of item; without such results there is no table."""
+    write_run(root, 1, 0.1, model="mf")
+    assert run_report(root, "--figures", "0") == 0
+    assert not (root.parent / "out" / "baby_cold.csv").exists()
+    for seed in (1, 2):
+        folder = write_run(root, seed, 0.2, model="vbpr")
+        kinds = {
+            kind: {f"{name}@{k}": seed * k * number / 100 for name in ("recall", "ndcg") for k in (5, 10)}
+            for number, kind in enumerate(COLD_KINDS, 1)
+        }
+        edit_json(folder / "result.json", {"cold_items": {"items": 9, "vectors": "features", "test": kinds}})
+    assert run_report(root, "--figures", "0") == 0
+    (row,) = read_table(root, "baby_cold")
+    assert row["method"] == "VBPR" and row["cold items by"] == "features"
+    values = [float(row[f"{kind} {name}@10"]) for kind in COLD_KINDS for name in ("recall", "ndcg")]
+    assert values == pytest.approx([0.15, 0.15, 0.3, 0.3, 0.45, 0.45])
