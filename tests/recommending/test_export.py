@@ -157,9 +157,7 @@ def test_the_code_of_a_card_rebuilds_the_scores(hub, small_dataset, tmp_path, ru
     monkeypatch.chdir(folder)
     history = sp.csr_matrix(read_history(small_dataset))
     names = {"given": history}
-    exec(
-        code.replace("history = ...", "history = given").replace("given", "GIVEN"), {"GIVEN": history}, names
-    )
+    exec(code.replace("history = ...", "history = given"), names)
     (trained,) = (tmp_path / "runs").iterdir()
     lists = read_table(run(trained, "--topk", "30", "--exclude", "none")[1])[1]
     for user, rows in lists.items():
