@@ -321,8 +321,8 @@ class Branch(nn.Module):
 def mean_direction(near: torch.Tensor) -> torch.Tensor:
     """The mean of k vectors, lengthened to the mean of their lengths: [n, k, d] -> [n, d].
 
-    A mean is shorter than the vectors it averages. At its own length, an item that it stands in for would rank
-    last.
+    A mean is shorter than the vectors it averages. At that length, an item that it stands in for would
+    rank last.
     """
     return F.normalize(near.mean(1), dim=1) * near.norm(dim=2).mean(1, keepdim=True)
 

@@ -122,7 +122,7 @@ class FREEDOM(LightGCN):
         """Vectors made of those of the nearest items: the item_knn_k nearest in training of each modality.
 
         Over the item graph comes the mean of S^{l-1} E, modalities having their shares of the graph. In place
-        of the LightGCN vector that cold items lack stands the mean direction of those items' LightGCN vectors.
+        of the LightGCN vector that cold items lack stands the mean direction of those of the nearest items.
         """
         content: torch.Tensor = self.item
         for _ in range(self.config.item_graph_layers - 1):
