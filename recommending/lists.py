@@ -12,7 +12,7 @@ import scipy.sparse as sp
 import torch
 
 from dataloader import Dataset, HeldOut, Rows
-from models.base import Recommender
+from models.base import ItemWeights, Recommender
 from recommending.explanations import make_explainer
 from recommending.flags import parse_splits
 from recommending.requests import indices_of, items_of_splits, read_histories
@@ -104,8 +104,11 @@ def make_lists(
     elif args.new_users:
         query = new_users_query(args.new_users, vectors, model)
     else:
-        query = users_query(args.users, parse_splits(args.exclude, config), vectors, dataset)
-    scorer = Scorer(query.user, item, weights, to_rows(query.history.tocsr(), item.device))
+        index = {name: number for number, name in enumerate(vectors.user_ids)}
+        asked = vectors.user_ids if args.users is None or args.users == "" else args.users
+        users = indices_of(asked, index, "--users")
+        query = users_query(users, parse_splits(args.exclude, config), vectors, dataset)
+    scorer = list_scorer(query, item, weights)
     chunks = top_lists(scorer, query.seen, args.topk, config.eval_chunk)
     why = None
     if args.explain:
@@ -136,15 +139,15 @@ def new_users_query(path: str, vectors: Vectors, model: Recommender) -> Query:
     return Query(names, user, history, seen)
 
 
-def users_query(
-    asked: str | Sequence[str] | None, exclude: Sequence[str], vectors: Vectors, dataset: Dataset
-) -> Query:
-    """Lists for users of the run, those asked for or all, without their items of these splits."""
-    data, n_users = dataset.interactions, len(vectors.user)
+def users_query(users: Sequence[int], exclude: Sequence[str], vectors: Vectors, dataset: Dataset) -> Query:
+    """Lists for users of the run, given by their numbers, without their items of these splits."""
+    data, n_users, chosen = dataset.interactions, len(vectors.user), list(users)
     history = items_of_splits(data, ("train",), (n_users, vectors.n_known))
     seen = items_of_splits(data, exclude, (n_users, len(vectors.item)))
-    if asked is None or asked == "":
-        return Query(vectors.user_ids, vectors.user, history, seen, [*range(n_users)])
-    chosen = indices_of(asked, {name: number for number, name in enumerate(vectors.user_ids)}, "--users")
     names = [vectors.user_ids[number] for number in chosen]
     return Query(names, vectors.user[chosen], history[chosen], seen[chosen], chosen)
+
+
+def list_scorer(query: Query, item: torch.Tensor, weights: ItemWeights | None) -> Scorer:
+    """The scorer of a query's lists."""
+    return Scorer(query.user, item, weights, to_rows(query.history.tocsr(), item.device))
