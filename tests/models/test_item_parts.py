@@ -45,7 +45,7 @@ def test_the_parts_sum_to_the_item_vectors(small_dataset, name):
     model = disturbed(small_dataset, **VARIANTS[name])
     parts = model.item_parts()
     torch.testing.assert_close(sum(parts.values()), model.embeddings()[1], rtol=1e-5, atol=1e-5)
-    own = set() if VARIANTS[name].get("model") in ("mf", "lgn", "freedom") else {"text", "image"}
+    own = {"text", "image"} if VARIANTS[name].get("model", "lgn_mm") in ("vbpr", "lgn_mm") else set()
     own = own - {"text"} if name == "absent-text" else own | ({"audio"} if name == "audio" else set())
     assert set(parts) - {"constant", "bias", "content"} == {"id", *own}
     assert all(part.abs().max() > 1e-4 for part in parts.values())
