@@ -30,7 +30,8 @@ MAX_FLOAT = 1e30  # of a setting: its products with ordinary numbers are finite 
 # The models that have a setting, where it is one of theirs.
 RECGOAT = ("lgn_mm",)
 FREEDOM = ("freedom",)
-LIGHTGCN = ("lgn", *FREEDOM, "bm3", *RECGOAT)
+ITEM_GRAPHS = ("freedom", "lattice", "mgcn", "smore")
+LIGHTGCN = ("lgn", *ITEM_GRAPHS, "bm3", *RECGOAT)
 
 
 def setting(
@@ -245,7 +246,7 @@ class Config:
         high=1.0,
         models=RECGOAT,
     )
-    item_graph_layers: int = setting(1, "model", "layers on the item graph", low=0, models=FREEDOM)
+    item_graph_layers: int = setting(1, "model", "layers on the item graph", low=0, models=ITEM_GRAPHS)
     item_graph_image: float = setting(
         0.1,
         "model",

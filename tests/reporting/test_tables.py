@@ -73,6 +73,7 @@ def test_published_results_are_added(root):
     rows = read_table(root, "baby_published")
     recgoat = {row["recall@10"]: row["ndcg@10"] for row in rows if row["method"] == "RecGOAT"}
     assert recgoat == {"0.0671": "0.0369"}
+    assert {row["protocol"] for row in rows if row["method"] == "RecGOAT"} == {"epoch selected on test"}
     sources = {row["source"] for row in rows}
     assert sources > {f"RecGOAT (arXiv 2602.00682) Table {number}" for number in (1, 3)}
     assert not (root.parent / "out" / "nowhere_published.csv").exists()
@@ -80,7 +81,8 @@ def test_published_results_are_added(root):
 
 def test_published_file_is_complete():
     rows = tables.read_published()
-    assert len(rows) == len({tuple(row.values()) for row in rows}) == 145
+    assert len(rows) == len({tuple(row.values()) for row in rows}) == 149
+    assert all(all(row.values()) for row in rows)
     assert {row["dataset"] for row in rows} == {"Baby", "Sports", "Electronics"}
     assert all(0 < float(row["value"]) < (0.2 if "@" in row["metric"] else 5) for row in rows)
 
