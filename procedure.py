@@ -527,11 +527,13 @@ def score_checkpoint(model: Recommender, dataset: Dataset, config: Config, devic
             "trained "
             "with"
         ) from None
-    selection, test = score(model, data, list(make_splits(data, config, device)), config)
+    splits = make_splits(data, config, device)
+    selection, test = score(model, data, list(splits), config)
     result = {
         "best_epoch": state["progress"]["epoch"],
         config.select_on: selection,
         "test": test,
+        **cold_results(model, data, {config.select_on: splits[0], "test": splits[1]}, config),
         "protocol": protocol(config),
     }
     return final_table(result, config)
