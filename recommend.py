@@ -2,7 +2,7 @@
 
     python recommend.py --checkpoint runs/baby_raw_lgn_20260131-120000_2025 --output lists.tsv
     python recommend.py --checkpoint RUN --users A1HK2FQW6KXQB2,A19K65VY14D13R --topk 10 --exclude train,valid
-    python recommend.py --checkpoint RUN --explain --output lists.tsv       # and why
+    python recommend.py --checkpoint RUN --explain --output lists.tsv       # and why: docs/recommend.md
     python recommend.py --checkpoint RUN --new_users histories.tsv          # users that were not in training
     python recommend.py --checkpoint RUN --similar_items B000YDDF6O
     python recommend.py --checkpoint RUN --export_embeddings vectors.npz    # for faiss and the like

@@ -13,7 +13,7 @@ from torch.nn import functional as F
 from dataloader import Batch, Dataset, Needs
 from layers.dropout import Dropout
 from layers.losses import squared_norm, total
-from models.base import Recommender
+from models.base import HistoryPart, Recommender
 from models.lightgcn import LightGCN
 from models.mf import select
 from models.settings import BM3_SETTINGS
@@ -76,6 +76,11 @@ class BM3(LightGCN):
         """h~ of users [U, d] and of items [I, d], or of the given rows."""
         user, item = self.backbone(users, items)
         return self.predict(user), self.predict(item)
+
+    def history_part(self) -> HistoryPart | None:
+        """LightGCN's part, after the predictor."""
+        part = super().history_part()
+        return part and part._replace(vectors=part.vectors @ self.predict.weight.T)
 
     def loss(self, batch: Batch) -> dict[str, torch.Tensor]:
         """The three alignment terms and the weighted norm of h; the batch's negatives are not used."""

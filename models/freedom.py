@@ -11,6 +11,7 @@ import torch
 from torch import nn
 
 from dataloader import Batch, Dataset, Needs
+from layers.attention import nearest_rows
 from layers.columns import own_outputs
 from layers.kernels import sparse_product
 from layers.losses import total
@@ -111,6 +112,26 @@ class FREEDOM(LightGCN):
     def item_parts(self) -> dict[str, torch.Tensor]:
         """The LightGCN vector, and what comes over the item graph, in which the modalities are mixed."""
         return {"id": super().embeddings()[1], "content": self.content()}
+
+    def feature_sizes(self) -> dict[str, int]:
+        """{modality: dimension of its features}; {} without an item graph, which cold items need."""
+        names = self.project if self.config.item_graph_layers else ()
+        return {m: getattr(self, f"{m}_features").shape[1] for m in names}
+
+    def cold_item_vectors(self, features: dict[str, torch.Tensor]) -> torch.Tensor:
+        """What the item graph says alone: the mean of S^{l-1} E over the nearest items of each modality.
+
+        These are the item_knn_k nearest of the items in training; modalities have their shares of the graph.
+        """
+        content: torch.Tensor = self.item
+        for _ in range(self.config.item_graph_layers - 1):
+            content = sparse_product(self.item_graph, self.item_graph_transposed, content)
+        shares, k = graph_shares(features, self.config.item_graph_image), self.config.item_knn_k
+        parts = []
+        for m, matrix in features.items():
+            nearest = nearest_rows(matrix, getattr(self, f"{m}_features"), k, self.in_training)
+            parts.append(shares[m] * content[nearest].mean(1))
+        return total(parts)
 
     def loss(self, batch: Batch) -> dict[str, torch.Tensor]:
         """BPR, BPR with the projected features of each modality, and the weighted norm of the embeddings."""

@@ -106,7 +106,7 @@ def largest(own: Array, adds: Array) -> list[tuple[int, float]]:
 def make_explainer(model: Recommender, dataset: Dataset) -> Explainer:
     """The explainer of a model in eval mode, for the users of its dataset."""
     data = dataset.interactions
-    user, item = model.embeddings()
+    user, item = model.final_vectors()
     history = items_of_splits(data, ("train",), (len(user), len(item)))
     part = model.history_part()
     if part is None:
@@ -116,7 +116,9 @@ def make_explainer(model: Recommender, dataset: Dataset) -> Explainer:
     else:
         reach, share = part.vectors, history.multiply(part.weights)
     weights = model.item_weights()
-    parts = {name: as_array(vectors) for name, vectors in model.item_parts().items() if vectors.shape[1]}
+    parts = {
+        name: as_array(vectors) for name, vectors in final_parts(model, item).items() if vectors.shape[1]
+    }
     return Explainer(
         as_array(user),
         as_array(item),
@@ -127,6 +129,15 @@ def make_explainer(model: Recommender, dataset: Dataset) -> Explainer:
         factor=1.0 if weights is None else weights.factor,
         spread=weights is not None and weights.spread,
     )
+
+
+def final_parts(model: Recommender, item: torch.Tensor) -> dict[str, torch.Tensor]:
+    """The parts of the final item vectors [I, d]; what is made of features for held-out items is "cold"."""
+    parts, cold = model.item_parts(), model.cold_items
+    if len(cold):
+        parts = {name: vectors.index_fill(0, cold, 0) for name, vectors in parts.items()}
+        parts["cold"] = torch.zeros_like(item).index_copy_(0, cold, item[cold])
+    return parts
 
 
 def same_pattern(pattern: sp.csr_matrix, values: sp.csr_matrix) -> sp.csr_matrix:

@@ -37,7 +37,7 @@ class Vectors:
 def make_vectors(model: Recommender, dataset: Dataset, config: Config, cold: str) -> Vectors:
     """Vectors of a run and of the cold items in a folder ("": none). Raises UserError if ids do not fit."""
     data, (folder, _) = dataset.interactions, dataset_folder(config)
-    user, item = model.embeddings()
+    user, item = model.final_vectors()
     weights = model.item_weights()
     user_ids = names_of(folder / "user_ids.tsv", len(user), "users")
     item_ids = names_of(folder / "item_ids.tsv", len(item), "items")

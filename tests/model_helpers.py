@@ -30,6 +30,9 @@ TRAINED = {
     "vbpr": {"model": "vbpr"},
     "freedom": {"model": "freedom"},
     "bm3": {"model": "bm3", "bm3_dropout": 0.0},
+    "lattice": {"model": "lattice"},
+    "mgcn": {"model": "mgcn"},
+    "smore": {"model": "smore"},
     "oat": {},
     "concat": {"fusion": "concat", "temperature": 0.01},
     "sum": {"fusion": "sum"},
@@ -105,6 +108,26 @@ def dense_graphs(folder, model):
     adjacency = np.block([[np.zeros((40, 40)), scaled], [scaled.T, np.zeros((30, 30))]])
     features = {m: torch.from_numpy(np.load(folder / f"{m}_feat.npy")).double() for m in model.project}
     return torch.from_numpy(adjacency), features
+
+
+def cosine_graph(x, k):
+    """D^-1/2 S D^-1/2 of the cosines of rows with themselves and their k nearest others, dense."""
+    unit = x / x.norm(dim=1, keepdim=True)
+    cosines = unit @ unit.T
+    order = (cosines - 9 * torch.eye(len(x), dtype=x.dtype)).argsort(dim=1, descending=True)
+    kept = torch.eye(len(x), dtype=x.dtype).scatter(1, order[:, :k], 1)
+    similarity = kept * cosines.clamp(min=0)
+    scale = similarity.sum(1) ** -0.5
+    return scale[:, None] * similarity * scale
+
+
+def triple_terms(user, item, p, batch):
+    """(BPR, mean squared norm of the embeddings p["user"], p["item"]), triple by triple."""
+    bpr, norm = [], []
+    for u, i, j in zip(*(ids.tolist() for ids in batch[:3])):
+        bpr.append(torch.log(1 + torch.exp(user[u] @ item[j] - user[u] @ item[i])))
+        norm.append(sum((row**2).sum() for row in (p["user"][u], p["item"][i], p["item"][j])))
+    return sum(bpr) / len(bpr), sum(norm) / len(norm)
 
 
 def assert_equals_oracle(model, batch, oracle):

@@ -15,6 +15,8 @@ MODELS = {
     "lgn": {"model": "lgn"},
     "freedom": {"model": "freedom"},
     "bm3": {"model": "bm3"},
+    "lattice": {"model": "lattice"},
+    "smore": {"model": "smore"},
     "lgn_mm": {
         "model": "lgn_mm",
         "user_text_feat": "mean",
