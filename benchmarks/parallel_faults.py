@@ -341,8 +341,8 @@ def main() -> int:
                 folder = Path(work) / f"{name}{number}"
                 folder.mkdir()
                 found.append(tests.run(CASES[name], folder))
-                if found[-1].problems:
-                    print(f"{name} {number}: {', '.join(found[-1].problems)[:200]}", flush=True)
+                verdict = ", ".join(found[-1].problems)[:200] or "continued to the same result"
+                print(f"  {name}: ended in {found[-1].seconds:.1f} s, {verdict}", flush=True)
                 if args.keep and (found[-1].problems or found[-1].aborted):
                     shutil.copytree(folder, Path(args.keep) / folder.name)
                 shutil.rmtree(folder)
