@@ -269,12 +269,14 @@ class ParallelFaults:
 
     def run(self, case: Case, folder: Path) -> Outcome:
         """Disturb a run in an empty folder, continue it and compare its result."""
+        disk = folder / "disk"
+        disk.mkdir()
         with contextlib.ExitStack() as stack:
             if case.linked:
                 stack.enter_context(linked_namespaces())
             if case.disk:
-                stack.enter_context(small_disk(folder, 2**21))
-            return self.disturbed(case, folder / "runs", folder / "log")
+                stack.enter_context(small_disk(disk, 2**21))
+            return self.disturbed(case, disk / "runs", folder / "log")
 
     def disturbed(self, case: Case, runs: Path, log: Path) -> Outcome:
         """`run` once its surroundings are there."""
