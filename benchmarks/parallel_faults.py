@@ -76,7 +76,10 @@ def two_nodes(restarts: int = 0, addresses: Sequence[str] = ("127.0.0.1", "127.0
         port = free.getsockname()[1]
     flags = ["--nnodes", "2", "--nproc_per_node", "1", "--max_restarts", str(restarts)]
     flags += ["--rdzv_backend", "c10d", "--rdzv_id", "faults", "--rdzv_endpoint", f"{addresses[0]}:{port}"]
-    return [[*flags, "--local_addr", address] for address in addresses]
+    return [
+        [*flags, "--rdzv_conf", f"is_host={int(node == 0)}", "--local_addr", address]
+        for node, address in enumerate(addresses)
+    ]
 
 
 def workers(agent: subprocess.Popen) -> list[int]:
