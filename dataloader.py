@@ -287,8 +287,8 @@ class Sampler:
     """Batches of (user, positive, negative): every training pair once an epoch, in random order.
 
     Negatives are uniform over the items that the user has not interacted with in TRAIN, or over all items
-    with reject=False. All triples of an epoch are drawn at its beginning, on the device of the pairs, from
-    one generator.
+    with reject=False. Cold items [c], which training must not know, are no negatives. All triples of an epoch
+    are drawn at its beginning, on the device of the pairs, from one generator.
     """
 
     def __init__(
@@ -299,9 +299,14 @@ class Sampler:
         seed: int,
         device: torch.device,
         reject: bool = True,
+        cold: np.ndarray | None = None,
     ):
         self.pairs = torch.as_tensor(train, device=device)  # [n, 2]
         self.n_items, self.batch_size, self.reject = n_items, batch_size, reject
+        # The items that negatives are drawn from; None: all.
+        self.candidates: torch.Tensor | None = None
+        if cold is not None and len(cold):
+            self.candidates = torch.as_tensor(np.setdiff1d(np.arange(n_items), cold), device=device)
         self.keys = torch.sort(self.pairs[:, 0] * n_items + self.pairs[:, 1]).values  # [n]
         self.generator = torch.Generator(device).manual_seed(seed)
         self.epoch_start = self.generator.get_state()
@@ -320,7 +325,9 @@ class Sampler:
         """One negative item for each user: [n] int64. Positives are drawn again until none is left."""
 
         def draw(count: int) -> torch.Tensor:
-            return torch.randint(self.n_items, (count,), generator=self.generator, device=users.device)
+            n = self.n_items if self.candidates is None else len(self.candidates)
+            drawn = torch.randint(n, (count,), generator=self.generator, device=users.device)
+            return drawn if self.candidates is None else self.candidates[drawn]
 
         items = draw(len(users))
         if self.reject:

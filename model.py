@@ -23,7 +23,7 @@ from torch import nn
 from torch.nn import functional as F
 
 from dataloader import Batch, Dataset, Needs
-from layers.attention import AttentionGraph, Branch
+from layers.attention import AttentionGraph, Branch, mean_direction
 from layers.columns import (
     LayerNorm,
     all_columns,
@@ -625,18 +625,17 @@ class RecGOAT(Recommender):
     def cold_item_vectors(self, features: dict[str, torch.Tensor]) -> torch.Tensor:
         """Unified vectors [n, d] of items known by their features alone.
 
-        They attend to their nearest items of the catalogue by cosine similarity (eq. 2-3), without being
-        attended to. In place of the ID vector that they lack stands the mean direction of those neighbours'
-        ID vectors at the mean of their lengths; then they are fused as any item (eq. 12-14).
+        They attend to the nearest items of the catalogue that were in training, by cosine similarity (eq.
+        2-3), without being attended to. In place of the ID vector that they lack stands the mean direction of
+        the ID vectors of these at the mean of their lengths; then they are fused as any item (eq. 12-14).
         """
         _, z_id = self.backbone.embeddings()
         z, neighbours = {}, []
         for m in self.modalities:
             branch, graph = typing.cast(Branch, self.branches[m]), typing.cast(AttentionGraph, self.graphs[m])
-            z[m], nearest = branch.attend(graph, self.features(m), features[m], self.config.item_knn_k)
+            z[m], nearest = branch.attend(
+                graph, self.features(m), features[m], self.config.item_knn_k, self.in_training
+            )
             neighbours.append(nearest)
-        near = z_id[torch.cat(neighbours, 1)]  # [n, modalities * k, d]
-        # A mean is shorter than the vectors it averages; at its own length these items would rank last.
-        length = near.norm(dim=2).mean(1, keepdim=True)
-        stand_in = F.normalize(near.mean(1), dim=1) * length
+        stand_in = mean_direction(z_id[torch.cat(neighbours, 1)])  # of [n, modalities * k, d]
         return self.fusion(stand_in, {m: z.get(m, stand_in) for m in self.fused})

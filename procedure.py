@@ -28,6 +28,7 @@ from models.registry import is_external
 from training import projector
 from training.beyond import BEYOND, beyond_accuracy
 from training.checkpoint import read_checkpoint
+from training.cold import warm_and_cold
 from training.console import epoch_line, heading
 from training.divergence import remedy, sizes
 from training.folder import provenance
@@ -134,7 +135,7 @@ def scoring_mode(model: Recommender, config: Config) -> Iterator[None]:
 
 def make_scorer(model: Recommender, data: Interactions) -> Scorer:
     """Scorer of the model's vectors in its present mode; of several processes each scores its own users."""
-    user, item = model.embeddings()
+    user, item = model.final_vectors()
     user, users = all_columns_of_own_users(user)
     weights, history = model.item_weights(), None
     if weights is not None:
@@ -199,6 +200,23 @@ def beyond(lists: torch.Tensor, data: Interactions, config: Config) -> Metrics:
     users, items = data.train.T
     popularity = np.bincount(items, minlength=data.n_items)
     return beyond_accuracy(lists.cpu().numpy(), popularity, len(np.unique(users)), config.topks)
+
+
+def cold_results(
+    model: Recommender, data: Interactions, splits: Mapping[str, HeldOut], config: Config
+) -> Result:
+    """The entry "cold_items" of result.json, for data with items that are held out entirely; else {}."""
+    if not len(data.cold_items):
+        return {}
+    entry: Result = {
+        "items": len(data.cold_items),
+        "vectors": "features" if len(model.cold_items) else "model",
+    }
+    with scoring_mode(model, config):
+        scorer = make_scorer(model, data)
+        for name, split in splits.items():
+            entry[name] = warm_and_cold(scorer, split, data.cold_items, config.topks, config.eval_chunk)
+    return {"cold_items": entry}
 
 
 def make_splits(data: Interactions, config: Config, device: torch.device) -> tuple[HeldOut, HeldOut]:
@@ -436,12 +454,13 @@ def finish(run: Run, log: RunLog) -> Result:
     beyond_valid = {}
     if config.select_on == "valid":
         beyond_valid["valid"] = beyond(ranked_lists(run.model, data, selection, config), data, config)
+    scored = {config.select_on: selection, "test": split}
     with scoring_mode(run.model, config):
         test, lists = score_parts(run.model, data, split, config, max(config.topks))
         if rank() == 0:
             write_ranking(run.folder / "test_ranking.npz", torch.cat(lists), split, data)
         if config.projector:
-            projector.write_vectors(run.folder, *(all_parts(x, 1) for x in run.model.embeddings()))
+            projector.write_vectors(run.folder, *(all_parts(x, 1) for x in run.model.final_vectors()))
     # A best epoch that was selected on test is reported as it was selected.
     splits = {"test": test} | {config.select_on: best["metrics"]}
     result = {
@@ -450,6 +469,7 @@ def finish(run: Run, log: RunLog) -> Result:
         "epochs": run.progress.epoch,
         **splits,
         "beyond_accuracy": {**beyond_valid, "test": beyond(torch.cat(lists), data, config)},
+        **cold_results(run.model, data, scored, config),
         "protocol": protocol(config),
         "data": {
             "interactions": interactions_hash(data),
@@ -507,11 +527,13 @@ def score_checkpoint(model: Recommender, dataset: Dataset, config: Config, devic
             "trained "
             "with"
         ) from None
-    selection, test = score(model, data, list(make_splits(data, config, device)), config)
+    splits = make_splits(data, config, device)
+    selection, test = score(model, data, list(splits), config)
     result = {
         "best_epoch": state["progress"]["epoch"],
         config.select_on: selection,
         "test": test,
+        **cold_results(model, data, {config.select_on: splits[0], "test": splits[1]}, config),
         "protocol": protocol(config),
     }
     return final_table(result, config)
@@ -533,6 +555,7 @@ def final_table(result: Result, config: Config) -> str:
     lines = [
         f"best epoch {result['best_epoch']}, selected by {config.selection_metric} on {config.select_on}",
         *metric_lines({split: result[split] for split in splits}, ACCURACY, config.topks, 4),
+        *cold_lines(result.get("cold_items"), splits, config),
         *metric_lines(result.get("beyond_accuracy", {}), BEYOND, config.topks, 3),
     ]
     masked = " and ".join(result["protocol"]["masked_at_test"])
@@ -545,12 +568,25 @@ def final_table(result: Result, config: Config) -> str:
     return "\n".join(lines)
 
 
+def cold_lines(entry: Result | None, splits: Sequence[str], config: Config) -> Iterator[str]:
+    """Tables of metrics on warm and cold items; nothing for data without cold items."""
+    if entry:
+        source = "their features" if entry["vectors"] == "features" else "the model's own vectors"
+        yield f"{entry['items']} items are held out entirely (cold) and ranked by {source}"
+        for split in splits:
+            rows = {f"{split} {kind}": metrics for kind, metrics in entry[split].items()}
+            yield from metric_lines(rows, ACCURACY, config.topks, 4)
+
+
 def metric_lines(
     rows: Mapping[str, Metrics], names: Sequence[str], ks: Sequence[int], digits: int
 ) -> Iterator[str]:
     """A table of metrics, a line for each row and K; without rows nothing."""
+    width = max(map(len, ["split  ", *rows])) + 1
     if rows:
-        yield "".join([f"{'split':<8}{'K':>5}", *(f"{name:>11}" for name in names)])
+        yield "".join([f"{'split':<{width}}{'K':>5}", *(f"{name:>11}" for name in names)])
     for row, metrics in rows.items():
         for k in ks:
-            yield f"{row:<8}{k:>5}" + "".join(f"{metrics[f'{name}@{k}']:>11.{digits}f}" for name in names)
+            yield f"{row:<{width}}{k:>5}" + "".join(
+                f"{metrics[f'{name}@{k}']:>11.{digits}f}" for name in names
+            )

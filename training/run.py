@@ -158,7 +158,13 @@ def start_run(
     """A run before its first step."""
     data = dataset.interactions
     sampler = Sampler(
-        data.train, data.n_items, config.bpr_batch, config.seed, device, bool(config.neg_reject)
+        data.train,
+        data.n_items,
+        config.bpr_batch,
+        config.seed,
+        device,
+        bool(config.neg_reject),
+        data.cold_items,
     )
     parameters = [p for p in model.parameters() if p.requires_grad]
     optimizer = torch.optim.Adam(parameters, lr=config.lr, fused=True) if parameters else None
