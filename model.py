@@ -23,7 +23,7 @@ from torch import nn
 from torch.nn import functional as F
 
 from dataloader import Batch, Dataset, Needs
-from layers.attention import AttentionGraph, Branch
+from layers.attention import AttentionGraph, Branch, mean_direction
 from layers.columns import (
     LayerNorm,
     all_columns,
@@ -637,8 +637,5 @@ class RecGOAT(Recommender):
                 graph, self.features(m), features[m], self.config.item_knn_k, self.in_training
             )
             neighbours.append(nearest)
-        near = z_id[torch.cat(neighbours, 1)]  # [n, modalities * k, d]
-        # A mean is shorter than the vectors it averages; at its own length these items would rank last.
-        length = near.norm(dim=2).mean(1, keepdim=True)
-        stand_in = F.normalize(near.mean(1), dim=1) * length
+        stand_in = mean_direction(z_id[torch.cat(neighbours, 1)])  # of [n, modalities * k, d]
         return self.fusion(stand_in, {m: z.get(m, stand_in) for m in self.fused})

@@ -318,6 +318,15 @@ class Branch(nn.Module):
         return self(graph.append_targets(neighbours), x)[graph.n :], neighbours
 
 
+def mean_direction(near: torch.Tensor) -> torch.Tensor:
+    """The mean of k vectors, lengthened to the mean of their lengths: [n, k, d] -> [n, d].
+
+    A mean is shorter than the vectors it averages. At that length, an item that it stands in for would
+    rank last.
+    """
+    return F.normalize(near.mean(1), dim=1) * near.norm(dim=2).mean(1, keepdim=True)
+
+
 def nearest_rows(
     queries: torch.Tensor,
     features: torch.Tensor,

@@ -11,12 +11,12 @@ import torch
 from torch import nn
 
 from dataloader import Batch, Dataset, Needs
-from layers.attention import nearest_rows
+from layers.attention import mean_direction, nearest_rows
 from layers.columns import own_outputs
 from layers.kernels import sparse_product
 from layers.losses import total
 from layers.sparse import bipartite_adjacency, from_scipy
-from models.base import Recommender, batch_bpr
+from models.base import HistoryPart, Recommender, batch_bpr
 from models.lightgcn import LightGCN
 from models.mf import select
 from models.neighbours import graph_shares
@@ -119,19 +119,25 @@ class FREEDOM(LightGCN):
         return {m: getattr(self, f"{m}_features").shape[1] for m in names}
 
     def cold_item_vectors(self, features: dict[str, torch.Tensor]) -> torch.Tensor:
-        """What the item graph says alone: the mean of S^{l-1} E over the nearest items of each modality.
+        """Vectors made of those of the nearest items: the item_knn_k nearest in training of each modality.
 
-        These are the item_knn_k nearest of the items in training; modalities have their shares of the graph.
+        Over the item graph comes the mean of S^{l-1} E, modalities having their shares of the graph. In place
+        of the LightGCN vector that cold items lack stands the mean direction of those of the nearest items.
         """
         content: torch.Tensor = self.item
         for _ in range(self.config.item_graph_layers - 1):
             content = sparse_product(self.item_graph, self.item_graph_transposed, content)
         shares, k = graph_shares(features, self.config.item_graph_image), self.config.item_knn_k
-        parts = []
-        for m, matrix in features.items():
-            nearest = nearest_rows(matrix, getattr(self, f"{m}_features"), k, self.in_training)
-            parts.append(shares[m] * content[nearest].mean(1))
-        return total(parts)
+        nearest = {
+            m: nearest_rows(matrix, getattr(self, f"{m}_features"), k, self.in_training)
+            for m, matrix in features.items()
+        }
+        near = super().embeddings()[1][torch.cat([*nearest.values()], 1)]
+        return mean_direction(near) + total(shares[m] * content[rows].mean(1) for m, rows in nearest.items())
+
+    def history_part(self) -> HistoryPart | None:
+        """LightGCN's, whose user vectors these are."""
+        return super().history_part()
 
     def loss(self, batch: Batch) -> dict[str, torch.Tensor]:
         """BPR, BPR with the projected features of each modality, and the weighted norm of the embeddings."""
