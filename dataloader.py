@@ -27,6 +27,7 @@ from data.folders import dataset_folder
 from data.formats import Interactions, interactions_hash, read_interactions
 from data.graphs import knn_table, normalised_adjacency
 from data.missing import fill_mean, fill_neighbours, missing_items
+from layers.agreement import together
 from layers.kernels import column_major
 from utils import UserError, content_hash
 from world import Config
@@ -89,8 +90,9 @@ def load_dataset(config: Config, needs: Needs, device: torch.device) -> Dataset:
             notes.append(f"note: {interactions.source}: {count} repeated interactions merged in {split}")
     adjacency = normalised_adjacency(interactions, config.edge_weight, device) if needs.adjacency else None
     features, neighbours, user_features, user_neighbours = {}, {}, None, None
-    if item_features:
-        features = {m: load_features(array, paths[m], interactions.n_items) for m, array in arrays.items()}
+    with together():  # kNN graphs are built by all processes
+        if item_features:
+            features = {m: load_features(x, paths[m], interactions.n_items) for m, x in arrays.items()}
     hashes = {m: content_hash(matrix) for m, matrix in features.items()}
     missing = draw_missing(config, features)
     for m, absent in missing.items():
@@ -107,7 +109,8 @@ def load_dataset(config: Config, needs: Needs, device: torch.device) -> Dataset:
         for m, absent in missing.items():
             fill_mean(features[m], absent)
     if needs.user_features and config.user_text_feat:
-        user_features = user_text_features(config, interactions, features, user_array)
+        with together():
+            user_features = user_text_features(config, interactions, features, user_array)
         user_neighbours, found = knn_table(
             user_features, config.user_text_graph, config.user_knn_k, config, device
         )
@@ -284,8 +287,8 @@ class Sampler:
     """Batches of (user, positive, negative): every training pair once an epoch, in random order.
 
     Negatives are uniform over the items that the user has not interacted with in TRAIN, or over all items
-    with reject=False. All triples of an epoch are drawn at its beginning, on the device of the pairs, from
-    one generator.
+    with reject=False. Cold items [c], which training must not know, are no negatives. All triples of an epoch
+    are drawn at its beginning, on the device of the pairs, from one generator.
     """
 
     def __init__(
@@ -296,9 +299,14 @@ class Sampler:
         seed: int,
         device: torch.device,
         reject: bool = True,
+        cold: np.ndarray | None = None,
     ):
         self.pairs = torch.as_tensor(train, device=device)  # [n, 2]
         self.n_items, self.batch_size, self.reject = n_items, batch_size, reject
+        # The items that negatives are drawn from; None: all.
+        self.candidates: torch.Tensor | None = None
+        if cold is not None and len(cold):
+            self.candidates = torch.as_tensor(np.setdiff1d(np.arange(n_items), cold), device=device)
         self.keys = torch.sort(self.pairs[:, 0] * n_items + self.pairs[:, 1]).values  # [n]
         self.generator = torch.Generator(device).manual_seed(seed)
         self.epoch_start = self.generator.get_state()
@@ -317,7 +325,9 @@ class Sampler:
         """One negative item for each user: [n] int64. Positives are drawn again until none is left."""
 
         def draw(count: int) -> torch.Tensor:
-            return torch.randint(self.n_items, (count,), generator=self.generator, device=users.device)
+            n = self.n_items if self.candidates is None else len(self.candidates)
+            drawn = torch.randint(n, (count,), generator=self.generator, device=users.device)
+            return drawn if self.candidates is None else self.candidates[drawn]
 
         items = draw(len(users))
         if self.reject:

@@ -23,7 +23,7 @@ from torch import nn
 from torch.nn import functional as F
 
 from dataloader import Batch, Dataset, Needs
-from layers.attention import AttentionGraph, Branch
+from layers.attention import AttentionGraph, Branch, mean_direction
 from layers.columns import (
     LayerNorm,
     all_columns,
@@ -454,6 +454,15 @@ class RecGOAT(Recommender):
 
     # ---- training
 
+    @classmethod
+    def varying(cls, config: Config) -> str:
+        """What averages over the distinct items of a batch."""
+        if config.w1_weight and config.fusion == "oat":
+            return "--w1_weight averages over the items of a batch"
+        if uses_plan(config) and config.plan_from == "batch":
+            return "--plan_from batch averages over the items of a batch"
+        return ""
+
     @torch.no_grad()
     def begin_step(self, step: int) -> None:
         """Refresh the transport plans every `plan_every` steps, from all items without dropout."""
@@ -510,16 +519,16 @@ class RecGOAT(Recommender):
             rows = [batch.unique_pos if unique else batch.pos_index]
             if config.contrastive_items == "pos_neg":
                 rows.append(batch.unique_neg if unique else batch.neg_index)
-            pairs = [nce for r in rows for nce in self.modality_pairs([v.index_select(0, r) for v in views])]
+            pairs = [nce for r in rows for nce in self.modality_pairs(views, r)]
             terms["modality_nce"] = total(pairs) / (
                 len(pairs) if config.contrastive_reduction == "mean" else 1
             )
             attract = config.contrastive_sign == "attract"
             loss = loss + w * (terms["modality_nce"] if attract else 1 - terms["modality_nce"])
         if w < 1:
-            candidates, target = batch.pos_index, None
+            candidates, target, real = batch.pos_index, None, None
             if config.contrastive_dedup:
-                candidates = batch.unique_pos
+                candidates, real = batch.unique_pos, self.real_rows(batch.unique_pos)
                 target = torch.searchsorted(batch.unique_pos, batch.pos_index)
             terms["user_item_nce"] = info_nce(
                 all_columns(user).index_select(0, batch.user_index),
@@ -527,18 +536,27 @@ class RecGOAT(Recommender):
                 config.temperature,
                 target,
                 dtype=product_dtype(config),
+                real=real,
             )
             loss = loss + (1 - w) * terms["user_item_nce"]
         return {"contrastive": loss, **terms}
 
-    def modality_pairs(self, views: list[torch.Tensor]) -> list[torch.Tensor]:
-        """InfoNCE of every pair of views, the ID vectors first, [n, own columns] each (eq. 8)."""
-        views = [F.normalize(all_columns(view), dim=1) for view in views]
+    def modality_pairs(self, views: list[torch.Tensor], rows: torch.Tensor) -> list[torch.Tensor]:
+        """InfoNCE of every pair of views, the ID vectors first, [r, own columns] each (eq. 8).
+
+        rows: [n], those of the items that are anchors and candidates.
+        """
+        views = [F.normalize(all_columns(view.index_select(0, rows)), dim=1) for view in views]
+        real = self.real_rows(rows) if self.config.contrastive_dedup else None
         return [
-            unit_info_nce(a, b, self.config.temperature, dtype=product_dtype(self.config))
+            unit_info_nce(a, b, self.config.temperature, dtype=product_dtype(self.config), real=real)
             for i, a in enumerate(views)
             for b in views[i + 1 :]
         ]
+
+    def real_rows(self, rows: torch.Tensor) -> torch.Tensor | None:
+        """Which of the distinct rows [n] of a batch are not there to pad it; None: batches are not padded."""
+        return None if self.config.cuda_graph == "0" else rows > F.pad(rows[:-1], (1, 0), value=-1)
 
     # ---- explanations
 
@@ -607,18 +625,17 @@ class RecGOAT(Recommender):
     def cold_item_vectors(self, features: dict[str, torch.Tensor]) -> torch.Tensor:
         """Unified vectors [n, d] of items known by their features alone.
 
-        They attend to their nearest items of the catalogue by cosine similarity (eq. 2-3), without being
-        attended to. In place of the ID vector that they lack stands the mean direction of those neighbours'
-        ID vectors at the mean of their lengths; then they are fused as any item (eq. 12-14).
+        They attend to the nearest items of the catalogue that were in training, by cosine similarity (eq.
+        2-3), without being attended to. In place of the ID vector that they lack stands the mean direction of
+        the ID vectors of these at the mean of their lengths; then they are fused as any item (eq. 12-14).
         """
         _, z_id = self.backbone.embeddings()
         z, neighbours = {}, []
         for m in self.modalities:
             branch, graph = typing.cast(Branch, self.branches[m]), typing.cast(AttentionGraph, self.graphs[m])
-            z[m], nearest = branch.attend(graph, self.features(m), features[m], self.config.item_knn_k)
+            z[m], nearest = branch.attend(
+                graph, self.features(m), features[m], self.config.item_knn_k, self.in_training
+            )
             neighbours.append(nearest)
-        near = z_id[torch.cat(neighbours, 1)]  # [n, modalities * k, d]
-        # A mean is shorter than the vectors it averages; at its own length these items would rank last.
-        length = near.norm(dim=2).mean(1, keepdim=True)
-        stand_in = F.normalize(near.mean(1), dim=1) * length
+        stand_in = mean_direction(z_id[torch.cat(neighbours, 1)])  # of [n, modalities * k, d]
         return self.fusion(stand_in, {m: z.get(m, stand_in) for m in self.fused})

@@ -52,6 +52,11 @@ def html_text(value: object) -> str:
     return html.escape(printable(value))
 
 
+def json_in_html(value: Any) -> str:
+    """A value as JSON between <script type="application/json"> and </script>, where no "<" may stand."""
+    return json_text(value).replace("<", "\\u003c")
+
+
 def markdown_text(value: object) -> str:
     """Text in a Markdown paragraph or table cell."""
     return re.sub(r"[\\`*<|\[]|&(?=[#\w])", r"\\\g<0>", printable(value))

@@ -156,10 +156,19 @@ def stored_settings(named: Mapping[str, str]) -> tuple[dict[str, typing.Any], st
     if named["resume"]:
         source = str(Path(named["resume"]) / "config.json")
         stored = read_settings(source, RESUME_REMEDY if Path(source).exists() else NO_CONFIG)
-        return restorable(stored, source, named["model"]), source
+        return run_settings(stored, source, named["model"]), source
     if named["checkpoint"]:
-        return restorable(checkpoint_settings(named["checkpoint"]), named["checkpoint"], named["model"]), run
+        return run_settings(checkpoint_settings(run), run, named["model"]), run
     return file_settings(named), file
+
+
+def run_settings(stored: typing.Any, source: str, model: str) -> dict[str, typing.Any]:
+    """The settings of a run. Raises UserError if --model names another model than that of the run."""
+    settings = restorable(stored, source, model)
+    own = settings.get("model", Config.model)
+    if model and model != own:
+        raise UserError(f"{source}: was trained with --model {own}; drop --model {model}")
+    return settings
 
 
 def checkpoint_settings(path: str) -> typing.Any:

@@ -20,6 +20,7 @@ from tqdm import tqdm
 
 from data.formats import Interactions, interactions_hash
 from dataloader import Dataset, HeldOut, Sampler, held_out, pairs_to_rows
+from layers.agreement import from_all, together
 from layers.columns import all_parts, rank
 from layers.device import on_cpu
 from models.base import Recommender
@@ -27,15 +28,17 @@ from models.registry import is_external
 from training import projector
 from training.beyond import BEYOND, beyond_accuracy
 from training.checkpoint import read_checkpoint
+from training.cold import warm_and_cold
 from training.console import epoch_line, heading
 from training.divergence import remedy, sizes
 from training.folder import provenance
 from training.memory import peak_memory_mb
-from training.parallel import all_columns_of_own_users, from_all, gradient_norm, together
+from training.parallel import all_columns_of_own_users, gradient_norm
 from training.ranking import evaluate, top_items
 from training.run import Progress, Run, load_weights, set_random_state
 from training.runlog import RunLog
 from training.scoring import Scorer
+from training.step import Step
 from training.stop import Stop
 from utils import Diverged, TrainingError, UserError, atomic_write, write_json
 from world import Config
@@ -53,13 +56,17 @@ def train_epoch(
     sampler: Sampler,
     progress: Progress,
     stop: Callable[[], bool] = lambda: False,
+    step: Step | None = None,
 ) -> bool:
     """Make the remaining steps of an epoch; count them and sum the loss terms in `progress`.
+
+    step: how a step is made (default: Step(model, optimizer)).
 
     Ends early, after a whole step, once stop() is true. Returns whether the epoch is complete. Raises
     Diverged, with the step and the term, if a loss, a gradient or a weight is not finite.
     """
     model.train()
+    step = step or Step(model, optimizer)
     # Finiteness is recorded on the device and read once an epoch: a GPU never waits within it.
     first_bad, at_first_bad = torch.tensor(-1, device=sampler.pairs.device), torch.empty(0)
     batches = tqdm(
@@ -73,10 +80,7 @@ def train_epoch(
     )
     for batch in batches:
         model.begin_step(progress.epoch * len(sampler) + progress.step)
-        terms = model.loss(batch)
-        optimizer.zero_grad(set_to_none=True)
-        terms["loss"].backward()
-        optimizer.step()
+        terms = step(batch)
         progress.step += 1
         for name, value in terms.items():
             progress.sums[name] = progress.sums.get(name, 0) + value.detach()
@@ -131,7 +135,7 @@ def scoring_mode(model: Recommender, config: Config) -> Iterator[None]:
 
 def make_scorer(model: Recommender, data: Interactions) -> Scorer:
     """Scorer of the model's vectors in its present mode; of several processes each scores its own users."""
-    user, item = model.embeddings()
+    user, item = model.final_vectors()
     user, users = all_columns_of_own_users(user)
     weights, history = model.item_weights(), None
     if weights is not None:
@@ -196,6 +200,23 @@ def beyond(lists: torch.Tensor, data: Interactions, config: Config) -> Metrics:
     users, items = data.train.T
     popularity = np.bincount(items, minlength=data.n_items)
     return beyond_accuracy(lists.cpu().numpy(), popularity, len(np.unique(users)), config.topks)
+
+
+def cold_results(
+    model: Recommender, data: Interactions, splits: Mapping[str, HeldOut], config: Config
+) -> Result:
+    """The entry "cold_items" of result.json, for data with items that are held out entirely; else {}."""
+    if not len(data.cold_items):
+        return {}
+    entry: Result = {
+        "items": len(data.cold_items),
+        "vectors": "features" if len(model.cold_items) else "model",
+    }
+    with scoring_mode(model, config):
+        scorer = make_scorer(model, data)
+        for name, split in splits.items():
+            entry[name] = warm_and_cold(scorer, split, data.cold_items, config.topks, config.eval_chunk)
+    return {"cold_items": entry}
 
 
 def make_splits(data: Interactions, config: Config, device: torch.device) -> tuple[HeldOut, HeldOut]:
@@ -271,6 +292,9 @@ def train(
         started = time.perf_counter()
         complete = train_one(run, stop)
         seconds = time.perf_counter() - started
+        if run.step and run.step.notes:
+            log.say(*run.step.notes)
+            run.step.notes.clear()
         if not complete:
             progress.seconds = time.perf_counter() - began
             run.save("last.pt")
@@ -296,11 +320,11 @@ def train(
 
 def train_one(run: Run, stop: Callable[[], bool]) -> bool:
     """Train the rest of the current epoch. Returns whether it is complete."""
-    if run.optimizer is None:
+    if run.optimizer is None or run.step is None:
         return True
     try:
         with float32_products("high" if run.config.precision == "tf32" else "highest"):
-            return train_epoch(run.model, run.optimizer, run.sampler, run.progress, stop)
+            return train_epoch(run.model, run.optimizer, run.sampler, run.progress, stop, run.step)
     except Diverged as error:
         hint = remedy(run.config, run.dataset, str(error).startswith("epoch 1, step 1:"))
         raise Diverged(f"{error}; {last_good(run.folder)}; {hint}") from None
@@ -430,12 +454,13 @@ def finish(run: Run, log: RunLog) -> Result:
     beyond_valid = {}
     if config.select_on == "valid":
         beyond_valid["valid"] = beyond(ranked_lists(run.model, data, selection, config), data, config)
+    scored = {config.select_on: selection, "test": split}
     with scoring_mode(run.model, config):
         test, lists = score_parts(run.model, data, split, config, max(config.topks))
         if rank() == 0:
             write_ranking(run.folder / "test_ranking.npz", torch.cat(lists), split, data)
         if config.projector:
-            projector.write_vectors(run.folder, *(all_parts(x, 1) for x in run.model.embeddings()))
+            projector.write_vectors(run.folder, *(all_parts(x, 1) for x in run.model.final_vectors()))
     # A best epoch that was selected on test is reported as it was selected.
     splits = {"test": test} | {config.select_on: best["metrics"]}
     result = {
@@ -444,6 +469,7 @@ def finish(run: Run, log: RunLog) -> Result:
         "epochs": run.progress.epoch,
         **splits,
         "beyond_accuracy": {**beyond_valid, "test": beyond(torch.cat(lists), data, config)},
+        **cold_results(run.model, data, scored, config),
         "protocol": protocol(config),
         "data": {
             "interactions": interactions_hash(data),
@@ -501,11 +527,16 @@ def score_checkpoint(model: Recommender, dataset: Dataset, config: Config, devic
             "trained "
             "with"
         ) from None
-    selection, test = score(model, data, list(make_splits(data, config, device)), config)
+    selection, test = make_splits(data, config, device)
+    splits = {config.select_on: selection, "test": test}
+    scores = score(model, data, [selection, test], config)
+    lists = {name: ranked_lists(model, data, split, config) for name, split in splits.items()}
     result = {
         "best_epoch": state["progress"]["epoch"],
-        config.select_on: selection,
-        "test": test,
+        config.select_on: scores[0],
+        "test": scores[1],
+        "beyond_accuracy": {name: beyond(top, data, config) for name, top in lists.items()},
+        **cold_results(model, data, splits, config),
         "protocol": protocol(config),
     }
     return final_table(result, config)
@@ -527,6 +558,7 @@ def final_table(result: Result, config: Config) -> str:
     lines = [
         f"best epoch {result['best_epoch']}, selected by {config.selection_metric} on {config.select_on}",
         *metric_lines({split: result[split] for split in splits}, ACCURACY, config.topks, 4),
+        *cold_lines(result.get("cold_items"), splits, config),
         *metric_lines(result.get("beyond_accuracy", {}), BEYOND, config.topks, 3),
     ]
     masked = " and ".join(result["protocol"]["masked_at_test"])
@@ -539,12 +571,25 @@ def final_table(result: Result, config: Config) -> str:
     return "\n".join(lines)
 
 
+def cold_lines(entry: Result | None, splits: Sequence[str], config: Config) -> Iterator[str]:
+    """Tables of metrics on warm and cold items; nothing for data without cold items."""
+    if entry:
+        source = "their features" if entry["vectors"] == "features" else "the model's own vectors"
+        yield f"{entry['items']} items are held out entirely (cold) and ranked by {source}"
+        for split in splits:
+            rows = {f"{split} {kind}": metrics for kind, metrics in entry[split].items()}
+            yield from metric_lines(rows, ACCURACY, config.topks, 4)
+
+
 def metric_lines(
     rows: Mapping[str, Metrics], names: Sequence[str], ks: Sequence[int], digits: int
 ) -> Iterator[str]:
     """A table of metrics, a line for each row and K; without rows nothing."""
+    width = max(map(len, ["split  ", *rows])) + 1
     if rows:
-        yield "".join([f"{'split':<8}{'K':>5}", *(f"{name:>11}" for name in names)])
+        yield "".join([f"{'split':<{width}}{'K':>5}", *(f"{name:>11}" for name in names)])
     for row, metrics in rows.items():
         for k in ks:
-            yield f"{row:<8}{k:>5}" + "".join(f"{metrics[f'{name}@{k}']:>11.{digits}f}" for name in names)
+            yield f"{row:<{width}}{k:>5}" + "".join(
+                f"{metrics[f'{name}@{k}']:>11.{digits}f}" for name in names
+            )

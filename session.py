@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
+import typing
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -15,26 +16,30 @@ import torch
 from torch.distributed.distributed_c10d import Store
 
 from dataloader import Dataset, Needs, load_dataset
+from layers.agreement import from_all, from_first, together
 from layers.columns import rank, ranks
 from layers.device import on_cpu
 from models.base import Recommender
 from models.registry import checked, find_model, label
-from procedure import fit, score_checkpoint
+from procedure import Result, fit, score_checkpoint
 from training.folder import make_run_folder
 from training.memory import keep_freed_memory
-from training.parallel import (
-    check,
-    from_all,
-    from_first,
-    own_gpu,
-    remember_folder,
-    restarted,
-    together,
-)
+from training.parallel import check, own_gpu, remember_folder, restarted
 from training.run import start_run
+from training.step import usable_graph
 from training.stop import Stop
 from utils import UserError, lock_file
 from world import Config, choose_device, seed_everything, usable_precision
+
+
+class Prepared(typing.NamedTuple):
+    """A run before its folder exists."""
+
+    config: Config
+    device: torch.device
+    dataset: Dataset
+    model: Recommender
+    said: list[str]  # lines for the user
 
 
 def train(config: Config, notes: list[str], store: Store | None = None) -> int:
@@ -42,32 +47,56 @@ def train(config: Config, notes: list[str], store: Store | None = None) -> int:
 
     store: that of torchrun, for a run of several processes.
     """
+    task = prepare(config, notes, store)
+    if task.config.evaluate_only:
+        print(score_checkpoint(task.model, task.dataset, task.config, task.device))
+        return 0
+    with Stop(task.config.max_minutes) as stop:
+        _, result = train_prepared(task, stop, store)
+    return stop.exit_code if result["status"] == "interrupted" else 0
+
+
+def prepare(config: Config, notes: list[str], store: Store | None = None, echo: bool = True) -> Prepared:
+    """Device, data and model of a config.
+
+    notes: lines for the user, which are printed unless echo is false.
+    """
     check(config)
     config, device = restarted(config, store), set_up(checked(config))
     config, more = usable_precision(config, device)
     # Measured on each machine: a run has one.
     config = dataclasses.replace(config, precision=from_all(config.precision)[0])
-    notes = [*notes, *more]
+    config, off = usable_graph(config, device)
     seed_everything(config.seed)
     with together():
         dataset, found = load(config, find_model(config.model).data_needs(config), device)
-    print(*notes, *found, sep="\n", flush=True)
-    model = make_model(config, dataset, device)
-    if config.evaluate_only:
-        print(score_checkpoint(model, dataset, config, device))
-        return 0
+    said = [*notes, *more, *off, *found]
+    say(said, echo)
+    return Prepared(config, device, dataset, make_model(config, dataset, device), said)
+
+
+def train_prepared(
+    task: Prepared, stop: Stop, store: Store | None = None, echo: bool = True
+) -> tuple[Path, Result]:
+    """Train or resume until the end, or until stop() is true. Returns run folder and result."""
+    config, device, dataset, model, said = task
     folder = Path(config.resume) if config.resume else from_first(lambda: make_run_folder(config))
-    said = [*notes, *found, f"run folder {folder}"]
-    print(said[-1], flush=True)
+    said = [*said, f"run folder {folder}"]
+    say(said[-1:], echo)
     remember_folder(folder, store)
-    with lock_folder(folder), Stop(config.max_minutes) as stop:
+    with lock_folder(folder):
         run = start_run(model, dataset, config, folder, device)
         if config.resume:
             resumed = run.resume()
-            print(*resumed, sep="\n")
+            say(resumed, echo)
             said += resumed
-        result = fit(run, stop, said=said)
-    return stop.exit_code if result["status"] == "interrupted" else 0
+        return folder, fit(run, stop, said=said, echo=echo)
+
+
+def say(lines: list[str], echo: bool) -> None:
+    """Print lines for the user, at once, unless echo is false."""
+    if echo:
+        print(*lines, sep="\n", flush=True)
 
 
 @contextlib.contextmanager

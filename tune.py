@@ -188,6 +188,7 @@ def search(request: Request) -> int:
     from data.formats import interactions_hash
     from session import set_up
     from training.space import check_space, default_space
+    from training.step import usable_graph
     from training.stop import Stop
     from training.study import Search, join_study, pruner, storage_errors, stored_space
     from trials import conclude, run_trials, shared_dataset
@@ -198,7 +199,9 @@ def search(request: Request) -> int:
     check_space(space, base, request.given)
     device = set_up(base)
     base, more = usable_precision(base, device)
-    print(*request.notes, *more, sep="\n", end="\n" if request.notes or more else "")
+    base, off = usable_graph(base, device)
+    notes = [*request.notes, *more, *off]
+    print(*notes, sep="\n", end="\n" if notes else "")
     # Loaded before the study is created, so that unusable data leave nothing behind.
     data = interactions_hash(shared_dataset(base, device).interactions)
     study = join_study(args.study, path, base.as_dict(), space, data)

@@ -7,6 +7,7 @@ with atomic_write(folder / "result.json", "w") as file:
 import contextlib
 import difflib
 import fcntl
+import functools
 import hashlib
 import os
 import secrets
@@ -18,6 +19,8 @@ from typing import IO, Any, Literal
 import numpy as np
 
 from outgoing import json_text
+
+TEMPORARY = ".recgoat.tmp"  # end of the names of incomplete files
 
 
 class UserError(Exception):
@@ -74,6 +77,7 @@ def atomic_write(path: str | Path, mode: Literal["w", "wb"] = "wb") -> Iterator[
     a file. Text is UTF-8. A new file gets the permissions that open() would give it, an existing one keeps
     its own, and its owner as far as this process may. Symbolic links are followed. What cannot be replaced is
     written directly: devices, FIFOs, and files that are open already and named as such, as /dev/stdout.
+    Incomplete files of killed processes in the same folder are removed.
     """
     text: dict[str, Any] = {} if "b" in mode else {"encoding": "utf-8", "errors": "replace"}
     try:
@@ -87,11 +91,8 @@ def atomic_write(path: str | Path, mode: Literal["w", "wb"] = "wb") -> Iterator[
         return
     # os.replace would put the new file in place of a link, not of the file that the link points to.
     target = Path(os.path.realpath(path))
-    # Same folder: os.replace is atomic only within one file system.
-    # A name may have 255 bytes, of which a character takes up to four.
-    temporary = target.with_name(f".{target.name[:50]}.{secrets.token_hex(4)}.tmp")
-    # Mode "x" lets the kernel apply the umask; reading it here would mean setting it, for all threads.
-    file = open(temporary, mode.replace("w", "x"), **text)  # noqa: SIM115
+    remove_abandoned(target.parent)
+    file, temporary = open_temporary(target, mode, text)
     try:
         with file:
             if existing:
@@ -105,6 +106,39 @@ def atomic_write(path: str | Path, mode: Literal["w", "wb"] = "wb") -> Iterator[
     except BaseException:
         temporary.unlink(missing_ok=True)
         raise
+
+
+def open_temporary(target: Path, mode: str, text: dict[str, Any]) -> tuple[IO[Any], Path]:
+    """A new locked file beside `target`, and its path. The lock tells other processes that it is in use."""
+    while True:
+        # Same folder: os.replace is atomic only within one file system.
+        # A name may have 255 bytes, of which a character takes up to four.
+        temporary = target.with_name(f".{target.name[:50]}.{secrets.token_hex(4)}{TEMPORARY}")
+        # Mode "x" lets the kernel apply the umask; reading it here would mean setting it, for all threads.
+        try:
+            file = open(temporary, mode.replace("w", "x"), **text)  # noqa: SIM115
+        except OSError as error:
+            error.filename = str(target)  # the name that a message should have
+            raise
+        with contextlib.suppress(OSError):  # some network file systems have no locks
+            fcntl.flock(file, fcntl.LOCK_EX)
+        # Another process may have taken it for abandoned before it was locked.
+        if temporary.exists():
+            return file, temporary
+        file.close()
+
+
+@functools.lru_cache(maxsize=64)  # once for each process and folder, which may have many files
+def remove_abandoned(folder: Path) -> None:
+    """Remove the files that processes left in a folder when they were killed in atomic_write."""
+    for path in folder.glob(f".*{TEMPORARY}"):
+        with contextlib.suppress(OSError):
+            file = os.open(path, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK)
+            try:
+                fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                path.unlink()
+            finally:
+                os.close(file)
 
 
 def leftovers(folder: str | Path) -> set[Path]:

@@ -30,6 +30,8 @@ MAX_FLOAT = 1e30  # of a setting: its products with ordinary numbers are finite 
 # The models that have a setting, where it is one of theirs.
 RECGOAT = ("lgn_mm",)
 FREEDOM = ("freedom",)
+ITEM_GRAPHS = ("freedom", "lattice", "mgcn", "smore")
+LIGHTGCN = ("lgn", *ITEM_GRAPHS, "bm3", *RECGOAT)
 
 
 def setting(
@@ -146,7 +148,7 @@ class Config:
     # ---- model
     model: str = setting("lgn", "model", "a built-in model, or a class of your own as FILE.py:CLASS")
     recdim: int = setting(64, "model", "embedding size d", low=1)
-    layer: int = setting(3, "model", "LightGCN layers", low=0, models=("lgn", *FREEDOM, *RECGOAT))
+    layer: int = setting(3, "model", "LightGCN layers", low=0, models=LIGHTGCN)
     item_branch_layers: int = setting(
         2, "model", "graph attention layers of an item branch (eq. 3)", low=1, models=RECGOAT
     )
@@ -244,7 +246,7 @@ class Config:
         high=1.0,
         models=RECGOAT,
     )
-    item_graph_layers: int = setting(1, "model", "layers on the item graph", low=0, models=FREEDOM)
+    item_graph_layers: int = setting(1, "model", "layers on the item graph", low=0, models=ITEM_GRAPHS)
     item_graph_image: float = setting(
         0.1,
         "model",
@@ -494,6 +496,12 @@ class Config:
     mask_valid_at_test: int = switch(
         0, "evaluation", "1 removes validation items from the candidates at test"
     )
+    cold_vectors: int = switch(
+        1,
+        "evaluation",
+        "1 ranks items that are held out entirely by vectors made of their features, in data with at least "
+        "5 % of such items and where the model has such vectors; 0 by the model's own",
+    )
     eval_dropout: int = switch(0, "evaluation", "1 keeps dropout on while scoring (released code)")
     eval_dropout_users: int = setting(
         0,
@@ -517,6 +525,13 @@ class Config:
     gpu_id: int = setting(0, "run", "index of the GPU", low=0, free=True)
     threads: int = setting(
         0, "run", "CPU threads; 0: torch's default; another number changes the last digits", low=0, free=True
+    )
+    cuda_graph: str = setting(
+        "0",
+        "run",
+        "replay training steps from a CUDA graph; auto: where it is possible; no GPU has run this yet",
+        choices=("auto", "0", "1"),
+        free=True,
     )
     path: str = setting("runs", "run", "folder in which the run folder is created", free=True)
     name: str = setting("", "run", "name of this run in tables (default: its model)", free=True)

@@ -104,7 +104,7 @@ def measure_training(args: argparse.Namespace, run: Run, recorder: Recorder) -> 
 
     def train() -> Progress:
         progress = Progress()
-        train_epoch(run.model, optimizer, batches, progress)
+        train_epoch(run.model, optimizer, batches, progress, step=run.step)
         return progress
 
     with float32_products("high" if run.config.precision == "tf32" else "highest"):
@@ -118,7 +118,9 @@ def measure_training(args: argparse.Namespace, run: Run, recorder: Recorder) -> 
 def measure(args: argparse.Namespace, device: torch.device, machine: bench.Machine) -> bench.Figures:
     """Print the lines and return the figures."""
     recorder = Recorder(device, machine)
-    config = bench.baby_config(recdim=args.recdim, bpr_batch=args.batch, precision=args.precision)
+    config = bench.baby_config(
+        recdim=args.recdim, bpr_batch=args.batch, precision=args.precision, cuda_graph=args.cuda_graph
+    )
     dataset = recorder.measure("data and graphs, all", lambda: build_dataset(args, config, recorder))
     model = RecGOAT(config, dataset).to(device)
     # Nothing is written: the run folder is never created.
@@ -146,6 +148,7 @@ def main() -> int:
     parser.add_argument("--recdim", type=int, default=64, help="embedding size")
     parser.add_argument("--batch", type=int, default=4096, help="triples in a step")
     parser.add_argument("--precision", default="fp32", choices=("fp32", "tf32", "bf16"), help="as in main.py")
+    parser.add_argument("--cuda_graph", default="0", choices=("auto", "0", "1"), help="as in main.py")
     parser.add_argument("--steps", type=int, default=0, help="training steps to measure; 0: a whole epoch")
     args = parser.parse_args()
     device = bench.set_up(args)

@@ -82,6 +82,11 @@ def parts(rehearse: bool, memory: float) -> list[Part]:
             Part(f"baby_{p}", f"Baby, recdim 800, {p}", command("epoch", *sized("baby"), "--precision", p))
             for p in ("tf32", "bf16")
         ),
+        Part(
+            "baby_graph",
+            "Baby, recdim 800, CUDA graph",
+            command("epoch", *sized("baby"), "--cuda_graph", "auto" if rehearse else "1"),
+        ),
     ]
 
 

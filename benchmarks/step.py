@@ -116,8 +116,7 @@ def contrastive_phase(model: RecGOAT, views: dict[str, torch.Tensor], batch: Bat
     """InfoNCE of every pair of views of a batch's positive items."""
 
     def call() -> None:
-        rows = [view.index_select(0, batch.unique_pos) for view in views.values()]
-        torch.stack(model.modality_pairs(rows)).sum().backward()
+        torch.stack(model.modality_pairs(list(views.values()), batch.unique_pos)).sum().backward()
 
     n, d, pairs = len(batch.unique_pos), model.config.recdim, len(views) * (len(views) - 1) // 2
     return Phase(call, FLOAT * 6 * n * d * pairs, 6 * n * n * d * pairs)

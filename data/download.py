@@ -21,6 +21,7 @@ from pathlib import Path
 from typing import Any
 
 from cli import Parser, run_tool
+from data.network_flags import add_proxy_flag
 from data.sources import DRIVE_URL, SOURCES, Remote, Source
 from data.transfer import Limits, Part, fetch, read_json
 from data.verify import verify
@@ -36,8 +37,10 @@ def read_record(folder: Path, name: str) -> dict[str, Any]:
     return record if isinstance(record, dict) else {}
 
 
-def write_record(folder: Path, name: str, record: dict[str, Any]) -> None:
-    """Add or replace the entry of one file in download.json."""
+def write_record(path: Path, url: str, size: int, sha256: str, remote: Remote) -> None:
+    """Add or replace the entry of a file in download.json; url: where it is from."""
+    folder, name = path.parent, path.name
+    record = {"url": url, "bytes": size, "sha256": sha256, "verified": bool(remote.sha256)}
     with lock_file(folder / f".{RECORDS}.lock", wait=True):
         # Read the other entries now, not before the transfer: another process may have added some meanwhile.
         records = {**(read_json(folder / RECORDS) or {}), name: record}
@@ -59,7 +62,7 @@ def verify_present(path: Path, remote: Remote, record: dict[str, Any]) -> str:
 
 
 def fetch_verified(url: str, path: Path, remote: Remote, limits: Limits, remedy: str) -> str:
-    """Download a file, verify it and rename it to `path`. Returns its sha256.
+    """Download a file, verify it, record it and rename it to `path`. Returns its sha256.
 
     Raises UserError or OSError, and then leaves no file of that name.
     """
@@ -71,6 +74,8 @@ def fetch_verified(url: str, path: Path, remote: Remote, limits: Limits, remedy:
             part.file.flush()
             sha256, fault = verify(part.path, remote)
             if not fault:
+                # First: of a file that is there without an entry, nobody would know where it is from.
+                write_record(path, url, part.size, sha256, remote)
                 part.finish(path)
                 return sha256
             part.discard()
@@ -85,16 +90,16 @@ def obtain(remote: Remote, folder: Path, base_url: str, limits: Limits, remedy: 
     present = path.exists()
     if present:
         record = read_record(folder, path.name)
-        sha256, url = verify_present(path, remote, record), record.get("url", "placed by hand")
+        sha256 = verify_present(path, remote, record)
+        write_record(path, record.get("url", "placed by hand"), path.stat().st_size, sha256, remote)
     else:
         sha256 = fetch_verified(url, path, remote, limits, remedy)
-    size = path.stat().st_size
-    record = {"url": url, "bytes": size, "sha256": sha256, "verified": bool(remote.sha256)}
-    write_record(folder, path.name, record)
     status = "sha256 as published"
     if not remote.sha256:
         status = f"not verified (no sha256 is published; this file has {sha256})"
-    print(f"{path}: {size:,} bytes, {'already present, ' if present else ''}{status}", flush=True)
+    print(
+        f"{path}: {path.stat().st_size:,} bytes, {'already present, ' if present else ''}{status}", flush=True
+    )
 
 
 # ---------------------------------------------------------------- command line
@@ -153,6 +158,7 @@ def make_parser() -> Parser:
         default=0,
         help="1: allow private addresses of hosts other than that of --base_url (default 0)",
     )
+    add_proxy_flag(parser)
     return parser
 
 
@@ -197,7 +203,7 @@ def command(args: argparse.Namespace) -> None:
     files, folder = choose_files(source, args.files), Path(args.data_root) / source.folder
     base_url = args.base_url.rstrip("/") or source.base_url
     remedy = f"{source.remedy}, put them into {folder}, and run this again"
-    access = Access(named=args.base_url, allow_private=bool(args.allow_private))
+    access = Access(args.base_url, bool(args.allow_private), args.proxy)
     limits = Limits(args.timeout, args.retries, int(args.max_gb * 1e9), access)
     fetching = base_url and not args.verify_only
     if fetching:

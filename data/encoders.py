@@ -60,8 +60,11 @@ def require(module: str) -> Any:
 
 
 @contextlib.contextmanager
-def loading(name: str) -> Iterator[None]:
-    """Turn any exception raised while a model is loaded into one UserError, and silence the libraries."""
+def loading(name: str, token: str | Literal[False]) -> Iterator[None]:
+    """Turn any exception raised while a model is loaded into one UserError, and silence the libraries.
+
+    token: the one that the hub gets, see hub_token.
+    """
     if name.startswith(("/", "./", "../")) and not Path(name).is_dir():
         raise UserError(f"--model {name}: no such folder")
     require("transformers").logging.disable_progress_bar()
@@ -73,10 +76,26 @@ def loading(name: str) -> Iterator[None]:
     # The libraries raise OSError, ValueError, KeyError, SafetensorError and more.
     except Exception as error:
         reason = " ".join(str(error).split())[:160] or type(error).__name__
+        hint = token_hint(name, token)
         raise UserError(
             f"--model {name}: cannot be loaded ({reason}); name a model of the Hugging Face hub or a folder "
-            "with config.json, tokenizer or image processor, and safetensors weights"
+            f"with config.json, tokenizer or image processor, and safetensors weights{hint}"
         ) from None
+
+
+def token_hint(name: str, token: str | Literal[False]) -> str:
+    """What to add to an error about a model, if a token may be missing, else ""."""
+    if token or Path(name).is_dir():
+        return ""
+    unused = "; HF_TOKEN is set, but sent only if you say so" if os.environ.get("HF_TOKEN") else ""
+    return f"; a gated or private model needs --hub_token_env HF_TOKEN{unused}"
+
+
+def use_hub_proxy(proxy: str) -> None:
+    """Let the hub's library use a proxy, unless it is "": it knows those of the environment alone."""
+    if proxy:
+        for name in ("http_proxy", "https_proxy", "all_proxy"):
+            os.environ[name] = os.environ[name.upper()] = proxy
 
 
 def hub_token(variable: str) -> str | Literal[False]:
@@ -171,7 +190,7 @@ def text_encoder(
     """
     library = require("sentence_transformers")
     torch_device, torch_dtype = choose_device(device, dtype)
-    with loading(name):
+    with loading(name, token):
         model = library.SentenceTransformer(
             name,
             device=str(torch_device),
@@ -245,7 +264,7 @@ def image_encoder(
     library = require("transformers")
     require("PIL")
     torch_device, torch_dtype = choose_device(device, dtype)
-    with loading(name):
+    with loading(name, token):
         source = {
             "revision": revision or "main",
             "trust_remote_code": bool(trust_remote_code),

@@ -8,6 +8,7 @@ how, is recorded in features.json beside it.
 """
 
 import dataclasses
+import glob
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
@@ -179,6 +180,7 @@ def make_features(
     path.parent.mkdir(parents=True, exist_ok=True)
     with lock_file(path.with_name(f".{path.name}.lock")):
         if is_made(path, key):
+            remove_partials(path)
             print(f"{path}: already made from the same inputs with the same settings")
             return
         partial = open_partial(partial_path, n, encoder.dim)
@@ -199,15 +201,19 @@ def make_features(
             "key": key,
         }
         write_record(path, entry)
-        # Also the side files of runs with other settings, which this file replaces.
-        for leftover in path.parent.glob(f".{path.name}.*.partial"):
-            leftover.unlink()
+        remove_partials(path)
     sizes = {name: len(value) if isinstance(value, list) else value for name, value in counts.items()}
     summary = ", ".join(f"{name} {size}" for name, size in sizes.items())
     print(
         f"{path}: {features.shape[0]} x {features.shape[1]} {output.dtype}, {n_missing} rows filled with "
         f"{output.missing} ({summary})"
     )
+
+
+def remove_partials(path: Path) -> None:
+    """Remove the side files of a complete file, also those of runs with other settings."""
+    for partial in path.parent.glob(f".{glob.escape(path.name)}.*.partial"):
+        partial.unlink()
 
 
 def write_record(path: Path, entry: dict[str, Any]) -> None:

@@ -5,6 +5,7 @@ from collections.abc import Callable
 from typing import Any
 
 from data.encoders import POOLING
+from data.network_flags import add_proxy_flag
 
 
 def at_least(low: float, kind: Callable[[str], Any] = int) -> Callable[[str], Any]:
@@ -39,8 +40,10 @@ def add_common_flags(parser: argparse.ArgumentParser, model: str, missing: str) 
         "--hub_token_env",
         default="",
         metavar="VAR",
-        help="environment variable that holds a hub token, for gated models; empty: no token is sent",
+        help="environment variable that holds a hub token, for gated models, such as HF_TOKEN; empty: no "
+        "token is sent, whatever HF_TOKEN says",
     )
+    add_proxy_flag(parser)
     parser.add_argument("--device", default="auto", help="cpu, cuda, cuda:1, ...; auto: a GPU if present")
     parser.add_argument(
         "--dtype",

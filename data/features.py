@@ -21,7 +21,7 @@ import numpy as np
 
 from cli import Parser, run_tool
 from data import colours, pictures, profiles
-from data.encoders import Encoder, hub_token, image_encoder, text_encoder
+from data.encoders import Encoder, hub_token, image_encoder, text_encoder, use_hub_proxy
 from data.encoding import Output, batched, make_features
 from data.feature_flags import (
     add_address_flag,
@@ -174,7 +174,7 @@ def item_pictures(
         attempts=args.attempts,
         timeout=args.timeout,
         backoff=args.backoff,
-        access=Access(allow_private=bool(args.allow_private)),
+        access=Access(allow_private=bool(args.allow_private), proxy=args.proxy),
     )
     print_notes([f"{urls[row][:200]}: {reason}" for row, reason in sorted(failed.items())])
     if not paths:
@@ -253,6 +253,7 @@ def make_endpoint(args: argparse.Namespace) -> profiles.Endpoint:
         args.attempts,
         args.backoff,
         args.workers,
+        args.proxy,
     )
 
 
@@ -303,9 +304,15 @@ def make_parser() -> Parser:
     return parser
 
 
+def command(args: argparse.Namespace) -> None:
+    """Make the features that the flags ask for."""
+    use_hub_proxy(args.proxy)
+    args.run(args)
+
+
 def main(argv: Sequence[str] | None = None) -> int:
     """Run a command line. Returns the exit code, see cli.run_tool."""
-    return run_tool(lambda args: args.run(args), make_parser(), argv)
+    return run_tool(command, make_parser(), argv)
 
 
 if __name__ == "__main__":

@@ -19,6 +19,7 @@ from outgoing import printable
 from utils import UserError, content_hash
 
 MAX_DIGITS = 10  # of an id
+MIN_COLD = 0.05
 
 
 @dataclasses.dataclass(frozen=True)
@@ -33,6 +34,16 @@ class Interactions:
     train_rating: np.ndarray | None  # [n] float32, aligned with train; None if the data has no ratings
     merged: dict[str, int]  # split -> number of repeated pairs that were dropped
     source: str  # the files that were read, for messages
+
+    @property
+    def cold_items(self) -> np.ndarray:
+        """The items that are held out entirely, with interactions in valid or test alone: [c] int64 ids.
+
+        Empty if they are less than a share MIN_COLD of the items: then it is the chance of a split.
+        """
+        held_out = np.concatenate([self.valid, self.test])[:, 1]
+        cold = np.setdiff1d(held_out, self.train[:, 1])
+        return cold if len(cold) >= MIN_COLD * self.n_items else cold[:0]
 
 
 # ---------------------------------------------------------------- interactions

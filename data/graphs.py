@@ -4,12 +4,11 @@ adjacency = normalised_adjacency(interactions, "one", device)   # sparse CSR [U 
 neighbours, notes = knn_table(features, "", 20, config, device)  # [n, 20], best first
 """
 
-import contextlib
 import io
+import itertools
 import math
 import warnings
 import zipfile
-from collections.abc import Iterator
 from pathlib import Path
 from typing import IO
 
@@ -18,10 +17,11 @@ import torch
 
 from data.formats import Interactions
 from data.progress import progress_bar
-from layers.columns import ranks
+from layers.agreement import from_all, together
+from layers.columns import rank, ranks
 from layers.sparse import bipartite_adjacency
 from layers.topk import top_columns
-from utils import UserError, atomic_write, content_hash, lock_file
+from utils import UserError, atomic_write, content_hash
 from world import Config
 
 # Part of the file names in the cache. Change it whenever nearest_neighbours may return something else.
@@ -57,36 +57,56 @@ def nearest_neighbours(features: np.ndarray, k: int, device: torch.device, block
 
     features: [n, dim] float32. Returns [n, k] int64, best first. A row of zeros has no direction: it is no
     neighbour of any row. Where a row has fewer than k neighbours, the list is padded with the row itself.
+    Several processes, which all have to call this, share the work.
     """
     x = torch.from_numpy(features).to(device)
     # Once for each block of rows: a GPU is waited for until they are found.
     zeros = [(~rows.any(dim=1)).nonzero()[:, 0] for rows in x.split(block)]
     best = torch.full((len(x), k), -torch.inf, device=device)
     index = torch.arange(len(x), device=device)[:, None].repeat(1, k)
+    # The similarity matrix of 100 000 rows would take 40 GB, so only a block of it exists at a time.
+    # It is symmetric: a block above the diagonal, transposed, is also the one below the diagonal.
     starts = range(0, len(x), block)
-    with progress_bar(
-        total=len(starts) * (len(starts) + 1) // 2,
-        desc="kNN graph",
-        unit="block",
-        leave=False,
-        delay=2,
-    ) as bar:
-        # The similarity matrix of 100 000 rows would take 40 GB, so only a block of it exists at a time.
-        # It is symmetric: a block above the diagonal, transposed, is also the one below the diagonal.
-        for first in starts:
-            left = unit_rows(x[first : first + block])
-            for second in range(first, len(x), block):
-                right = left if second == first else unit_rows(x[second : second + block])
-                similarity = left @ right.T
-                similarity.index_fill_(0, zeros[first // block], -torch.inf)
-                similarity.index_fill_(1, zeros[second // block], -torch.inf)
-                if second == first:
-                    similarity.fill_diagonal_(-torch.inf)
-                else:
-                    merge_best(best, index, second, first, similarity.T.contiguous())
-                merge_best(best, index, first, second, similarity)
-                bar.update()
+    pairs = [(first, second) for first in starts for second in starts if first <= second]
+    with progress_bar(total=len(pairs), desc="kNN graph", unit="block", leave=False, delay=2) as bar:
+        for start in range(0, len(pairs), ranks()):
+            group = pairs[start : start + ranks()]
+            own = [block_candidates(x, pair, block, k, zeros) for pair in group[rank() : rank() + 1]]
+            # Merged in the order of one process, on which the order of equal similarities depends.
+            for found in from_all(own):
+                for candidates in itertools.chain(*found):
+                    merge_best(best, index, *candidates)
+            bar.update(len(group))
     return index.cpu().numpy()
+
+
+Candidates = tuple[int, torch.Tensor, torch.Tensor]  # first row, similarities and rows that they belong to
+
+
+def block_candidates(
+    x: torch.Tensor, pair: tuple[int, int], block: int, k: int, zeros: list[torch.Tensor]
+) -> list[Candidates]:
+    """The k best rows of two blocks of x [n, dim] for each other, or of one block for itself.
+
+    pair: the first row of each block; zeros: for each block, its rows of zeros. The result is on the CPU if
+    other processes are to have it.
+    """
+    first, second = pair
+    left = unit_rows(x[first : first + block])
+    right = left if second == first else unit_rows(x[second : second + block])
+    similarity = left @ right.T
+    similarity.index_fill_(0, zeros[first // block], -torch.inf)
+    similarity.index_fill_(1, zeros[second // block], -torch.inf)
+    blocks = [(first, second, similarity)]
+    if second == first:
+        similarity.fill_diagonal_(-torch.inf)
+    else:
+        blocks = [(second, first, similarity.T.contiguous()), *blocks]
+    found = []
+    for row, column, values in blocks:
+        chosen = top_columns(values, min(k, values.shape[1]))
+        found.append((row, values.gather(1, chosen), chosen + column))
+    return found if ranks() == 1 else [(row, value.cpu(), index.cpu()) for row, value, index in found]
 
 
 def unit_rows(x: torch.Tensor) -> torch.Tensor:
@@ -97,16 +117,15 @@ def unit_rows(x: torch.Tensor) -> torch.Tensor:
 
 
 def merge_best(
-    best: torch.Tensor, index: torch.Tensor, row: int, column: int, similarity: torch.Tensor
+    best: torch.Tensor, index: torch.Tensor, row: int, value: torch.Tensor, candidate: torch.Tensor
 ) -> None:
-    """Merge a block of the similarity matrix into the k best so far, in place.
+    """Merge the candidates of some rows into the k best so far, in place.
 
-    best, index: [n, k], similarities and their columns, best first. similarity: the block [r, c] whose upper
-    left corner is (row, column) of the matrix; entries of -inf are never chosen.
+    best, index: [n, k], similarities and their columns, best first. row: the first of the rows; value,
+    candidate: [r, c], likewise; entries of -inf are never chosen.
     """
-    rows, k = slice(row, row + len(similarity)), best.shape[1]
-    chosen = top_columns(similarity, min(k, similarity.shape[1]))
-    value, candidate = similarity.gather(1, chosen), chosen + column
+    value, candidate = value.to(best.device), candidate.to(best.device)
+    rows, k = slice(row, row + len(value)), best.shape[1]
     # The padding of a row is its own index.
     own = torch.arange(row, row + len(value), device=candidate.device)[:, None]
     candidate = torch.where(torch.isneginf(value), own, candidate)
@@ -133,32 +152,20 @@ def cached_neighbours(
     """
     key = content_hash(features_hash or content_hash(features), k, CACHE_VERSION)[:32]
     path = Path(cache_dir) / f"knn_{key}.npz"
-    with one_builder(path):
-        return read_or_build(path, features, k, rebuild, device)
-
-
-@contextlib.contextmanager
-def one_builder(path: Path) -> Iterator[None]:
-    """Let one of the processes of a run build the graph of a cache file; then the others find it there."""
-    with contextlib.ExitStack() as locks:
-        if ranks() > 1:
-            with contextlib.suppress(OSError, UserError):  # without a cache each builds the graph
-                path.parent.mkdir(parents=True, exist_ok=True)
-                locks.enter_context(lock_file(path.with_suffix(".lock"), wait=True))
-        yield
-
-
-def read_or_build(
-    path: Path, features: np.ndarray, k: int, rebuild: bool | int, device: torch.device
-) -> tuple[np.ndarray, list[str]]:
-    """cached_neighbours with the name of its cache file."""
-    notes: list[str] = []
-    if not rebuild and path.exists():
-        neighbours = read_cached(path)
-        if neighbours is not None and is_neighbour_table(neighbours, len(features), k):
-            return neighbours, notes
-        notes.append(f"note: {path} is damaged; building the kNN graph again")
+    exists = not rebuild and path.exists()
+    cached = read_cached(path) if exists else None
+    if cached is not None and not is_neighbour_table(cached, len(features), k):
+        cached = None
+    # If one process of several has to build the graph, all do.
+    if all(from_all(cached is not None)) and cached is not None:
+        return cached, []
+    notes = [f"note: {path} is damaged; building the kNN graph again"] if exists and cached is None else []
     neighbours = nearest_neighbours(features, k, device).astype(np.int32)
+    return neighbours, notes if cached is not None else notes + write_cached(path, neighbours)
+
+
+def write_cached(path: Path, neighbours: np.ndarray) -> list[str]:
+    """Write a cache file. Returns notes to the user."""
     buffer = io.BytesIO()
     np.savez(buffer, nbr=neighbours, sha256=content_hash(neighbours))
     try:
@@ -166,11 +173,11 @@ def read_or_build(
         with atomic_write(path) as file:
             file.write(buffer.getbuffer())
     except OSError as error:
-        notes.append(
+        return [
             f"note: kNN graph not cached: {path.parent}: {error.strerror}; "
             "give another folder with --cache_dir"
-        )
-    return neighbours, notes
+        ]
+    return []
 
 
 def read_cached(path: str | Path) -> np.ndarray | None:
@@ -285,7 +292,8 @@ def knn_table(
     They are read from the file `path` or, if that is empty, computed from the features through the cache.
     """
     if path:
-        return read_neighbours(path, len(features), k)
+        with together():
+            return read_neighbours(path, len(features), k)
     if k >= len(features):
         raise UserError(
             f"{k} neighbours requested, but there are only {len(features)} rows; "

@@ -45,12 +45,14 @@ from utils import UserError, write_json
 MARK = "prepare.json"
 FEATURES = ("text", "image", "audio", "user_text")
 SHARES = {"valid_share": 0.1, "test_share": 0.1}
+COLD_SHARE = 0.2
 # Flags that prepare.json records.
 SETTINGS = (
     "core",
     "split",
     "seed",
     *SHARES,
+    "cold_share",
     "format",
     "columns",
     "user_column",
@@ -199,7 +201,7 @@ def write_content(
 
 
 def split_shares(args: argparse.Namespace) -> list[float]:
-    """Shares of valid and test.
+    """Shares of valid and test, and with --split cold that of cold items.
 
     Raises UserError if they leave nothing to train on, or the rule of the split does not use them.
     """
@@ -208,7 +210,8 @@ def split_shares(args: argparse.Namespace) -> list[float]:
         for name, share in given.items():
             if share is not None:
                 raise UserError(
-                    f"--{name}: --split {args.split} has its own rule; use it with --split random or temporal"
+                    f"--{name}: --split {args.split} has its own rule; use it with --split random, temporal "
+                    "or cold"
                 )
     shares = [SHARES[name] if share is None else share for name, share in given.items()]
     if not (min(shares) > 0 and sum(shares) < 1):
@@ -216,7 +219,18 @@ def split_shares(args: argparse.Namespace) -> list[float]:
             f"--valid_share {shares[0]} --test_share {shares[1]}: both must be above 0, and less than 1 "
             "together"
         )
-    return shares
+    return [*shares, cold_share(args)] if args.split == "cold" else shares
+
+
+def cold_share(args: argparse.Namespace) -> float:
+    """Share of items that --split cold holds out. Raises UserError unless it leaves items on both sides."""
+    if args.cold_share is None:
+        return COLD_SHARE
+    if args.split != "cold":
+        raise UserError(f"--cold_share: --split {args.split} holds no items out; use it with --split cold")
+    if not 0 < args.cold_share < 1:
+        raise UserError(f"--cold_share {args.cold_share}: must be above 0 and below 1")
+    return args.cold_share
 
 
 # ---------------------------------------------------------------- convert
@@ -327,15 +341,24 @@ def add_split_flags(group: argparse._ArgumentGroup) -> None:
         default="mmrec",
         help="mmrec: per user, n < 10: n - 2 / 1 / 1, else 8:1:1; random: 8:1:1 over all; leave_one_out: "
         "each user's last for test, the one before for valid; temporal: the same two cuts in time for all "
-        "users (default mmrec)",
+        "users; cold: a share of the items is held out entirely, the interactions with the others as "
+        "random (default mmrec)",
     )
     for name in SHARES:
         group.add_argument(
             f"--{name}",
             type=float,
             metavar="X",
-            help=f"share of {name.removesuffix('_share')} with --split random or temporal (default 0.1)",
+            help=f"share of {name.removesuffix('_share')} with --split random, temporal or cold "
+            "(default 0.1)",
         )
+    group.add_argument(
+        "--cold_share",
+        type=float,
+        metavar="X",
+        help="share of the items that --split cold holds out, half for valid and half for test "
+        f"(default {COLD_SHARE})",
+    )
     group.add_argument("--seed", type=int, default=2025, metavar="N", help="seed of the split (default 2025)")
     group.add_argument(
         "--format",
@@ -363,6 +386,7 @@ def check_flags(args: argparse.Namespace, parser: Parser) -> None:
         if getattr(args, flag) < low:
             raise UserError(f"--{flag} {getattr(args, flag)}: must be at least {low}")
     split_shares(args)
+    cold_share(args)
 
 
 def command(args: argparse.Namespace) -> None:

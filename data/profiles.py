@@ -138,6 +138,8 @@ class Endpoint:
     backoff: float = 1.0
     # Parallel requests.
     workers: int = 16
+    # See Access.
+    proxy: str = ""
 
     def payload(self, prompt: Prompt, n_malformed: int = 0) -> dict[str, Any]:
         """The JSON body of a request, with everything that the reply depends on.
@@ -194,7 +196,7 @@ def ask(endpoint: Endpoint, payload: dict[str, Any]) -> str:
         payload,
         endpoint.key,
         # The user named this server, so it may be on this machine or in its network.
-        Access(named=endpoint.url),
+        Access(named=endpoint.url, proxy=endpoint.proxy),
         max_bytes=MAX_REPLY,
         timeout=endpoint.timeout,
     )

@@ -13,7 +13,7 @@ from utils import UserError
 
 TRAIN, VALID, TEST = range(3)
 
-# (log, generator, (share of valid, share of test)) -> labels [n].
+# (log, generator, (share of valid, share of test[, share of cold items])) -> labels [n].
 Rule = Callable[[InteractionLog, np.random.Generator, Sequence[float]], np.ndarray]
 
 
@@ -72,25 +72,44 @@ def split_temporal(log: InteractionLog, rng: np.random.Generator, shares: Sequen
     return (log.time >= valid_start).astype(np.int64) + (log.time >= test_start)
 
 
+def split_cold(log: InteractionLog, rng: np.random.Generator, shares: Sequence[float]) -> np.ndarray:
+    """A share of the items is held out entirely, half of them (floor) for valid and the others for test.
+
+    The interactions with the other items are split at random, as by split_random.
+    """
+    n_items = len(log.item_ids)
+    n_cold = int(shares[2] * n_items)
+    order = rng.permutation(n_items)
+    label = np.full(n_items, -1)
+    label[order[:n_cold]] = TEST
+    label[order[: n_cold // 2]] = VALID
+    label = label[log.item]
+    warm = np.flatnonzero(label < 0)
+    label[warm] = split_random(log.take(warm), rng, shares[:2])
+    return label
+
+
 RULES: dict[str, Rule] = {
     "mmrec": split_mmrec,
     "random": split_random,
     "leave_one_out": split_leave_one_out,
     "temporal": split_temporal,
+    "cold": split_cold,
 }
 
 
 def split(log: InteractionLog, rule: str, shares: Sequence[float], seed: int) -> np.ndarray:
     """Labels [n] int64: 0 train, 1 valid, 2 test.
 
-    shares: of valid and test, for the rules random and temporal. Raises UserError if a split is left empty.
+    shares: of valid and test, for the rules random, temporal and cold, then of cold items, for the last.
+    Raises UserError if a split is left empty.
     """
     label = RULES[rule](log, np.random.default_rng(seed), shares)
     for name, count in zip(SPLITS, np.bincount(label, minlength=3)):
         if not count:
             n_times = "no" if log.time is None else len(np.unique(log.time))
             remedy = "some users need 3 interactions"
-            if rule in ("random", "temporal"):
+            if rule in ("random", "temporal", "cold"):
                 remedy = "change --valid_share or --test_share"
             raise UserError(
                 f"--split {rule}: leaves the {name} split empty ({len(log)} interactions of "

@@ -146,8 +146,9 @@ class Part:
         """Rename the complete file."""
         self.file.flush()
         os.fsync(self.file.fileno())
-        os.replace(self.path, path)
+        # First, because nobody would remove it if this process were killed after the rename.
         self.state_path.unlink(missing_ok=True)
+        os.replace(self.path, path)
 
 
 # ---------------------------------------------------------------- attempts

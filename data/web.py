@@ -6,8 +6,8 @@
         for block in response.blocks(timeout=30): ...
 
 A request goes to an address that was checked before, leaves with the headers named here and no others, and
-takes nothing from the environment: no proxy, no ~/.netrc, no cookies. Redirects are followed one at a time,
-each under the same rules, without reading their bodies.
+takes nothing from the environment: no ~/.netrc, no cookies, no proxy but that of --proxy. Redirects are
+followed one at a time, each under the same rules, without reading their bodies.
 Failures are either Transient (another attempt may help) or Refused (it will not).
 """
 
@@ -154,12 +154,14 @@ def server_text(text: str, length: int) -> str:
 
 @dataclasses.dataclass(frozen=True)
 class Access:
-    """What a request and its redirects may reach beside public addresses."""
+    """What a request and its redirects may reach beside public addresses, and by which way."""
 
     # A URL that the user named: its host may have any address.
     named: str = ""
     # Any host may (--allow_private 1).
     allow_private: bool = False
+    # An http:// URL: what is not on this machine is reached through this proxy (--proxy URL).
+    proxy: str = ""
 
     def allows_private(self, target: Target) -> bool:
         """Whether this host may have a private address."""
@@ -170,13 +172,24 @@ class Access:
 PUBLIC = Access()
 
 
+def look_up(target: Target) -> list[tuple[Any, ...]]:
+    """What socket.getaddrinfo says of the host. Raises OSError if there is no such host."""
+    # UnicodeError, for labels of more than 63 characters, is a ValueError.
+    return socket.getaddrinfo(target.host, target.port, type=socket.SOCK_STREAM)
+
+
 def resolve(target: Target, access: Access, has_key: bool) -> list[tuple[Any, ...]]:
     """What socket.getaddrinfo says of the host, if all of its addresses may be contacted.
 
-    has_key: whether the request carries a secret. Raises Forbidden, or OSError if there is no such host.
+    has_key: whether the request carries a secret. Raises Forbidden, or OSError if there is no such host. With
+    a proxy, which may know other hosts than this machine, the list is then empty.
     """
-    # UnicodeError, for labels of more than 63 characters, is a ValueError.
-    found = socket.getaddrinfo(target.host, target.port, type=socket.SOCK_STREAM)
+    try:
+        found = look_up(target)
+    except OSError:
+        if not access.proxy:
+            raise
+        found = []
     addresses = [str(entry[4][0]) for entry in found]
     private = [address for address in addresses if not is_public(address)]
     if private and not access.allows_private(target):
@@ -236,8 +249,8 @@ def tls_context() -> ssl.SSLContext:
     return context
 
 
-def connect(target: Target, found: list[tuple[Any, ...]], deadline: float) -> Any:
-    """A socket to the first of these addresses that answers, with TLS for https. Raises OSError."""
+def connect(found: list[tuple[Any, ...]], deadline: float, prepare: Callable[[TimedSocket], T]) -> T:
+    """prepare(a socket to the first of these addresses that answers). Raises OSError, and as `prepare`."""
     failure: OSError = OSError("no address")
     for i, (family, kind, protocol, _, address) in enumerate(found):
         plain = TimedSocket(family, kind, protocol)
@@ -246,16 +259,56 @@ def connect(target: Target, found: list[tuple[Any, ...]], deadline: float) -> An
             plain.arm(share=len(found) - i)
             # The address that was checked, not the name: another look-up could give another address.
             plain.connect(address)
-            if target.scheme == "http":
-                return plain
-            plain.arm()
-            secure: Any = tls_context().wrap_socket(plain, server_hostname=target.host)
-            secure.deadline = deadline
-            return secure
+            return prepare(plain)
         except OSError as error:
             plain.close()
             failure = error
+        except BaseException:
+            plain.close()
+            raise
     raise failure
+
+
+def secured(plain: TimedSocket, target: Target) -> Any:
+    """A connection to a host, with TLS for https. Raises OSError."""
+    if target.scheme == "http":
+        return plain
+    plain.arm()
+    secure: Any = tls_context().wrap_socket(plain, server_hostname=target.host)
+    secure.deadline = plain.deadline
+    return secure
+
+
+def tunnelled(plain: TimedSocket, target: Target) -> Any:
+    """A connection to an https host through a connection to a proxy. Raises OSError, Transient or Refused."""
+    place = f"[{target.host}]:{target.port}" if ":" in target.host else f"{target.host}:{target.port}"
+    plain.sendall(f"CONNECT {place} HTTP/1.1\r\nHost: {place}\r\n\r\n".encode())
+    answer = http.client.HTTPResponse(plain, method="CONNECT")
+    answer.begin()
+    if is_transient(answer.status):
+        raise Transient(f"the proxy answers with status {answer.status}")
+    if answer.status != 200:
+        raise Forbidden(
+            f"the proxy answers with status {answer.status} {server_text(answer.reason, 80)}".strip()
+        )
+    return secured(plain, target)
+
+
+def open_route(target: Target, access: Access, has_key: bool, deadline: float) -> tuple[Any, str]:
+    """A connection to a host, direct or through a proxy, and what the request line asks for.
+
+    Raises OSError, Transient or Forbidden.
+    """
+    found = resolve(target, access, has_key)
+    on_this_machine = bool(found) and all(is_loopback(str(entry[4][0])) for entry in found)
+    if not access.proxy or on_this_machine:
+        return connect(found, deadline, functools.partial(secured, target=target)), target.path
+    proxy = look_up(parse_url(access.proxy))
+    if target.scheme == "https":
+        return connect(proxy, deadline, functools.partial(tunnelled, target=target)), target.path
+    if has_key:
+        raise Forbidden("would send the API key unencrypted through the proxy; use https")
+    return connect(proxy, deadline, lambda plain: plain), f"http://{target.host_header}{target.path}"
 
 
 # ---------------------------------------------------------------- one request
@@ -323,12 +376,12 @@ def request(
     """Send one request and read the head of the answer. Raises Forbidden or Transient."""
     target = parse_url(url)
     with network_errors(), contextlib.ExitStack() as undo:
-        sock = connect(target, resolve(target, access, "Authorization" in headers), deadline)
+        sock, wanted = open_route(target, access, "Authorization" in headers, deadline)
         undo.callback(sock.close)
         connection = http.client.HTTPConnection(target.host, target.port)
         # Given a socket, http.client opens none.
         connection.sock = sock
-        connection.request(method, target.path, body, {"Host": target.host_header, **HEADERS, **headers})
+        connection.request(method, wanted, body, {"Host": target.host_header, **HEADERS, **headers})
         answer = connection.getresponse()
         undo.pop_all()
         return Response(sock, answer)
@@ -397,6 +450,8 @@ def check_status(response: Response) -> None:
     """Raise Transient or Refused unless the status is 200 and the body is sent as it is."""
     if is_transient(response.status):
         raise Transient(f"status {response.status}", retry_after(response.headers))
+    if response.status == 407:
+        raise Forbidden("the proxy asks for a password, which cannot be given")
     if response.status != 200:
         raise Refused(f"status {response.status} {response.reason}".strip(), response.status)
     encoding = response.headers.get("Content-Encoding", "identity")

@@ -299,21 +299,48 @@ class Branch(nn.Module):
         return x if nodes is None or last is not graph else x.index_select(0, nodes)
 
     def attend(
-        self, graph: AttentionGraph, x: torch.Tensor, new: torch.Tensor, k: int
+        self,
+        graph: AttentionGraph,
+        x: torch.Tensor,
+        new: torch.Tensor,
+        k: int,
+        allowed: torch.Tensor | None = None,
     ) -> tuple[torch.Tensor, torch.Tensor]:
         """Vectors of new nodes, known by their features alone, without training.
 
         x: [n, d_in] features of the nodes of `graph`; new: [m, d_in]. A new node attends to its k nearest
-        nodes by cosine similarity (eq. 2), see append_targets. Returns (vectors [m, d], the nearest nodes
+        nodes by cosine similarity (eq. 2), see append_targets; allowed: [n] bool, those to choose from (None:
+        all). Returns (vectors [m, d], the nearest nodes
         [m, k] int64).
         """
-        neighbours = nearest_rows(new, x, k)
+        neighbours = nearest_rows(new, x, k, allowed)
         x = torch.cat([x, new.to(x.dtype)])
         return self(graph.append_targets(neighbours), x)[graph.n :], neighbours
 
 
-def nearest_rows(queries: torch.Tensor, features: torch.Tensor, k: int, block: int = 1024) -> torch.Tensor:
-    """Rows of features [n, d] of highest cosine similarity to each query [m, d]: [m, min(k, n)] int64."""
+def mean_direction(near: torch.Tensor) -> torch.Tensor:
+    """The mean of k vectors, lengthened to the mean of their lengths: [n, k, d] -> [n, d].
+
+    A mean is shorter than the vectors it averages. At that length, an item that it stands in for would
+    rank last.
+    """
+    return F.normalize(near.mean(1), dim=1) * near.norm(dim=2).mean(1, keepdim=True)
+
+
+def nearest_rows(
+    queries: torch.Tensor,
+    features: torch.Tensor,
+    k: int,
+    allowed: torch.Tensor | None = None,
+    block: int = 1024,
+) -> torch.Tensor:
+    """Rows of features [n, d] of highest cosine similarity to each query [m, d]: [m, min(k, n)] int64.
+
+    allowed: [n] bool, the rows to choose from, n' in number, which takes the place of n (None: all).
+    """
+    rows = None if allowed is None else allowed.nonzero()[:, 0]
+    features = features if rows is None else features[rows]
     directions = F.normalize(features.float(), dim=1).T
     parts = F.normalize(queries.float(), dim=1).split(block)
-    return torch.cat([(part @ directions).topk(min(k, len(features)), dim=1).indices for part in parts])
+    found = torch.cat([(part @ directions).topk(min(k, len(features)), dim=1).indices for part in parts])
+    return found if rows is None else rows[found]

@@ -271,18 +271,38 @@ def unit_info_nce(
     target: torch.Tensor | None = None,
     block: int = 480,
     dtype: torch.dtype | None = None,
+    real: torch.Tensor | None = None,
 ) -> torch.Tensor:
     """info_nce_reference of rows of length 1, of all columns. Of several processes each takes its share of a.
 
     target: [n] int64 (default: r); block: anchors processed at a time; dtype: type that operands of matrix
-    products are rounded to (default: not rounded).
+    products are rounded to (default: not rounded); real: [m] bool, the rows of b that are candidates and,
+    without a target, of a that are anchors (default: all).
     """
+    if real is not None:
+        return padded_info_nce(a, b, temperature, target, dtype, real)
     if target is None:
         target = torch.arange(len(a), device=a.device)
     n, dtype = len(a), dtype or a.dtype
     if ranks() > 1:
         a, target = a[own(n)], target[own(n)]
     return sum_parts(_InfoNCE.apply(a, b, target, temperature, block, dtype, n))
+
+
+def padded_info_nce(
+    a: torch.Tensor,
+    b: torch.Tensor,
+    temperature: float,
+    target: torch.Tensor | None,
+    dtype: torch.dtype | None,
+    real: torch.Tensor,
+) -> torch.Tensor:
+    """unit_info_nce of one process, with the same operations however many rows are real."""
+    scores = product(a, b.T, dtype) / temperature
+    if target is None:  # the diagonal; of the other rows any
+        losses = torch.logsumexp(scores.masked_fill(~real, -torch.inf), 1) - scores.diagonal()
+        return torch.where(real, losses, 0).sum() / real.sum()
+    return F.cross_entropy(scores.masked_fill(~real, -torch.inf), target)
 
 
 class _InfoNCE(torch.autograd.Function):

@@ -1,1 +1,1 @@
-"""Baselines: MF, LightGCN, VBPR and FREEDOM."""
+"""Baselines, their contract and registry."""

@@ -20,6 +20,7 @@ import torch
 from torch import nn
 
 from dataloader import Batch, Dataset, Needs
+from layers.columns import ranks
 from layers.losses import bpr_loss
 from layers.sparse import from_scipy
 from models.neighbours import neighbour_weights, uses_content
@@ -65,13 +66,39 @@ class Recommender(nn.Module):
     settings: typing.ClassVar[dict[str, typing.Any]] = {}
 
     neighbour_weights: torch.Tensor
+    in_training: torch.Tensor
+    cold_items: torch.Tensor
 
     def __init__(self, config: Config, dataset: Dataset):
         super().__init__()
         self.config = config
+        self.keep_cold_items(dataset)
         if config.neighbour_weight:
             weights = from_scipy(neighbour_weights(config, dataset), torch.device("cpu"))
             self.register_buffer("neighbour_weights", weights, persistent=False)
+
+    def keep_cold_items(self, dataset: Dataset) -> None:
+        """Keep the features of items that are held out entirely, if this model makes vectors of them.
+
+        cold_items: [c] ids of those that final_vectors replaces; an item with a modality of zeros, which has
+        no neighbours, is none of them. in_training: [I] bool, the items with TRAIN interactions.
+        """
+        self.register_buffer("cold_items", torch.zeros(0, dtype=torch.int64), persistent=False)
+        if type(self).cold_item_vectors is Recommender.cold_item_vectors:
+            return
+        data = dataset.interactions
+        known = np.bincount(data.train[:, 1], minlength=data.n_items) > 0
+        self.register_buffer("in_training", torch.from_numpy(known), persistent=False)
+        ids = torch.from_numpy(data.cold_items)
+        if not (len(ids) and self.config.cold_vectors and dataset.features):
+            return
+        if ranks() > 1:
+            raise UserError("--cold_vectors 1 needs one process where items are cold; take --cold_vectors 0")
+        rows = {m: matrix[ids.to(matrix.device)] for m, matrix in dataset.features.items()}
+        whole = torch.stack([matrix.any(1) for matrix in rows.values()]).all(0)
+        self.cold_items = ids[whole.cpu()]
+        for m, matrix in rows.items():
+            self.register_buffer(f"cold_{m}", matrix[whole], persistent=False)
 
     @classmethod
     def data_needs(cls, config: Config) -> Needs:
@@ -96,6 +123,14 @@ class Recommender(nn.Module):
 
     # ---- training
 
+    @classmethod
+    def varying(cls, config: Config) -> str:
+        """Why a training step cannot be replayed with other batches of the same sizes, in words; "": it can.
+
+        Batches may then have repeated rows at the end of their distinct ones (training/step.py).
+        """
+        return ""
+
     def begin_step(self, step: int) -> None:
         """Change state that the coming training step depends on; step counts from 0 over the whole run.
 
@@ -118,6 +153,17 @@ class Recommender(nn.Module):
         """
         raise NotImplementedError
 
+    def final_vectors(self) -> tuple[torch.Tensor, torch.Tensor]:
+        """User vectors [U, d] and item vectors [I, d] to rank with.
+
+        They are those of `embeddings`, but cold_item_vectors for cold_items, see keep_cold_items.
+        """
+        user, item = self.embeddings()
+        if len(self.cold_items):
+            features = {m: getattr(self, f"cold_{m}") for m in self.feature_sizes()}
+            item = item.index_copy(0, self.cold_items, self.cold_item_vectors(features))
+        return user, item
+
     def item_weights(self) -> ItemWeights | None:
         """A further score term from the user's TRAIN items, by default the neighbourhood term; None: none."""
         config = self.config
@@ -134,7 +180,10 @@ class Recommender(nn.Module):
         return {"vectors": self.embeddings()[1]}
 
     def history_part(self) -> HistoryPart | None:
-        """The part of the user vectors that comes from each TRAIN item; None: they have no such part."""
+        """The part of the user vectors that comes from each TRAIN item; None: they have no such part.
+
+        A class that replaces `embeddings` has to say this anew: an inherited one is not used.
+        """
         return None
 
     # ---- the log

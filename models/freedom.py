@@ -11,11 +11,12 @@ import torch
 from torch import nn
 
 from dataloader import Batch, Dataset, Needs
+from layers.attention import mean_direction, nearest_rows
 from layers.columns import own_outputs
 from layers.kernels import sparse_product
 from layers.losses import total
 from layers.sparse import bipartite_adjacency, from_scipy
-from models.base import Recommender, batch_bpr
+from models.base import HistoryPart, Recommender, batch_bpr
 from models.lightgcn import LightGCN
 from models.mf import select
 from models.neighbours import graph_shares
@@ -64,6 +65,11 @@ class FREEDOM(LightGCN):
         own = ("item_graph_image=0..1", "edge_dropout=0..0.9", "feature_bpr_weight=1e-5..1e-1:log")
         return (*Recommender.search_space(config, modalities), *own, "item_knn_k=5,10,20")
 
+    @classmethod
+    def varying(cls, config: Config) -> str:
+        """The thinned graph."""
+        return "the user-item graph is another one in each epoch"
+
     def begin_step(self, step: int) -> None:
         """Thin the user-item graph at the first step of an epoch."""
         epoch = step // self.steps_per_epoch
@@ -106,6 +112,32 @@ class FREEDOM(LightGCN):
     def item_parts(self) -> dict[str, torch.Tensor]:
         """The LightGCN vector, and what comes over the item graph, in which the modalities are mixed."""
         return {"id": super().embeddings()[1], "content": self.content()}
+
+    def feature_sizes(self) -> dict[str, int]:
+        """{modality: dimension of its features}; {} without an item graph, which cold items need."""
+        names = self.project if self.config.item_graph_layers else ()
+        return {m: getattr(self, f"{m}_features").shape[1] for m in names}
+
+    def cold_item_vectors(self, features: dict[str, torch.Tensor]) -> torch.Tensor:
+        """Vectors made of those of the nearest items: the item_knn_k nearest in training of each modality.
+
+        Over the item graph comes the mean of S^{l-1} E, modalities having their shares of the graph. In place
+        of the LightGCN vector that cold items lack stands the mean direction of those of the nearest items.
+        """
+        content: torch.Tensor = self.item
+        for _ in range(self.config.item_graph_layers - 1):
+            content = sparse_product(self.item_graph, self.item_graph_transposed, content)
+        shares, k = graph_shares(features, self.config.item_graph_image), self.config.item_knn_k
+        nearest = {
+            m: nearest_rows(matrix, getattr(self, f"{m}_features"), k, self.in_training)
+            for m, matrix in features.items()
+        }
+        near = super().embeddings()[1][torch.cat([*nearest.values()], 1)]
+        return mean_direction(near) + total(shares[m] * content[rows].mean(1) for m, rows in nearest.items())
+
+    def history_part(self) -> HistoryPart | None:
+        """LightGCN's, whose user vectors these are."""
+        return super().history_part()
 
     def loss(self, batch: Batch) -> dict[str, torch.Tensor]:
         """BPR, BPR with the projected features of each modality, and the weighted norm of the embeddings."""

@@ -22,7 +22,14 @@ import typing
 from collections.abc import Mapping
 from pathlib import Path
 
-from models.settings import EASE_SETTINGS, ITEMKNN_SETTINGS
+from models.settings import (
+    BM3_SETTINGS,
+    EASE_SETTINGS,
+    ITEMKNN_SETTINGS,
+    LATTICE_SETTINGS,
+    MGCN_SETTINGS,
+    SMORE_SETTINGS,
+)
 from utils import UserError, content_hash, did_you_mean
 from world import GROUPS, Config
 
@@ -45,6 +52,10 @@ MODELS = {
     "lgn": Entry("models.lightgcn:LightGCN", "LightGCN", "LightGCN", parallel=True),
     "vbpr": Entry("models.vbpr:VBPR", "VBPR", "VBPR", parallel=True),
     "freedom": Entry("models.freedom:FREEDOM", "FREEDOM", "FREEDOM", parallel=True),
+    "bm3": Entry("models.bm3:BM3", "BM3", "BM3", BM3_SETTINGS),
+    "lattice": Entry("models.lattice:LATTICE", "LATTICE", "LATTICE", LATTICE_SETTINGS),
+    "mgcn": Entry("models.mgcn:MGCN", "MGCN", "MGCN", MGCN_SETTINGS),
+    "smore": Entry("models.smore:SMORE", "SMORE", "SMORE", SMORE_SETTINGS),
     "itemknn": Entry(
         "models.itemknn:ItemKNN",
         "ItemKNN",

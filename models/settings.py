@@ -21,3 +21,20 @@ EASE_SETTINGS = {
     "ease_l2": setting(200.0, "model", "L2 regularisation of the item weights", low=1e-6),
     "ease_k": setting(500, "model", "weights kept for each item; 0 keeps all", low=0),
 }
+BM3_SETTINGS = {
+    "bm3_dropout": setting(0.5, "model", "share of a target vector that is dropped", low=0.0, high=0.99),
+    "bm3_weight": setting(2.0, "alignment", "weight of the terms that align features", low=0.0),
+}
+LATTICE_SETTINGS = {
+    "lattice_initial": setting(
+        0.9, "model", "share of the graphs of the features themselves; the rest is learnt", low=0.0, high=1.0
+    ),
+}
+MGCN_SETTINGS = {
+    "mgcn_contrast": setting(0.01, "alignment", "weight of InfoNCE(features, IDs)", low=0.0),
+    "mgcn_temperature": setting(0.2, "alignment", "temperature of InfoNCE", low=1e-3),
+}
+SMORE_SETTINGS = {
+    "smore_contrast": setting(0.01, "alignment", "weight of InfoNCE(features, IDs)", low=0.0),
+    "smore_temperature": setting(0.2, "alignment", "temperature of InfoNCE", low=1e-3),
+}

@@ -29,8 +29,9 @@ class VBPR(MF):
     def __init__(self, config: Config, dataset: Dataset):
         super().__init__(config, dataset)
         users, items, d = len(self.user), len(self.item), config.recdim
-        features = torch.cat([unit_mean_length(matrix) for matrix in dataset.features.values()], 1)
+        self.lengths = {m: mean_length(matrix) for m, matrix in dataset.features.items()}
         self.sizes = {m: matrix.shape[1] for m, matrix in dataset.features.items()}
+        features = self.joined(dataset.features)
         self.register_buffer("features", features, persistent=False)  # [I, d_f]
         self.theta = normal_table(users, d, 0.1)
         # The bias is one more column, held by the last process; the others have none.
@@ -45,6 +46,10 @@ class VBPR(MF):
         item = torch.cat([self.item, content[:, :d], content[:, d:] + self.bias], 1)
         user = torch.cat([self.user, self.theta, self.theta.new_ones(len(self.theta), self.bias.shape[1])], 1)
         return select(user, users), select(item, items)
+
+    def joined(self, features: dict[str, torch.Tensor]) -> torch.Tensor:
+        """Features of all modalities, each divided by its mean length in the catalogue: [n, d_f]."""
+        return torch.cat([features[m] / length for m, length in self.lengths.items()], 1)
 
     def item_parts(self) -> dict[str, torch.Tensor]:
         """gamma_i, E f_i and b . f_i of each modality, and the bias beta_i."""
@@ -69,7 +74,18 @@ class VBPR(MF):
         user[:, -1] = 1
         return user, notes
 
+    def feature_sizes(self) -> dict[str, int]:
+        """{modality: dimension of its features}."""
+        return self.sizes
 
-def unit_mean_length(features: torch.Tensor) -> torch.Tensor:
-    """Features [n, d] divided by the mean length of their rows."""
-    return features / features.norm(dim=1).mean().clamp_min(1e-12)
+    def cold_item_vectors(self, features: dict[str, torch.Tensor]) -> torch.Tensor:
+        """What the features say alone: gamma and beta, which are untrained, are 0."""
+        content, d = self.content(self.joined(features)), self.theta.shape[1]
+        return torch.cat(
+            [content.new_zeros(len(content), self.item.shape[1]), content[:, :d], content[:, d:]], 1
+        )
+
+
+def mean_length(features: torch.Tensor) -> float:
+    """Mean length of the rows of features [n, d], not 0."""
+    return float(features.norm(dim=1).mean().clamp_min(1e-12))

@@ -12,7 +12,7 @@ import scipy.sparse as sp
 import torch
 
 from dataloader import Dataset, HeldOut, Rows
-from models.base import Recommender
+from models.base import ItemWeights, Recommender
 from recommending.explanations import make_explainer
 from recommending.flags import parse_splits
 from recommending.requests import indices_of, items_of_splits, read_histories
@@ -48,6 +48,25 @@ def to_rows(matrix: sp.csr_matrix, device: torch.device) -> Rows:
 
 
 @dataclasses.dataclass(frozen=True)
+class Request:
+    """What lists are wanted; the same as the flags of recommend.py, in which ids are one text."""
+
+    topk: int = 20
+    users: str | Sequence[str] | None = None  # None or "": all
+    new_users: str = ""
+    similar_items: str | Sequence[str] = ""
+    similar_by: str = "vectors"
+    exclude: str = ""
+    explain: bool = False
+
+    def __post_init__(self) -> None:
+        if self.topk < 1:
+            raise UserError(f"--topk {self.topk}: must be at least 1")
+        if self.similar_by not in ("vectors", "weights"):
+            raise UserError(f"--similar_by {self.similar_by}: choose from vectors, weights")
+
+
+@dataclasses.dataclass(frozen=True)
 class Query:
     """Who or what n lists are for."""
 
@@ -59,13 +78,17 @@ class Query:
 
 
 def make_lists(
-    args: argparse.Namespace, vectors: Vectors, model: Recommender, dataset: Dataset, config: Config
+    args: argparse.Namespace | Request,
+    vectors: Vectors,
+    model: Recommender,
+    dataset: Dataset,
+    config: Config,
 ) -> Lists:
-    """The lists that parsed arguments ask for."""
+    """The lists that parsed arguments or a request ask for."""
     if args.topk > len(vectors.item):
         raise UserError(f"--topk {args.topk}: there are only {len(vectors.item)} items; give a smaller K")
     item, weights, columns = vectors.item, vectors.weights, ("user", "item")
-    if args.similar_items:
+    if args.similar_items != "":
         columns = ("item", "similar_item")
         # Cosines of vectors and sums of weights have different scales: one of them decides.
         if args.similar_by == "vectors" and item.shape[1]:
@@ -81,8 +104,11 @@ def make_lists(
     elif args.new_users:
         query = new_users_query(args.new_users, vectors, model)
     else:
-        query = users_query(args.users, parse_splits(args.exclude, config), vectors, dataset)
-    scorer = Scorer(query.user, item, weights, to_rows(query.history.tocsr(), item.device))
+        index = {name: number for number, name in enumerate(vectors.user_ids)}
+        asked = vectors.user_ids if args.users is None or args.users == "" else args.users
+        users = indices_of(asked, index, "--users")
+        query = users_query(users, parse_splits(args.exclude, config), vectors, dataset)
+    scorer = list_scorer(query, item, weights)
     chunks = top_lists(scorer, query.seen, args.topk, config.eval_chunk)
     why = None
     if args.explain:
@@ -91,7 +117,7 @@ def make_lists(
     return Lists(columns, query.names, vectors.item_ids, vectors.titles, chunks, why)
 
 
-def items_query(asked: str, vectors: Vectors, item: torch.Tensor) -> Query:
+def items_query(asked: str | Sequence[str], vectors: Vectors, item: torch.Tensor) -> Query:
     """Lists for items, each without itself."""
     index = {name: number for number, name in enumerate(vectors.item_ids)}
     chosen = indices_of(asked, index, "--similar_items")
@@ -113,13 +139,15 @@ def new_users_query(path: str, vectors: Vectors, model: Recommender) -> Query:
     return Query(names, user, history, seen)
 
 
-def users_query(asked: str, exclude: Sequence[str], vectors: Vectors, dataset: Dataset) -> Query:
-    """Lists for users of the run, those asked for or all, without their items of these splits."""
-    data, n_users = dataset.interactions, len(vectors.user)
+def users_query(users: Sequence[int], exclude: Sequence[str], vectors: Vectors, dataset: Dataset) -> Query:
+    """Lists for users of the run, given by their numbers, without their items of these splits."""
+    data, n_users, chosen = dataset.interactions, len(vectors.user), list(users)
     history = items_of_splits(data, ("train",), (n_users, vectors.n_known))
     seen = items_of_splits(data, exclude, (n_users, len(vectors.item)))
-    if not asked:
-        return Query(vectors.user_ids, vectors.user, history, seen, [*range(n_users)])
-    chosen = indices_of(asked, {name: number for number, name in enumerate(vectors.user_ids)}, "--users")
     names = [vectors.user_ids[number] for number in chosen]
     return Query(names, vectors.user[chosen], history[chosen], seen[chosen], chosen)
+
+
+def list_scorer(query: Query, item: torch.Tensor, weights: ItemWeights | None) -> Scorer:
+    """The scorer of a query's lists."""
+    return Scorer(query.user, item, weights, to_rows(query.history.tocsr(), item.device))

@@ -12,12 +12,18 @@ from data.formats import Interactions, read_lines
 from utils import UserError
 
 
-def indices_of(asked: str, index: dict[str, int], flag: str) -> list[int]:
-    """Indices of the ids that a flag names: ID,ID,... or a file with one a line. UserError for unknown."""
-    ids = read_lines(asked) if os.path.isfile(asked) else asked.split(",")
+def indices_of(asked: str | Sequence[str], index: dict[str, int], flag: str) -> list[int]:
+    """Indices of the ids in a list or that a flag names: ID,ID,... or a file with one a line.
+
+    Raises UserError for an unknown id, or if there is none.
+    """
+    if isinstance(asked, str):
+        ids = read_lines(asked) if os.path.isfile(asked) else asked.split(",")
+    else:
+        ids = list(asked)
     ids = list(dict.fromkeys(filter(None, ids)))
     if not ids:
-        raise UserError(f"{flag} {asked[:60]}: names no id; give ID,ID,... or a file with one a line")
+        raise UserError(f"{flag} {str(asked)[:60]}: names no id; give ID,ID,... or a file with one a line")
     unknown = [name for name in ids if name not in index]
     if unknown:
         raise UserError(

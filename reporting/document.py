@@ -14,6 +14,7 @@ from reporting.tables import (
     SECONDS,
     beyond_table,
     breakdown,
+    cold_table,
     describe_protocol,
     environment_notes,
     features_notes,
@@ -45,6 +46,7 @@ def section_blocks(
         *environment_notes(section),
         significance(section, args.ours, rankings),
         published_table(section, published, section.metrics, "Published test results", "published"),
+        cold_table(section),
         beyond_table(section),
     ]
     if args.curve:

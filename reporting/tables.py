@@ -12,9 +12,10 @@ from reporting.groups import Group, Section
 from reporting.rankings import Rankings, history_bins
 from reporting.runs import Run
 from training.beyond import BEYOND, ITEM_BINS
+from training.cold import COLD_KINDS
 from utils import UserError
 
-PUBLISHED = Path(__file__).parents[1] / "docs" / "published.csv"
+PUBLISHED = Path(__file__).parent / "published.csv"
 SPLIT_NAMES = {"train": "training", "valid": "validation", "test": "TEST"}
 SECONDS = ("epoch_seconds", "evaluation_seconds")
 
@@ -127,7 +128,7 @@ def results_table(section: Section) -> Table:
 
 
 def read_published() -> list[dict[str, str]]:
-    """Rows of docs/published.csv."""
+    """Rows of published.csv."""
     try:
         with open(PUBLISHED, newline="", encoding="utf-8") as file:
             return list(csv.DictReader(file))
@@ -143,7 +144,7 @@ def published_table(
     found: dict[tuple, dict[str, float]] = collections.defaultdict(dict)
     for entry in published:
         if entry["dataset"] == section.dataset and entry["metric"] in metrics:
-            key = entry["method"], entry["setting"], entry["source"]
+            key = entry["method"], entry["setting"], entry["protocol"], entry["source"]
             found[key][entry["metric"]] = float(entry["value"])
     if not found:
         return None
@@ -152,12 +153,36 @@ def published_table(
     return Table(
         f"{title}, {section.dataset}",
         f"{section.slug}_{slug}",
-        ["method", *metrics, "setting", "source"],
+        ["method", *metrics, "setting", "protocol", "source"],
         [
-            [method, *(Number(values.get(name), format=formats[name]) for name in metrics), setting, source]
-            for (method, setting, source), values in found.items()
+            [method, *(Number(values.get(name), format=formats[name]) for name in metrics), *origin]
+            for (method, *origin), values in found.items()
         ],
-        "Copied from the papers; features, hardware and tuning differ from those of the runs above.",
+        "Copied from the papers; features, hardware and tuning differ from those of the runs above. "
+        "protocol: the part that the test split had in the choice, which makes figures too high.",
+    )
+
+
+def cold_table(section: Section) -> Table | None:
+    """Recall and NDCG of warm and cold items at the largest K; None for data without cold items."""
+    k = max(section.first.config.topks)
+    names = [(kind, f"{name}@{k}") for kind in COLD_KINDS for name in ("recall", "ndcg")]
+    rows: list[list[Cell]] = []
+    for group in section.groups:
+        found = [run.result.get("cold_items", {}) for run in group.runs]
+        if all(names[-1][1] in entry.get("test", {}).get(COLD_KINDS[-1], {}) for entry in found):
+            columns = ([entry["test"][kind][name] for entry in found] for kind, name in names)
+            rows.append([group.name, found[0]["vectors"], *map(mean_with_sd, columns)])
+    if not rows:
+        return None
+    return Table(
+        f"Warm and cold items, {section.dataset}",
+        f"{section.slug}_cold",
+        ["method", "cold items by", *(f"{kind} {name}" for kind, name in names)],
+        rows,
+        "Cold items are held out of training entirely. warm, cold: the relevant items are those alone, and "
+        "all items are ranked; cold among cold: cold items alone are ranked. Users without such relevant "
+        "items are left out of a column. docs/robustness.md has the protocol.",
     )
 
 

@@ -8,9 +8,10 @@
 #   RUNS=runs/paper    folder of the runs; finished runs are skipped, others are resumed
 #   REPORTS=report     folder of the tables and figures
 #   DATA_ROOT=data     folder of the datasets
-#   TEXT= IMAGE=       feature files, if not text_feat.npy and image_feat.npy of the dataset
+#   TEXT= IMAGE= AUDIO=    feature files, if not text_feat.npy, ... of the dataset
 #   PRECISION=fp32     or bf16, tf32: precision of RecGOAT's large products; the baselines have none
 #   FLAGS=""           flags appended to every run, overriding its settings; use another RUNS with them
+# Datasets: baby, sports, electronics and, at the size of SMALL=1, lastfm.
 # RecGOAT has the settings of presets/DATASET-paper.json, with SMALL=1 of presets/baby-small.json.
 EXTRAS=report
 source "$(dirname "${BASH_SOURCE[0]}")/setup.sh"
@@ -43,10 +44,11 @@ settings() {
         baby) recdim=800 ;;
         sports) recdim=600 ;;
         electronics) recdim=200 ;;
-        *) echo "$dataset: unknown dataset; choose from baby, sports, electronics" >&2; exit 2 ;;
+        lastfm) recdim=64 SMALL=1 SIZE=small ;;
+        *) echo "$dataset: unknown dataset; choose from baby, sports, electronics, lastfm" >&2; exit 2 ;;
     esac
     COMMON="--dataset $dataset --data_root $DATA_ROOT --cache_dir $RUNS/.cache --bpr_batch 4096 --topks 10,20
-        --valid_metric ndcg@20 ${TEXT:+ --text_feat $TEXT}${IMAGE:+ --image_feat $IMAGE}"
+        --valid_metric ndcg@20 ${TEXT:+ --text_feat $TEXT}${IMAGE:+ --image_feat $IMAGE}${AUDIO:+ --audio_feat $AUDIO}"
     if [ "$SMALL" = 1 ]; then
         COMMON+=" --recdim 64 --threads 1"
         mf="--lr 5e-3 --decay 3e-2"
@@ -66,6 +68,13 @@ settings() {
         baseline="--epochs 1000"
         recgoat="--preset $dataset-paper --precision $PRECISION --epochs 1000"
         plus="$recgoat --neighbour_weight 5"
+    fi
+    if [ "$dataset" = lastfm ]; then
+        # Those of LightGCN and RecGOAT are of docs/lastfm.md; the other baselines have LightGCN's.
+        mf="--lr 5e-3 --decay 3e-4" baseline="--epochs 400 --eval_every 10 --patience 5"
+        lightgcn=$mf vbpr=$mf freedom=$mf
+        recgoat+=" --lr 2e-2 --decay 1e-3 --epochs 60 --eval_every 5 --patience 3"
+        plus=$recgoat
     fi
     declare -gA SETTINGS=(
         [MF]="--model mf $mf $baseline"
@@ -122,7 +131,8 @@ run_one() {
     local folder=$1 configs resume=()
     shift
     mkdir -p "$folder"
-    if [ -e "$folder/flags" ] && [ "$(cat "$folder/flags")" != "$*" ]; then
+    # A script that was killed as it opened the file leaves it empty.
+    if [ -s "$folder/flags" ] && [ "$(cat "$folder/flags")" != "$*" ]; then
         echo "$folder: was made with other settings; remove it, or set another RUNS" >&2
         return
     fi

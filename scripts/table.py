@@ -13,6 +13,7 @@ import statistics
 import sys
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 sys.path[:0] = [str(Path(__file__).resolve().parents[1])]
 
@@ -29,7 +30,7 @@ METRIC_NAMES = ("recall", "ndcg")
 class Row:
     """A finished run. folder: name of the folder above the run folder; test: {"recall@20": 0.1, ...}.
 
-    test has the metrics beyond accuracy too, if the run has them.
+    test has the metrics beyond accuracy and on cold items too, if the run has them.
     """
 
     folder: str
@@ -53,10 +54,17 @@ def read_row(folder: Path) -> Row:
             seed=config["seed"],
             best_epoch=result["best_epoch"],
             seconds=result["seconds"],
-            test=result["test"] | result.get("beyond_accuracy", {}).get("test", {}),
+            test=every_metric(result),
         )
     except KeyError as error:
         raise UserError(f"{folder}: not a finished run (its JSON files lack {error}); leave it out") from None
+
+
+def every_metric(result: dict[str, Any]) -> dict[str, float]:
+    """Test metrics of a result, those beyond accuracy, and as "cold recall@20" of warm and cold items."""
+    kinds = result.get("cold_items", {}).get("test", {})
+    named = {f"{kind} {name}": value for kind, metrics in kinds.items() for name, value in metrics.items()}
+    return result["test"] | result.get("beyond_accuracy", {}).get("test", {}) | named
 
 
 def row_names(rows: Sequence[Row]) -> list[str]:

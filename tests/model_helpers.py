@@ -29,6 +29,10 @@ TRAINED = {
     "lgn": {"model": "lgn"},
     "vbpr": {"model": "vbpr"},
     "freedom": {"model": "freedom"},
+    "bm3": {"model": "bm3", "bm3_dropout": 0.0},
+    "lattice": {"model": "lattice"},
+    "mgcn": {"model": "mgcn"},
+    "smore": {"model": "smore"},
     "oat": {},
     "concat": {"fusion": "concat", "temperature": 0.01},
     "sum": {"fusion": "sum"},
@@ -90,6 +94,73 @@ def norm_by_hand(user, item, batch):
     user, item, triples = user.detach(), item.detach(), zip(*(ids.tolist() for ids in batch[:3]))
     rows = [float((torch.stack([user[u], item[p], item[n]]) ** 2).sum()) for u, p, n in triples]
     return sum(rows) / len(rows)
+
+
+def dense_graphs(folder, model):
+    """(A of the user-item graph, features {m: [I, d_m]}) of a small dataset in float64, from its files."""
+    rows = np.zeros((40, 30))
+    for line in (folder / "train.txt").read_text().splitlines():
+        user, *items = map(int, line.split())
+        rows[user, items] = 1
+    degree_u, degree_i = rows.sum(1), rows.sum(0)
+    scaled = rows / np.sqrt(np.maximum(degree_u, 1)[:, None] * np.maximum(degree_i, 1))
+    scaled = scaled.astype(np.float32).astype(np.float64)  # a dataset's graph is in single precision
+    adjacency = np.block([[np.zeros((40, 40)), scaled], [scaled.T, np.zeros((30, 30))]])
+    features = {m: torch.from_numpy(np.load(folder / f"{m}_feat.npy")).double() for m in model.project}
+    return torch.from_numpy(adjacency), features
+
+
+def cosine_graph(x, k):
+    """D^-1/2 S D^-1/2 of the cosines of rows with themselves and their k nearest others, dense."""
+    unit = x / x.norm(dim=1, keepdim=True)
+    cosines = unit @ unit.T
+    order = (cosines - 9 * torch.eye(len(x), dtype=x.dtype)).argsort(dim=1, descending=True)
+    kept = torch.eye(len(x), dtype=x.dtype).scatter(1, order[:, :k], 1)
+    similarity = kept * cosines.clamp(min=0)
+    scale = similarity.sum(1) ** -0.5
+    return scale[:, None] * similarity * scale
+
+
+def triple_terms(user, item, p, batch):
+    """(BPR, mean squared norm of the embeddings p["user"], p["item"]), triple by triple."""
+    bpr, norm = [], []
+    for u, i, j in zip(*(ids.tolist() for ids in batch[:3])):
+        bpr.append(torch.log(1 + torch.exp(user[u] @ item[j] - user[u] @ item[i])))
+        norm.append(sum((row**2).sum() for row in (p["user"][u], p["item"][i], p["item"][j])))
+    return sum(bpr) / len(bpr), sum(norm) / len(norm)
+
+
+def assert_equals_oracle(model, batch, oracle):
+    """Assert that a model in float64 and an oracle agree to 1e-10: vectors, loss terms, all gradients.
+
+    oracle: parameters {name: tensor} -> (user vectors, item vectors, {term: value}).
+    """
+    model.to(torch.float64)
+    copies = {name: p.detach().clone().requires_grad_() for name, p in model.named_parameters()}
+    user, item, expected = oracle(copies)
+    with torch.no_grad():
+        torch.testing.assert_close(model.embeddings(), (user, item), rtol=1e-10, atol=1e-10)
+    terms = model.loss(batch)
+    torch.testing.assert_close(terms, expected, rtol=1e-10, atol=1e-10)
+    terms["loss"].backward()
+    expected["loss"].backward()
+    found = gradients(model)
+    for name, copy in copies.items():
+        assert copy.grad.abs().sum() > 0, name
+        torch.testing.assert_close(found[name], copy.grad, rtol=1e-10, atol=1e-10)
+
+
+def final_loss(model, steps=60, lr=1e-2):
+    """(first, last) total loss of Adam on the same batch."""
+    optimiser, losses = torch.optim.Adam(model.train().parameters(), lr), []
+    for step in range(steps):
+        model.begin_step(step)
+        optimiser.zero_grad()
+        loss = model.loss(repeating_batch())["loss"]
+        loss.backward()
+        optimiser.step()
+        losses.append(loss.item())
+    return losses[0], losses[-1]
 
 
 def gradients(model):

@@ -94,6 +94,8 @@ def test_one_module_opens_connections():
     """The Hugging Face hub is asked by its own library, in data/encoders.py."""
     uses = {str(path.relative_to(ROOT)): network_uses(path.read_text()) for path in SOURCE_FILES}
     assert uses.pop("data/web.py") == {"http.client", "socket", "ssl"}
+    # Asks the system for a free port of this machine.
+    assert uses.pop("benchmarks/parallel_faults.py") == {"socket"}
     hub = uses.pop("data/encoders.py")
     assert hub and all(use.startswith("hub: ") for use in hub)
     assert {path: found for path, found in uses.items() if found} == {}
@@ -329,6 +331,32 @@ def test_a_mirror_of_ones_own_may_not_redirect_into_the_network(tmp_path, monkey
         assert download.main([*words, "--allow_private", "1"]) == 0 and len(inside.received) == 1
 
 
+def test_each_tool_uses_the_proxy_that_its_flag_names(tmp_path, monkeypatch, capsys):
+    """For what is not on this machine: pictures, downloads, endpoints and, by its own library, the hub."""
+    shop(tmp_path)
+    data = ["--data_root", str(tmp_path / "data")]
+    (tmp_path / "urls.tsv").write_text("0\thttp://pictures.invalid/a.jpg\n")
+    for name in ("http_proxy", "https_proxy", "all_proxy"):
+        monkeypatch.setenv(name, ""), monkeypatch.setenv(name.upper(), "")
+    monkeypatch.setitem(SOURCES, "toy", Source("toy", (Remote("rows", "rows.csv"),), "http://x", "R"))
+    with raw_server(message("403 Forbidden", "Content-Length: 0")) as proxy:
+        way = ["--proxy", proxy.url]
+        urls = ["--urls", str(tmp_path / "urls.tsv"), "--model", "colours"]
+        assert features.main(["image", "shop", *data, *way, *urls]) == 1
+        assert download.main(["toy", *data, *way, "--base_url", "http://files.invalid"]) == 2
+        llm = ["--llm", "x", "--api_key_env", "", "--attempts", "1"]
+        assert (
+            features.main(["users", "shop", *data, *way, *llm, "--endpoint", "https://llm.invalid/v1"]) == 2
+        )
+        first = [request.split(b"\r\n")[0] for request in proxy.received]
+        assert first == [
+            b"GET http://pictures.invalid/a.jpg HTTP/1.1",
+            b"GET http://files.invalid/rows.csv HTTP/1.1",
+            b"CONNECT llm.invalid:443 HTTP/1.1",
+        ]
+        assert os.environ["HTTPS_PROXY"] == os.environ["https_proxy"] == proxy.url
+
+
 def test_a_hub_token_is_named_and_goes_over_https_alone(monkeypatch):
     assert hub_token("") is False
     monkeypatch.setenv("MY_TOKEN", "hf_sesame")
@@ -362,6 +390,7 @@ def test_what_the_hub_gets(tmp_path):
         command = [sys.executable, "-m", "data.features", *words, "--device", "cpu"]
         done = subprocess.run(command, env=environment, cwd=ROOT, capture_output=True, text=True)
     assert done.returncode == 2 and "own/model: cannot be loaded" in done.stderr
+    assert "needs --hub_token_env HF_TOKEN; HF_TOKEN is set" in done.stderr and "sesame" not in done.stderr
     assert hub.received and all(b"/own/model" in request.split(b"\r\n")[0] for request in hub.received)
     for word in (b"sesame", b"uthorization", b"ookie"):
         assert not any(word in request for request in hub.received)

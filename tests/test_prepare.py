@@ -288,6 +288,30 @@ def test_random_has_exact_shares():
     assert (label != splits.split(log_of(rows), "random", (0.1, 0.2), 6)).any()
 
 
+def test_cold_holds_items_out_entirely_and_splits_the_rest():
+    rows = sorted({(u, i) for u in range(30) for i in range(40)})
+    log = log_of(rows)
+    label = splits.split(log, "cold", (0.1, 0.2, 0.3), 5)
+    labels = [set(label[log.item == item].tolist()) for item in range(40)]
+    assert (labels.count({1}), labels.count({2}), labels.count({0, 1, 2})) == (6, 6, 28)
+    warm = np.isin(log.item, [item for item in range(40) if len(labels[item]) == 3])
+    assert np.bincount(label[warm]).tolist() == [588, 84, 168]
+    other = splits.split(log, "cold", (0.1, 0.2, 0.3), 6)
+    assert (label == splits.split(log, "cold", (0.1, 0.2, 0.3), 5)).all() and (label != other).any()
+
+
+def test_a_dataset_of_the_cold_split_says_which_items_are_cold(tmp_path, capsys):
+    rows = sorted({(u, i) for u in range(20) for i in range(20)})
+    table = write_csv(tmp_path / "t.csv", [(f"u{u}", f"i{i}") for u, i in rows], ("user", "item"))
+    flags = ("--interactions", table, "--split", "cold", "--cold_share", 0.25)
+    folder = run(tmp_path, *flags)
+    data = read_interactions(folder)
+    cold = set(data.cold_items.tolist())
+    assert len(cold) == 5 and not cold & set(data.train[:, 1].tolist())
+    assert json.loads((folder / "prepare.json").read_text())["settings"]["cold_share"] == 0.25
+    assert "items have no train interaction" in capsys.readouterr().out
+
+
 @pytest.mark.parametrize("rule", splits.RULES)
 def test_every_pair_is_in_one_split_determined_by_the_seed(rule, tmp_path):
     table = write_csv(tmp_path / "t.csv", events())

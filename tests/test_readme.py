@@ -158,7 +158,7 @@ def test_published_commands_stand_verbatim_and_mean_what_they_say():
 @pytest.mark.parametrize("path", PAGES, ids=lambda path: path.name)
 def test_files_named_on_a_page_exist(path):
     text = path.read_text()
-    folders = "docs|scripts|benchmarks|models|layers|training|recommending|reporting|tests|data"
+    folders = "docs|scripts|benchmarks|models|layers|training|exploring|recommending|reporting|tests|data"
     paths = re.findall(rf"(?<![\w./-])((?:{folders})/[\w.-]+\.(?:py|sh|md|csv|png|svg))(?!\w)", text)
     names = re.findall(r"(?<![\w./-])([a-z_]\w*\.(?:py|sh))(?!\w)", text)
     modules = re.findall(r"python -m ([a-z_]+\.[a-z_]+)", text)

@@ -109,3 +109,12 @@ def test_metrics_that_are_asked_for(tmp_path):
     assert [line[-3:-1] for line in lines] == [["8.2500", "0.2000"], ["9.5000", "0.1000"]]
     done = table("--metrics", "gini@20", *folders)
     assert done.returncode == 2 and "--metrics gini@20: a run of a has no such test metric" in done.stderr
+
+
+def test_metrics_of_cold_items_are_columns(tmp_path):
+    folder = write_run(tmp_path, "a", 0, 0.1)
+    path = Path(folder) / "result.json"
+    cold = {"items": 9, "vectors": "model", "test": {"cold": {"recall@20": 0.03}}}
+    path.write_text(json.dumps(json.loads(path.read_text()) | {"cold_items": cold}))
+    done = table("--metrics", "cold recall@20,recall@20", folder)
+    assert done.returncode == 0 and done.stdout.splitlines()[2].split()[-3:-1] == ["0.0300", "0.1000"]

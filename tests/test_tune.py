@@ -369,13 +369,27 @@ with pytest.MonkeyPatch.context() as patch:
 """
 
 
-def test_a_killed_trial_is_resumed(small_dataset, whole):
-    """Killed in step 22, which is in the second epoch of the second trial."""
-    words = [sys.executable, "-c", KILLED, "22", *search(small_dataset, 4)]
+def kill_in_step(folder, step, trials):
+    """Start a search and kill it in a step of training."""
+    words = [sys.executable, "-c", KILLED, str(step), *search(folder, trials)]
     path = os.pathsep.join(map(str, (TUNE.parent, Path(__file__).parent)))
     environment = {**os.environ, "PYTHONPATH": path}
     done = subprocess.run(words, capture_output=True, check=False, env=environment)
     assert done.returncode == -signal.SIGKILL
+
+
+def test_a_trial_that_was_killed_before_its_first_checkpoint_keeps_its_folder(small_dataset):
+    kill_in_step(small_dataset, 2, 1)
+    assert states(small_dataset) == [RUNNING]
+    (folder,) = (small_dataset.parent.parent / "runs").iterdir()
+    assert not list(folder.glob("*.pt"))
+    assert tune.main(search(small_dataset, 1)) == 0 and states(small_dataset) == [FAIL, COMPLETE]
+    assert list(folder.parent.iterdir()) == [folder] and (folder / "last.pt").exists()
+
+
+def test_a_killed_trial_is_resumed(small_dataset, whole):
+    """Killed in step 22, which is in the second epoch of the second trial."""
+    kill_in_step(small_dataset, 22, 4)
     assert states(small_dataset) == [COMPLETE, RUNNING]
     assert tune.main(search(small_dataset, 4)) == 0
     assert states(small_dataset) == [COMPLETE, FAIL, COMPLETE, COMPLETE, COMPLETE]

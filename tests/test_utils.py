@@ -1,8 +1,11 @@
 """Metrics against loops over ranks, file writes, locks, hashes."""
 
+import contextlib
 import math
 import os
+import signal
 import threading
+import time
 from pathlib import Path
 
 import numpy as np
@@ -148,6 +151,13 @@ def test_atomic_write_follows_symbolic_links(tmp_path, target_exists, relative):
     assert sorted(tmp_path.rglob("*")) == sorted([target.parent, target, middle, link])
 
 
+def test_atomic_write_names_the_file_that_cannot_be_written(tmp_path):
+    path = tmp_path / "missing" / "a"
+    with pytest.raises(FileNotFoundError) as error, atomic_write(path) as file:
+        file.write(b"x")
+    assert error.value.filename == str(path)
+
+
 def test_atomic_write_refuses_a_loop_of_symbolic_links(tmp_path):
     (tmp_path / "a").symlink_to("b")
     (tmp_path / "b").symlink_to("a")
@@ -221,6 +231,42 @@ def test_atomic_write_takes_every_name_that_the_file_system_takes(tmp_path, char
     path = tmp_path / (character * (255 // len(character.encode())))
     write_text(path, "new")
     assert path.read_text() == "new" and list(tmp_path.iterdir()) == [path]
+
+
+@contextlib.contextmanager
+def another_writer(path):
+    """A process that is writing `path` during the block; os.kill(PID, SIGTERM) lets it finish."""
+    signal.pthread_sigmask(signal.SIG_BLOCK, [signal.SIGTERM])
+    pid = os.fork()
+    if not pid:
+        with atomic_write(path, "w") as file:
+            file.write("theirs")
+            signal.sigwait([signal.SIGTERM])
+        os._exit(0)
+    signal.pthread_sigmask(signal.SIG_UNBLOCK, [signal.SIGTERM])
+    while not list(path.parent.glob(".*.tmp")):
+        time.sleep(0.01)
+    time.sleep(0.05)
+    yield pid
+    os.waitpid(pid, 0)
+
+
+def test_atomic_write_removes_what_killed_processes_left_and_nothing_else(tmp_path):
+    """Not the file of a process that is still writing, and not what others call by a similar name."""
+    (tmp_path / ".a.0badcafe.tmp").write_text("another program's")
+    folder, other = tmp_path / "killed", tmp_path / "alive"
+    folder.mkdir(), other.mkdir()
+    with another_writer(folder / "a") as pid:
+        os.kill(pid, signal.SIGKILL)
+    assert len(list(folder.iterdir())) == 1
+    write_text(folder / "b", "ours")
+    assert [path.name for path in folder.iterdir()] == ["b"]
+    with another_writer(other / "a") as pid:
+        write_text(other / "a", "ours")
+        os.kill(pid, signal.SIGTERM)
+    assert [path.name for path in other.iterdir()] == ["a"] and (other / "a").read_text() == "theirs"
+    write_text(tmp_path / "b", "ours")
+    assert {path.name for path in tmp_path.iterdir()} == {".a.0badcafe.tmp", "b", "killed", "alive"}
 
 
 def test_text_that_utf8_lacks_is_written_as_question_marks(tmp_path):

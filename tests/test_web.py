@@ -1,6 +1,7 @@
 """data/web.py against servers that redirect, stream for ever, stall, lie, or ask for credentials."""
 
 import contextlib
+import select
 import shutil
 import socket
 import ssl
@@ -14,6 +15,7 @@ from hypothesis import strategies as st
 from raw_server import for_ever, message, ok, raw_server, redirect
 
 from data import web
+from data.network_flags import proxy_url
 from data.web import PUBLIC, Access, Forbidden, Refused, Transient
 from utils import UserError
 
@@ -438,3 +440,140 @@ def test_certificates_are_checked(tls_server, monkeypatch):
             get(f"https://127.0.0.1:{port}/")
     finally:
         web.tls_context.cache_clear()
+
+
+# ---------------------------------------------------------------- a proxy
+
+ELSEWHERE = "93.184.215.14"
+
+
+def resolver(monkeypatch, **known):
+    """Let host names have these addresses; other names are unknown to this machine."""
+
+    def getaddrinfo(host, port, *_, **__):
+        if host not in known and not host[0].isdigit():
+            raise socket.gaierror(socket.EAI_NONAME, "no such host")
+        return [(socket.AF_INET, socket.SOCK_STREAM, 6, "", (known.get(host, host), port))]
+
+    monkeypatch.setattr(web.socket, "getaddrinfo", getaddrinfo)
+
+
+def forward(port):
+    """Answer of a proxy that connects every tunnel to a port of this machine."""
+
+    def answer(connection, _):
+        with socket.create_connection(("127.0.0.1", port)) as other:
+            connection.sendall(b"HTTP/1.1 200 Connection established\r\n\r\n")
+            pairs = {connection: other, other: connection}
+            while True:
+                for source in select.select(list(pairs), [], [], 5)[0]:
+                    if not (part := source.recv(65536)):
+                        return
+                    pairs[source].sendall(part)
+
+    return answer
+
+
+@pytest.mark.parametrize("known", [{"shop.example": ELSEWHERE}, {}], ids=["known", "unknown here"])
+def test_what_a_proxy_gets_for_http(monkeypatch, known):
+    resolver(monkeypatch, **known)
+    with raw_server(ok(b"picture")) as proxy:
+        access = Access(proxy=proxy.url)
+        assert get("http://shop.example:81/a?q=1", access, headers={"Range": "bytes=1-"}) == b"picture"
+        expected = (
+            "GET http://shop.example:81/a?q=1 HTTP/1.1\r\nHost: shop.example:81\r\n"
+            "User-Agent: RecGOAT\r\nAccept: */*\r\nAccept-Encoding: identity\r\nConnection: close\r\n"
+            "Range: bytes=1-\r\n\r\n"
+        )
+        assert proxy.received == [expected.encode()]
+
+
+def test_a_proxy_gets_the_name_of_an_https_host_and_nothing_that_is_sent_to_it(tls_server, monkeypatch):
+    port, certificate = tls_server
+    resolver(monkeypatch, localhost=ELSEWHERE)
+    monkeypatch.setenv("SSL_CERT_FILE", str(certificate))
+    web.tls_context.cache_clear()
+    key = {"Authorization": "Bearer key-123"}
+    try:
+        with raw_server(forward(port)) as proxy:
+            assert get("https://localhost/v1", Access(proxy=proxy.url), headers=key) == b"secure"
+            assert proxy.received == [b"CONNECT localhost:443 HTTP/1.1\r\nHost: localhost:443\r\n\r\n"]
+            resolver(monkeypatch, other=ELSEWHERE)
+            with pytest.raises(Forbidden, match="certificate is not valid"):
+                get("https://other/", Access(proxy=proxy.url))
+    finally:
+        web.tls_context.cache_clear()
+
+
+def test_a_key_never_goes_through_a_proxy_unencrypted(monkeypatch):
+    resolver(monkeypatch, **{"shop.example": ELSEWHERE})
+    with raw_server(ok(b"")) as proxy:
+        for host in ("shop.example", "unknown.example"):
+            url = f"http://{host}/v1"
+            with pytest.raises(Forbidden, match="would send the API key unencrypted"):
+                get(url, Access(named=url, proxy=proxy.url), headers={"Authorization": "Bearer key-123"})
+        assert proxy.received == []
+
+
+def test_this_machine_is_reached_without_the_proxy():
+    key = {"Authorization": "Bearer key-123"}
+    with raw_server(ok(b"here")) as server, raw_server(ok(b"there")) as proxy:
+        access = Access(named=server.url, proxy=proxy.url)
+        assert get(server.url, access, headers=key) == b"here" and proxy.received == []
+
+
+def test_a_proxy_is_not_asked_for_private_addresses(monkeypatch):
+    resolver(monkeypatch, inside="10.0.0.8")
+    with raw_server(redirect("http://169.254.169.254/key")) as proxy:
+        for url in ("http://inside/", "https://inside/", "http://192.168.0.1/", "http://localhost.example/"):
+            with pytest.raises(Forbidden, match="private address"):
+                get(url, Access(proxy=proxy.url))
+        # Only the last one reached it, and its redirect did not.
+        assert len(proxy.received) == 1
+
+
+@pytest.mark.parametrize(
+    "status, error, words",
+    [
+        ("407 Proxy Authentication Required", Forbidden, "the proxy answers with status 407 Proxy Auth"),
+        ("403 \x1b[31mno", Forbidden, r"the proxy answers with status 403 \?\[31mno"),
+        ("502 Bad Gateway", Transient, "the proxy answers with status 502"),
+    ],
+)
+def test_a_proxy_that_refuses(monkeypatch, status, error, words):
+    resolver(monkeypatch, **{"shop.example": ELSEWHERE})
+    with raw_server(message(status)) as proxy, pytest.raises(error, match=words):
+        get("https://shop.example/", Access(proxy=proxy.url))
+
+
+def test_a_proxy_that_asks_for_a_password_says_nothing_about_the_server(monkeypatch):
+    """Forbidden, so that the refusal is not kept with the URL."""
+    resolver(monkeypatch, **{"shop.example": ELSEWHERE})
+    asks, words = message("407 x", "Content-Length: 0"), "the proxy asks for a password"
+    with raw_server(asks) as proxy, pytest.raises(Forbidden, match=words):
+        get("http://shop.example/", Access(proxy=proxy.url))
+
+
+def test_a_proxy_that_sends_for_ever_or_nothing(monkeypatch):
+    resolver(monkeypatch, **{"shop.example": ELSEWHERE})
+    for answer in (
+        lambda connection, _: for_ever(connection, b"HTTP/1.1 200 x\r\n", b"A: " + b"b" * 997),
+        lambda connection, _: for_ever(connection, b"HTTP/1.1 200 x\r\n\r\n", b"b" * 1000),
+        b"",
+    ):
+        with raw_server(answer) as proxy, pytest.raises(Transient):
+            get("https://shop.example/", Access(proxy=proxy.url), timeout=2)
+
+
+@pytest.mark.parametrize(
+    "url", ["proxy:3128", "https://proxy", "http://me:pw@proxy:1", "http://proxy/path", "x"]
+)
+def test_what_is_no_proxy(url):
+    with pytest.raises(UserError, match="--proxy") as error:
+        proxy_url(url)
+    assert "pw" not in str(error.value)
+
+
+def test_urls_of_proxies():
+    for url in ("", "http://proxy:3128", "http://10.0.0.1:8080/"):
+        assert proxy_url(url) == url

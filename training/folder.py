@@ -64,7 +64,8 @@ def provenance() -> dict[str, typing.Any]:
 
 def git(*arguments: str) -> str | None:
     """Output of a git command in the folder of this program; None if it fails."""
-    command = ["git", "-C", str(Path(__file__).parents[1]), *arguments]
+    # `git status` would refresh the index, and leave its lock if it is killed meanwhile.
+    command = ["git", "--no-optional-locks", "-C", str(Path(__file__).parents[1]), *arguments]
     try:
         done = subprocess.run(command, capture_output=True, text=True, timeout=10, check=False)
     except (OSError, subprocess.TimeoutExpired):

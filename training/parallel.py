@@ -25,14 +25,14 @@ from torch.distributed.distributed_c10d import PrefixStore, Store
 from torch.distributed.rendezvous import rendezvous
 
 from cli import launched
+from layers.agreement import from_first
 from layers.columns import Share, all_parts, collective, own, own_part, rank, ranks, share_of, sum_parts
 from models.registry import MODELS
-from utils import LostProcess, TrainingError, UserError
+from utils import UserError
 from world import Config
 
 TIMEOUT = datetime.timedelta(minutes=10)  # after which a process that does not answer is given up
 FOLDER = "run folder"  # key of the store
-Value = typing.TypeVar("Value")
 State = dict[str, typing.Any]
 
 # ---------------------------------------------------------------- processes
@@ -109,52 +109,6 @@ def check(config: Config) -> None:
 def own_gpu(config: Config) -> Config:
     """The config with the GPU of this process in place of --gpu_id."""
     return dataclasses.replace(config, gpu_id=int(os.environ["LOCAL_RANK"])) if launched() else config
-
-
-# ---------------------------------------------------------------- agreement
-
-
-def largest(value: int) -> int:
-    """The largest of the numbers that the processes give."""
-    if ranks() == 1:
-        return value
-    numbers = torch.tensor([value])
-    with collective():
-        dist.all_reduce(numbers, dist.ReduceOp.MAX)
-    return int(numbers)
-
-
-def from_all(value: Value) -> list[Value]:
-    """The value of each process."""
-    values = [value] * ranks()
-    if len(values) > 1:
-        with collective():
-            dist.all_gather_object(values, value)
-    return values
-
-
-@contextlib.contextmanager
-def together() -> Iterator[None]:
-    """A block that all processes complete or none: an error that the user can mend is raised by all."""
-    failure: Exception | None = None
-    try:
-        yield
-    except LostProcess:
-        raise
-    except (UserError, TrainingError, OSError) as error:
-        if ranks() == 1:
-            raise
-        failure = error
-    failures = list(filter(None, from_all(failure)))
-    if failures:
-        raise failures[0]
-
-
-def from_first(make: Callable[[], Value]) -> Value:
-    """make() of process 0, for all processes."""
-    with together():
-        value = make() if rank() == 0 else None
-    return typing.cast(Value, from_all(value)[0])
 
 
 # ---------------------------------------------------------------- torchrun --max_restarts

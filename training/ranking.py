@@ -11,10 +11,10 @@ from collections.abc import Iterator, Sequence
 import torch
 
 from dataloader import HeldOut
+from layers.agreement import from_all
 from layers.columns import all_parts
 from layers.topk import first_columns
 from training.metrics import ranking_metrics
-from training.parallel import from_all
 from training.prefilter import certain_misses
 from training.scoring import GROUP, Scorer, row_numbers, score_chunks, slice_of_rows
 

@@ -24,6 +24,12 @@ RESULT = {
     "valid": {str: SHARE},
     "test": {str: SHARE},
     "beyond_accuracy": {"valid": {str: NUMBER}, "test": {str: NUMBER}},
+    "cold_items": {
+        "items": COUNT,
+        "vectors": one_of("features", "model"),
+        "valid": {str: {str: SHARE}},
+        "test": {str: {str: SHARE}},
+    },
     "protocol": {
         "selected_on": SPLIT,
         "selection_metric": TEXT,

@@ -11,21 +11,16 @@ import numpy as np
 import torch
 
 from dataloader import Dataset, Sampler
+from layers.agreement import from_first, together
 from layers.columns import rank
 from layers.device import on_cpu
 from models.base import Recommender
 from models.registry import source_hash
 from training.checkpoint import CHECKPOINT_FORMAT, newest_checkpoint, read_checkpoint
 from training.folder import write_config
-from training.parallel import (
-    from_first,
-    model_state,
-    optimizer_state,
-    own_model_state,
-    own_optimizer_state,
-    together,
-)
+from training.parallel import model_state, optimizer_state, own_model_state, own_optimizer_state
 from training.records import read_settings
+from training.step import Step, make_step
 from utils import TrainingError, UserError, atomic_write, leftovers
 from world import Config
 
@@ -77,6 +72,7 @@ class Run:
     optimizer: torch.optim.Optimizer | None
     sampler: Sampler
     progress: Progress
+    step: Step | None = None  # how a training step is made
 
     @property
     def epochs(self) -> int:
@@ -162,11 +158,18 @@ def start_run(
     """A run before its first step."""
     data = dataset.interactions
     sampler = Sampler(
-        data.train, data.n_items, config.bpr_batch, config.seed, device, bool(config.neg_reject)
+        data.train,
+        data.n_items,
+        config.bpr_batch,
+        config.seed,
+        device,
+        bool(config.neg_reject),
+        data.cold_items,
     )
     parameters = [p for p in model.parameters() if p.requires_grad]
     optimizer = torch.optim.Adam(parameters, lr=config.lr, fused=True) if parameters else None
-    return Run(config, folder, device, dataset, model, optimizer, sampler, Progress())
+    step = make_step(model, optimizer, sampler, config) if optimizer else None
+    return Run(config, folder, device, dataset, model, optimizer, sampler, Progress(), step)
 
 
 def write_checkpoint(path: Path, state: dict[str, typing.Any]) -> None:

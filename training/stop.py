@@ -7,8 +7,8 @@ import signal
 import time
 import typing
 
+from layers.agreement import largest
 from layers.columns import rank, ranks
-from training.parallel import largest
 
 
 class Stop:

@@ -197,7 +197,7 @@ class Search:
 
 
 class Claim(typing.NamedTuple):
-    """A trial for this process to run. config.resume is set if there is a checkpoint to continue from."""
+    """A trial for this process to run. config.resume is set if another process has begun it."""
 
     trial: optuna.Trial
     config: Config
@@ -237,7 +237,7 @@ def draw_trial(search: Search, number: int) -> Claim:
     trial.set_user_attr("number", number)
     name = f"{search.base.name or search.study.study_name}_{number}"
     config = dataclasses.replace(search.base, **trial.params, name=name)
-    if folder and (folder / "last.pt").exists():
+    if folder:
         return Claim(trial, dataclasses.replace(config, resume=str(folder)), folder)
     return Claim(trial, config, make_run_folder(config))
 

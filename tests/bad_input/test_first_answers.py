@@ -63,6 +63,11 @@ OTHERS = [
     ("recommend", ["--checkpoint", "a.pt", "--exclude", "trian"], ["--exclude trian", "train, valid, test"]),
     ("recommend", ["--checkpoint", "a.pt", "--new_users", "no.tsv"], ["no.tsv: cannot be read"]),
     ("recommend", ["--checkpoint", "a.pt", "--output", "no/x"], ["no/x", "name a file"]),
+    ("explore", [], ["--checkpoint"]),
+    ("explore", ["--checkpoint", "no"], ["no: cannot be read", "a run folder or a checkpoint"]),
+    ("explore", ["--checkpoint", "a.pt", "--compare", "no.pt"], ["no.pt: cannot be read"]),
+    ("explore", ["--checkpoint", "a.pt", "--picture", "x"], ["did you mean --pictures?"]),
+    ("explore", ["--checkpoint", "a.pt", "--map", "umap2"], ["pca", "umap"]),
     ("report", [], ["RUNS"]),
     ("report", ["data"], ["data: no run folder here or below"]),
     ("report", ["data", "--curve", "layer", "--figures", "0"], ["--figures 0 contradicts --curve"]),
@@ -93,7 +98,7 @@ def test_mistake_of_another_command(command, argv, words, folder, capsys):
     assert_refused(importlib.import_module(command).main(argv), capsys.readouterr().err, words)
 
 
-@pytest.mark.parametrize("command", ["main", "tune", "recommend", "report"])
+@pytest.mark.parametrize("command", ["main", "tune", "recommend", "explore", "report"])
 def test_neither_help_nor_a_mistake_waits_for_torch_or_pandas(folder, command):
     mistakes = [argv for argv, _ in MISTAKES.values()] if command == "main" else []
     mistakes += [argv for name, argv, _ in OTHERS if name == command]

@@ -111,7 +111,8 @@ def test_gradients_reach_every_parameter(small_dataset):
 
 def tiny_model(pairs, n_users, n_items, **changes):
     """FREEDOM with features of one dimension on these pairs."""
-    interactions = SimpleNamespace(n_users=n_users, n_items=n_items, train=np.array(pairs))
+    sizes = dict(n_users=n_users, n_items=n_items, cold_items=np.zeros(0, np.int64))
+    interactions = SimpleNamespace(train=np.array(pairs), **sizes)
     dataset = SimpleNamespace(
         interactions=interactions,
         adjacency=bipartite_adjacency(interactions.train, n_users, n_items, CPU),

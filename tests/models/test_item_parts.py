@@ -11,6 +11,8 @@ FUSIONS = {
     for fusion in ("oat", "sum", "concat")
     for norm in ("layer_l2", "layer", "l2", "none")
 }
+# An item has an ID vector, and features mixed in one part or none.
+ID_ALONE = ("mf", "lgn", "freedom", "bm3", "lattice", "mgcn", "smore")
 VARIANTS = {
     **TRAINED,
     **FUSIONS,
@@ -45,7 +47,7 @@ def test_the_parts_sum_to_the_item_vectors(small_dataset, name):
     model = disturbed(small_dataset, **VARIANTS[name])
     parts = model.item_parts()
     torch.testing.assert_close(sum(parts.values()), model.embeddings()[1], rtol=1e-5, atol=1e-5)
-    own = set() if VARIANTS[name].get("model") in ("mf", "lgn", "freedom") else {"text", "image"}
+    own = set() if VARIANTS[name].get("model") in ID_ALONE else {"text", "image"}
     own = own - {"text"} if name == "absent-text" else own | ({"audio"} if name == "audio" else set())
     assert set(parts) - {"constant", "bias", "content"} == {"id", *own}
     assert all(part.abs().max() > 1e-4 for part in parts.values())
@@ -113,6 +115,17 @@ def test_what_each_item_adds_to_a_user_is_its_message_in_every_layer(small_datas
     assert share * user.double().numpy() == pytest.approx(own + messages.sum(1), abs=1e-5)
 
 
-@pytest.mark.parametrize("changes", [{"model": "mf"}, {"model": "vbpr"}, {"model": "lgn", "layer": 0}])
+def test_what_each_item_adds_to_a_user_of_bm3_passes_the_predictor(small_dataset):
+    model = disturbed(small_dataset, model="bm3", layer=1)
+    part, bias = model.history_part(), model.predict.bias
+    own = model.user / 2 @ model.predict.weight.T
+    history = torch.from_numpy(part.weights.toarray()) @ part.vectors
+    torch.testing.assert_close(model.embeddings()[0], own + history + bias, rtol=1e-4, atol=1e-5)
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [{"model": "mf"}, {"model": "vbpr"}, {"model": "lgn", "layer": 0}, {"model": "mgcn"}, {"model": "smore"}],
+)
 def test_vectors_that_are_no_sum_over_items_have_no_such_part(small_dataset, changes):
     assert disturbed(small_dataset, **changes).history_part() is None

@@ -25,7 +25,7 @@ from training.ranking import evaluate, relevant_ranks
 from training.scoring import GROUP, Scorer, history_scores, row_numbers
 from utils import UserError
 
-MODELS = ("mf", "lgn", "vbpr", "freedom", "lgn_mm")
+MODELS = ("mf", "lgn", "vbpr", "freedom", "bm3", "lattice", "mgcn", "smore", "lgn_mm")
 
 
 def interactions_of(folder):

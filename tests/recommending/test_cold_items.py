@@ -53,6 +53,7 @@ def test_vectors_of_recgoat(recgoat, new_items):
     for m, new in features.items():
         old = dataset.features[m].double().numpy()
         cosine = new @ old.T / np.outer(np.linalg.norm(new, axis=1), np.linalg.norm(old, axis=1))
+        cosine[:, ~np.isin(np.arange(N_ITEMS), dataset.interactions.train[:, 1])] = -1
         nearest = np.argsort(-cosine)[:, :4]
         assert nearest[:, 0].tolist() == [4, 9]
         graph = model.graphs[m].append_targets(torch.from_numpy(nearest.copy()))

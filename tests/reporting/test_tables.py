@@ -8,6 +8,7 @@ from report_helpers import METRICS, edit_json, read_page, read_table, run_report
 
 from reporting import tables
 from training.beyond import BEYOND
+from training.cold import COLD_KINDS
 
 
 def test_means_deviations_and_marks(root, capsys):
@@ -72,6 +73,7 @@ def test_published_results_are_added(root):
     rows = read_table(root, "baby_published")
     recgoat = {row["recall@10"]: row["ndcg@10"] for row in rows if row["method"] == "RecGOAT"}
     assert recgoat == {"0.0671": "0.0369"}
+    assert {row["protocol"] for row in rows if row["method"] == "RecGOAT"} == {"epoch selected on test"}
     sources = {row["source"] for row in rows}
     assert sources > {f"RecGOAT (arXiv 2602.00682) Table {number}" for number in (1, 3)}
     assert not (root.parent / "out" / "nowhere_published.csv").exists()
@@ -79,7 +81,8 @@ def test_published_results_are_added(root):
 
 def test_published_file_is_complete():
     rows = tables.read_published()
-    assert len(rows) == len({tuple(row.values()) for row in rows}) == 145
+    assert len(rows) == len({tuple(row.values()) for row in rows}) == 149
+    assert all(all(row.values()) for row in rows)
     assert {row["dataset"] for row in rows} == {"Baby", "Sports", "Electronics"}
     assert all(0 < float(row["value"]) < (0.2 if "@" in row["metric"] else 5) for row in rows)
 
@@ -97,3 +100,22 @@ def test_metrics_beyond_accuracy(root):
     (row,) = read_table(root, "baby_beyond")
     assert row["method"] == "LightGCN"
     assert [float(row[f"{name}@10"]) for name in BEYOND] == pytest.approx([0.15] * 5)
+
+
+def test_warm_and_cold_items(root):
+    """The mean over seeds at the largest K, by kind of item; without such results there is no table."""
+    write_run(root, 1, 0.1, model="mf")
+    assert run_report(root, "--figures", "0") == 0
+    assert not (root.parent / "out" / "baby_cold.csv").exists()
+    for seed in (1, 2):
+        folder = write_run(root, seed, 0.2, model="vbpr")
+        kinds = {
+            kind: {f"{name}@{k}": seed * k * number / 100 for name in ("recall", "ndcg") for k in (5, 10)}
+            for number, kind in enumerate(COLD_KINDS, 1)
+        }
+        edit_json(folder / "result.json", {"cold_items": {"items": 9, "vectors": "features", "test": kinds}})
+    assert run_report(root, "--figures", "0") == 0
+    (row,) = read_table(root, "baby_cold")
+    assert row["method"] == "VBPR" and row["cold items by"] == "features"
+    values = [float(row[f"{kind} {name}@10"]) for kind in COLD_KINDS for name in ("recall", "ndcg")]
+    assert values == pytest.approx([0.15, 0.15, 0.3, 0.3, 0.45, 0.45])

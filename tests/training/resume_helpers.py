@@ -14,6 +14,9 @@ STEPS = 8  # of an epoch
 MODELS = {
     "lgn": {"model": "lgn"},
     "freedom": {"model": "freedom"},
+    "bm3": {"model": "bm3"},
+    "lattice": {"model": "lattice"},
+    "smore": {"model": "smore"},
     "lgn_mm": {
         "model": "lgn_mm",
         "user_text_feat": "mean",

@@ -4,6 +4,7 @@ Two datasets differ in that pair alone. Every tool writes the same files from bo
 hashes of the whole dataset.
 """
 
+import importlib.util
 import json
 import re
 import time
@@ -17,6 +18,7 @@ from small_runs import flags
 from tensorboard.backend.event_processing.event_file_loader import EventFileLoader
 
 import main
+import recommend
 import report
 import tune
 from benchmarks.processes import TIMES
@@ -61,9 +63,31 @@ def tools(tmp_path, monkeypatch):
         argv += ["--endpoint", "http://127.0.0.1:9/v1", "--llm", "x"]
         assert features.main(argv) == 0
         assert report.main(["trials", "--list"]) == 0
+        use_unscored_runs()
         return folder
 
     return run
+
+
+def use_unscored_runs():
+    """Run the tools that read runs whose test split was not scored, and those that read no interactions."""
+    (run,) = Path("runs").iterdir()
+    flags_of_run = ["--checkpoint", str(run), "--cuda", "0"]
+    for words in (
+        ["--output", "lists.tsv"],
+        ["--exclude", "train,valid", "--output", "unseen.tsv"],
+        ["--similar_items", "0,1,2", "--output", "similar.tsv"],
+        ["--export_embeddings", "vectors.npz"],
+    ):
+        assert recommend.main([*flags_of_run, *words]) == 0
+    assert report.main(["runs", "trials", "--output", "page", "--figures", "0"]) in (0, 2)
+    if importlib.util.find_spec("PIL"):
+        from PIL import Image
+
+        Path("pictures").mkdir()
+        Image.new("RGB", (8, 8), (1, 2, 3)).save("pictures/0.png")
+        words = ["image", "small", "--data_root", "data", "--model", "colours", "--pictures", "pictures"]
+        assert features.main([*words, "--out", "image_feat.npy"]) == 0
 
 
 def write_dataset(folder, item):

@@ -6,12 +6,18 @@ import numpy as np
 import pytest
 import torch
 from resume_helpers import MODELS, assert_refused, assert_same
-from small_runs import read_json, read_state
+from small_runs import read_json, read_state, train
 
 from main import main
 from utils import lock_file
 
 # ---------------------------------------------------------------- settings and folder
+
+
+@pytest.fixture
+def trained_ease(small_dataset):
+    """The run folder of EASE, whose settings no other model has."""
+    return train(small_dataset, model="ease")[0]
 
 
 def test_changed_settings_are_refused(stopped, capsys):
@@ -25,6 +31,14 @@ def test_changed_settings_are_refused(stopped, capsys):
     released = ["--resume", str(stopped), "--recipe", "released"]
     assert_refused(capsys, released, "--recipe default -> released", "--feat_proj 0 -> 1")
     assert_refused(capsys, ["--resume", str(stopped), "--epochs", "5"], "--epochs 5", "started with 6")
+
+
+def test_a_run_keeps_its_model(trained_ease, capsys):
+    """Also one that has settings which no other model has."""
+    resumed = ["--resume", str(trained_ease)]
+    scored = ["--checkpoint", str(trained_ease / "best.pt"), "--evaluate_only", "1"]
+    for words in (resumed, scored):
+        assert_refused(capsys, [*words, "--model", "mf"], "was trained with --model ease; drop --model mf")
 
 
 def test_settings_that_are_repeated_or_have_no_influence_are_accepted(stopped, whole):

@@ -3,6 +3,8 @@
 import itertools
 import json
 import math
+import os
+import subprocess
 import time
 
 import numpy as np
@@ -11,6 +13,7 @@ import torch
 from helpers import random_pairs
 from small_runs import METRICS, read_json, read_state, train
 
+import training.folder as folder_module
 from models.mf import MF
 from training.run import Run
 from world import RECIPES, Config
@@ -112,6 +115,27 @@ def test_the_released_recipe_trains_without_warnings(small_dataset, recwarn):
     assert result["status"] == "finished"
     assert all(math.isfinite(value) for line in lines for value in line["train"].values())
     assert not [warning for warning in recwarn if issubclass(warning.category, RuntimeWarning)]
+
+
+def test_the_commit_is_read_without_writing_to_the_repository(tmp_path, monkeypatch):
+    """`git status` refreshes the index by default, and leaves its lock behind if it is killed meanwhile."""
+
+    def git(*words):
+        command = ["git", "-C", str(tmp_path), "-c", "user.name=a", "-c", "user.email=a@b", *words]
+        return subprocess.run(command, check=True, capture_output=True, text=True).stdout
+
+    git("init", "-q")
+    (tmp_path / "training").mkdir()
+    (tmp_path / "training" / "folder.py").write_text("code\n")
+    git("add", "."), git("commit", "-qm", "first")
+    os.utime(tmp_path / "training" / "folder.py", (1, 1))
+    before = (tmp_path / ".git" / "index").read_bytes()
+    monkeypatch.setattr(folder_module, "__file__", str(tmp_path / "training" / "folder.py"))
+    record = folder_module.provenance()
+    assert record["git_commit"] == git("rev-parse", "HEAD").strip() and record["git_dirty"] is False
+    assert (tmp_path / ".git" / "index").read_bytes() == before
+    git("status")
+    assert (tmp_path / ".git" / "index").read_bytes() != before
 
 
 # ---------------------------------------------------------------- times

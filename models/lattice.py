@@ -1,0 +1,136 @@
+"""LATTICE: mining latent structures for multimedia recommendation (Zhang 2021, arXiv 2104.09036)."""
+
+from __future__ import annotations
+
+import typing
+from collections.abc import Collection
+
+import torch
+from torch import nn
+from torch.nn import functional as F
+
+from data.graphs import nearest_neighbours
+from dataloader import Dataset, Needs
+from layers.kernels import sparse_product
+from models.base import HistoryPart, Recommender
+from models.item_graphs import similarity_graph, with_transpose
+from models.lightgcn import LightGCN
+from models.mf import select
+from models.settings import LATTICE_SETTINGS
+from world import Config
+
+
+class LATTICE(LightGCN):
+    """LightGCN whose item vectors add those of an item graph that is learnt from the features.
+
+    With f^m the features of modality m, e the ID embeddings, and graph(x) = D^-1/2 S D^-1/2 of the cosines
+    S_ij of an item with itself and its k nearest items (negative ones count as 0; D are row sums):
+
+    - initial graph: S~^m = graph(f^m)
+    - learnt graph: A~^m = graph(W_m f^m + b_m)
+    - skip connection: A^m = lattice_initial S~^m + (1 - lattice_initial) A~^m
+    - over modalities: A = sum over m of softmax(alpha)_m A^m, alpha learnt
+    - convolution: h^0 = e_i, h^l = A h^(l-1), for item_graph_layers layers
+    - vectors: user LightGCN_u, item LightGCN_i + h_i / |h_i|; the score is their inner product
+    - loss: BPR + decay |e|^2 of the batch's triples
+
+    The nearest items in a learnt graph are found anew at the start of each epoch, as by the authors' program;
+    the cosines follow the weights, and have gradients, in every step. k counts other items: the paper counts
+    the item itself.
+    """
+
+    needs: typing.ClassVar[Needs] = Needs(adjacency=True, features=True, neighbours=True)
+    settings = LATTICE_SETTINGS
+
+    def __init__(self, config: Config, dataset: Dataset):
+        super().__init__(config, dataset)
+        self.initial_share = vars(config)["lattice_initial"]
+        self.steps_per_epoch = -(-len(dataset.interactions.train) // config.bpr_batch)
+        nn.init.xavier_uniform_(self.user)
+        nn.init.xavier_uniform_(self.item)
+        self.project = nn.ModuleDict(
+            {m: nn.Linear(x.shape[1], config.recdim) for m, x in dataset.features.items()}
+        )
+        self.alpha = nn.Parameter(torch.zeros(len(self.project)))
+        for m, matrix in dataset.features.items():
+            table = dataset.neighbours[m]
+            self.register_buffer(f"{m}_features", matrix, persistent=False)
+            graphs = with_transpose(similarity_graph(matrix.cpu().numpy(), table), matrix.device)
+            self.register_buffer(f"{m}_graph", graphs[0], persistent=False)
+            self.register_buffer(f"{m}_graph_transposed", graphs[1], persistent=False)
+            # Part of a checkpoint: a run that is resumed within an epoch has other weights than at its start.
+            self.register_buffer(f"{m}_nearest", torch.from_numpy(table).long().to(matrix.device))
+
+    @classmethod
+    def search_space(cls, config: Config, modalities: Collection[str]) -> tuple[str, ...]:
+        """Learning rate, decay, LightGCN layers, neighbours and the share of the initial graph."""
+        own = ("layer=1..3", "item_knn_k=5,10,20", "lattice_initial=0.5,0.7,0.9")
+        return (*Recommender.search_space(config, modalities), *own)
+
+    @torch.no_grad()
+    def begin_step(self, step: int) -> None:
+        """Find the nearest items of the learnt graphs at the first step of an epoch."""
+        if step % self.steps_per_epoch:
+            return
+        for m in self.project:
+            nearest = getattr(self, f"{m}_nearest")
+            x = self.projected(m)
+            found = nearest_neighbours(x.float().cpu().numpy(), nearest.shape[1], x.device)
+            nearest.copy_(torch.from_numpy(found))
+
+    def projected(self, m: str) -> torch.Tensor:
+        """W_m f^m + b_m of all items [I, d]."""
+        return self.project[m](getattr(self, f"{m}_features"))
+
+    def content(self) -> torch.Tensor:
+        """h of all items [I, d]."""
+        shares = self.alpha.softmax(0)
+        learnt = [learnt_graph(self.projected(m), getattr(self, f"{m}_nearest")) for m in self.project]
+        h: torch.Tensor = self.item
+        for _ in range(self.config.item_graph_layers):
+            out = torch.zeros_like(h)
+            for share, m, (columns, weights) in zip(shares, self.project, learnt, strict=True):
+                graph = getattr(self, f"{m}_graph"), getattr(self, f"{m}_graph_transposed")
+                initial = sparse_product(*graph, h)
+                gathered = rows_of(h, columns)
+                mixed = self.initial_share * initial
+                mixed = mixed + (1 - self.initial_share) * torch.einsum("ik,ikd->id", weights, gathered)
+                out = out + share * mixed
+            h = out
+        return h
+
+    def embeddings(
+        self, users: torch.Tensor | None = None, items: torch.Tensor | None = None
+    ) -> tuple[torch.Tensor, torch.Tensor]:
+        """User vectors [U, d] and item vectors [I, d], or the given rows of them."""
+        user, item = super().embeddings(users, items)
+        return user, item + F.normalize(select(self.content(), items), dim=1)
+
+    def item_parts(self) -> dict[str, torch.Tensor]:
+        """The LightGCN vector, and what comes over the item graph, in which the modalities are mixed."""
+        return {"id": super().embeddings()[1], "content": F.normalize(self.content(), dim=1)}
+
+    def history_part(self) -> HistoryPart | None:
+        """LightGCN's, whose user vectors these are."""
+        return super().history_part()
+
+
+def learnt_graph(x: torch.Tensor, nearest: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+    """Columns [I, 1 + k] and values of the normalised cosine graph of rows x [I, d], with gradients.
+
+    nearest: [I, k] ids of the nearest others, where an item's own id stands for "no neighbour".
+    """
+    own = torch.arange(len(x), device=x.device)[:, None]
+    columns = torch.cat([own, nearest], 1)
+    unit = F.normalize(x, dim=1)
+    cosines = torch.einsum("id,ikd->ik", unit, rows_of(unit, columns)).relu()
+    absent = torch.cat([torch.zeros_like(own, dtype=torch.bool), nearest == own], 1)
+    cosines = cosines.masked_fill(absent, 0)
+    # A row without features has no direction: its degree is 0, and so are its weights.
+    scale = cosines.sum(1).clamp_min(1e-12).rsqrt()
+    return columns, cosines * scale[:, None] * rows_of(scale, columns)
+
+
+def rows_of(x: torch.Tensor, index: torch.Tensor) -> torch.Tensor:
+    """x[index] for x [n, ...] and index [r, k]: [r, k, ...]."""
+    return x.index_select(0, index.flatten()).view(*index.shape, *x.shape[1:])

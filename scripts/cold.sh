@@ -1,0 +1,36 @@
+#!/usr/bin/env bash
+# Models on a split in which a share of the items is held out entirely: a table of warm, cold and all items.
+#   scripts/cold.sh baby
+#   SMALL=1 SEEDS=2025 scripts/cold.sh baby
+#   SMALL=1 TEXT=FILE.npy AUDIO=FILE.npy scripts/cold.sh lastfm
+#   COLD=0.2      share of the items, half of it for validation and half for test
+# The split is made of $DATA_ROOT/DATASET/DATASET.inter, once, in the folder $RUNS/data/DATASET_cold.
+# scripts/paper.sh documents the other environment variables.
+set -euo pipefail
+source "$(dirname "$0")/paper.sh"
+COLD=${COLD:-0.2} ROWS=(LightGCN VBPR FREEDOM RecGOAT)
+
+# make_split DATASET: the interactions and features of a dataset, split anew.
+make_split() {
+    local folder=$DATA_ROOT/$1 m file features=()
+    for m in text image audio; do
+        file=${m^^}
+        file=${!file:-$folder/${m}_feat.npy}
+        [ ! -e "$file" ] || features+=("--${m}_feat" "$file=$RUNS/data/$1.ids")
+    done
+    mkdir -p "$RUNS/data"
+    # Row r of the features is item r.
+    $PYTHON -c 'import sys; import numpy as np; print(*range(len(np.load(sys.argv[1], mmap_mode="r"))), sep="\n")' \
+        "${features[1]%%=*}" >"$RUNS/data/$1.ids"
+    $PYTHON -m data.prepare "$1_cold" --data_root "$RUNS/data" --interactions "$folder/$1.inter" \
+        --user_column userID --item_column itemID --core 1 --split cold --cold_share "$COLD" "${features[@]}"
+}
+
+for dataset in "${@:-baby}"; do
+    [ -e "$RUNS/data/${dataset}_cold" ] || make_split "$dataset"
+    DATA_ROOT=$RUNS/data TEXT="" IMAGE="" AUDIO="" settings "$dataset"
+    COMMON=${COMMON/--dataset $dataset /--dataset ${dataset}_cold }
+    run_all "${dataset}_cold_$SIZE" "${ROWS[@]}"
+    REPORT=cold_${dataset}_$SIZE report "${dataset}_cold_$SIZE" "${ROWS[@]}"
+done
+exit "$FAILED"
