@@ -5,7 +5,7 @@
     python recommend.py --checkpoint RUN --explain --output lists.tsv       # and why: docs/recommend.md
     python recommend.py --checkpoint RUN --new_users histories.tsv          # users that were not in training
     python recommend.py --checkpoint RUN --similar_items B000YDDF6O
-    python recommend.py --checkpoint RUN --export_embeddings vectors.npz    # for faiss and the like
+    python recommend.py --checkpoint RUN --export_embeddings vectors.safetensors --export_faiss items.faiss
     python recommend.py --checkpoint RUN --cold_items data/new_items        # items that were not in training
 
 The lists are those that the evaluation ranks: with the run's own --exclude (the default) the metrics of
@@ -21,13 +21,18 @@ import argparse
 import importlib.util
 import sys
 import time
+import typing
 from collections.abc import Sequence
 from pathlib import Path
 
 from cli import Parser, one_process, run_tool
 from recommending.flags import FORMATS, FREE, add_run_flags, checkpoint_path, parse_splits
+from training.records import read_result
 from utils import UserError
 from world import Config
+
+if typing.TYPE_CHECKING:
+    from recommending.vectors import Vectors
 
 
 def make_parser() -> Parser:
@@ -58,15 +63,9 @@ def make_parser() -> Parser:
         ),
         ("--new_users", "FILE", "lists for users that were not in training: lines 'user item item ...'"),
         ("--similar_items", "FILE|ID,...", "the items most similar to these, see --similar_by"),
-        (
-            "--export_embeddings",
-            "FILE.npz",
-            "all vectors, float32: user [U, d], item [I, d], user_ids, item_ids; the score of a pair is "
-            "their inner "
-            "product",
-        ),
     ):
         what.add_argument(flag, default="", metavar=metavar, help=text)
+    add_export_flags(parser)
     how = parser.add_argument_group("how")
     how.add_argument(
         "--cold_items",
@@ -111,19 +110,42 @@ def make_parser() -> Parser:
     return parser
 
 
+def add_export_flags(parser: Parser) -> None:
+    """Add the flags that write vectors in place of lists."""
+    group = parser.add_argument_group("vectors for other programs, in place of lists (docs/recommend.md)")
+    for flag, metavar, text in (
+        (
+            "--export_embeddings",
+            "FILE",
+            "FILE.npz or FILE.safetensors: user [U, d], item [I, d] in float32, ids, and the item-to-item "
+            "weights of a run that has them",
+        ),
+        ("--export_faiss", "FILE", "an inner-product index of the items for faiss, with the ids of its rows"),
+        (
+            "--export_hub",
+            "FOLDER",
+            "a folder in the layout of the Hugging Face Hub: embeddings, ids, settings and a model card; "
+            "nothing is uploaded",
+        ),
+    ):
+        group.add_argument(flag, default="", metavar=metavar, help=text)
+
+
 def check_flags(args: argparse.Namespace) -> None:
     """Raise UserError for flags that cannot be followed, before anything is loaded."""
     if args.topk < 1:
         raise UserError(f"--topk {args.topk}: must be at least 1")
-    other = args.new_users or args.similar_items or args.export_embeddings or args.cold_items
-    if args.explain and other:
+    if args.explain and (args.new_users or args.similar_items or exports(args) or args.cold_items):
         raise UserError(
             "--explain is for lists of users and items of the run: leave out --new_users, --similar_items, "
-            "--export_embeddings and --cold_items"
+            "--cold_items and the exports"
         )
-    if args.export_embeddings and args.output:
-        raise UserError("--output is for lists; --export_embeddings names its own file")
-    if args.format == "parquet" and not args.export_embeddings:
+    if exports(args) and (args.output or args.users or args.new_users or args.similar_items):
+        raise UserError(
+            "--export_embeddings, _faiss and _hub write all vectors to files of their own; --output, "
+            "--users, --new_users and --similar_items are for lists"
+        )
+    if args.format == "parquet" and not exports(args):
         if not args.output:
             raise UserError("--format parquet needs --output FILE")
         if importlib.util.find_spec("pyarrow") is None:
@@ -131,12 +153,26 @@ def check_flags(args: argparse.Namespace) -> None:
                 "--format parquet needs pyarrow: pip install -c constraints.txt -e '.[features]', "
                 "or take tsv or jsonl"
             )
-    target = args.export_embeddings or args.output
-    if target and (Path(target).is_dir() or not Path(target).parent.is_dir()):
-        raise UserError(
-            f"{target}: is a folder, or its folder does not exist; name a file in an existing folder"
-        )
+    for target in filter(None, (args.export_embeddings, args.export_faiss, args.output)):
+        if Path(target).is_dir() or not Path(target).parent.is_dir():
+            raise UserError(
+                f"{target}: is a folder, or its folder does not exist; name a file in an existing folder"
+            )
+    check_packages(args)
     check_request(args)
+
+
+def exports(args: argparse.Namespace) -> list[str]:
+    """The files and folders that vectors are to be written to."""
+    return [*filter(None, (args.export_embeddings, args.export_faiss, args.export_hub))]
+
+
+def check_packages(args: argparse.Namespace) -> None:
+    """Raise UserError if an export needs a package that is not installed."""
+    safetensors = args.export_hub or args.export_embeddings.endswith(".safetensors")
+    for wanted, package in ((safetensors, "safetensors"), (args.export_faiss, "faiss")):
+        if wanted and importlib.util.find_spec(package) is None:
+            raise UserError(f"this export needs {package}: pip install -c constraints.txt -e '.[export]'")
 
 
 def check_request(args: argparse.Namespace) -> None:
@@ -166,17 +202,15 @@ def make(args: argparse.Namespace) -> None:
     """Load the run, and write lists or vectors."""
     from recommending.lists import make_lists
     from recommending.trained import load_run, tell
-    from recommending.vectors import export, make_vectors
+    from recommending.vectors import make_vectors
     from recommending.writers import WRITERS, open_output
 
     started = time.perf_counter()
     given = {name: value for name, value in vars(args).items() if name in FREE}
     model, dataset, config = load_run(checkpoint_path(args.checkpoint), given, args.model)
     vectors = make_vectors(model, dataset, config, args.cold_items)
-    if args.export_embeddings:
-        if vectors.weights is not None:
-            tell("note: this model's scores have a part that is no inner product, which is not exported")
-        export(vectors, args.export_embeddings)
+    if exports(args):
+        export(args, vectors, config)
         return
     lists = make_lists(args, vectors, model, dataset, config)
     with open_output(args.output, args.format == "parquet") as file:
@@ -185,6 +219,30 @@ def make(args: argparse.Namespace) -> None:
         f"{args.output or 'stdout'}: {len(lists.names)} lists of up to {args.topk} from {len(vectors.item)} "
         f"items, {time.perf_counter() - started:.1f} s"
     )
+
+
+def export(args: argparse.Namespace, vectors: Vectors, config: Config) -> None:
+    """Write vectors to what parsed arguments name."""
+    from recommending.export import export_arrays, export_hub, export_index
+    from recommending.trained import tell
+
+    files: list[str] = []
+    if args.export_embeddings:
+        files += export_arrays(vectors, args.export_embeddings)
+    if args.export_faiss:
+        files += export_index(vectors, args.export_faiss)
+        if vectors.weights is not None:
+            tell("note: this run's scores have a term of item-to-item weights, which the index is without")
+    if args.export_hub:
+        files += export_hub(vectors, config, result_of(args.checkpoint), args.export_hub)
+    user, item = tuple(vectors.user.shape), tuple(vectors.item.shape)
+    tell(f"{', '.join(files)}: user {user}, item {item}, float32, and their ids")
+
+
+def result_of(run: str) -> dict[str, typing.Any]:
+    """The result.json of a run folder or of a checkpoint in it; {} if there is none."""
+    path = checkpoint_path(run).parent / "result.json"
+    return read_result(path) if path.exists() else {}
 
 
 def main(argv: Sequence[str] | None = None) -> int:

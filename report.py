@@ -9,7 +9,7 @@
 Each table row is a name (main.py --name, by default the model's) with mean and standard deviation over its
 seeds. Runs of the same name must differ in nothing but the seed; otherwise the report is refused. Runs on
 different data or with different evaluation protocols get separate tables. Unfinished runs are listed and left
-out. Results published in papers are added from docs/published.csv.
+out. Results published in papers are added from reporting/published.csv.
 """
 
 import argparse

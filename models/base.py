@@ -180,7 +180,10 @@ class Recommender(nn.Module):
         return {"vectors": self.embeddings()[1]}
 
     def history_part(self) -> HistoryPart | None:
-        """The part of the user vectors that comes from each TRAIN item; None: they have no such part."""
+        """The part of the user vectors that comes from each TRAIN item; None: they have no such part.
+
+        A class that replaces `embeddings` has to say this anew: an inherited one is not used.
+        """
         return None
 
     # ---- the log

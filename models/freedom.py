@@ -16,7 +16,7 @@ from layers.columns import own_outputs
 from layers.kernels import sparse_product
 from layers.losses import total
 from layers.sparse import bipartite_adjacency, from_scipy
-from models.base import Recommender, batch_bpr
+from models.base import HistoryPart, Recommender, batch_bpr
 from models.lightgcn import LightGCN
 from models.mf import select
 from models.neighbours import graph_shares
@@ -134,6 +134,10 @@ class FREEDOM(LightGCN):
         }
         near = super().embeddings()[1][torch.cat([*nearest.values()], 1)]
         return mean_direction(near) + total(shares[m] * content[rows].mean(1) for m, rows in nearest.items())
+
+    def history_part(self) -> HistoryPart | None:
+        """LightGCN's, whose user vectors these are."""
+        return super().history_part()
 
     def loss(self, batch: Batch) -> dict[str, torch.Tensor]:
         """BPR, BPR with the projected features of each modality, and the weighted norm of the embeddings."""

@@ -80,6 +80,11 @@ class MGCN(LightGCN):
         own = ("layer=1..3", "item_knn_k=5,10,20", f"{cls.prefix}_contrast=1e-3,1e-2,1e-1")
         return (*Recommender.search_space(config, modalities), *own)
 
+    @classmethod
+    def varying(cls, config: Config) -> str:
+        """The number of candidates of the contrastive term."""
+        return "the contrastive term has the distinct users and items of a batch, and their number varies"
+
     def item_graphs(self, dataset: Dataset) -> dict[str, sp.csr_matrix]:
         """{view: item graph [I, I]}, a view a modality."""
         return {

@@ -12,9 +12,9 @@ last is the evidence (Recommender.item_weights). With --neighbour_scale spread, 
 standard deviations over all items, as in the score.
 
 What item j of the user adds to the score of i is factor * W[j, i], and the part of the user's vector that
-comes from j, times the vector of i (Recommender.history_part). The second is exact for LightGCN, FREEDOM and
-RecGOAT, whose user vectors are a sum over the user's items and a rest. For other models it is an estimate:
-the score of i for a user with item j alone, divided by the number of the user's items.
+comes from j, times the vector of i (Recommender.history_part). The second is exact for LightGCN and models on
+it whose user vectors are a sum over the user's items and a rest. For other models it is an estimate: the
+score of i for a user with item j alone, divided by the number of the user's items.
 """
 
 from __future__ import annotations
@@ -108,7 +108,7 @@ def make_explainer(model: Recommender, dataset: Dataset) -> Explainer:
     data = dataset.interactions
     user, item = model.final_vectors()
     history = items_of_splits(data, ("train",), (len(user), len(item)))
-    part = model.history_part()
+    part = model.history_part() if describes_vectors(model, "history_part") else None
     if part is None:
         single = sp.identity(len(item), np.float32, format="csr")
         reach, _ = model.new_user_vectors(single, item)
@@ -134,10 +134,25 @@ def make_explainer(model: Recommender, dataset: Dataset) -> Explainer:
 def final_parts(model: Recommender, item: torch.Tensor) -> dict[str, torch.Tensor]:
     """The parts of the final item vectors [I, d]; what is made of features for held-out items is "cold"."""
     parts, cold = model.item_parts(), model.cold_items
+    own = model.embeddings()[1]
+    if not torch.allclose(sum(parts.values(), torch.zeros_like(own)), own, rtol=1e-3, atol=1e-4):
+        parts = {"vectors": own}  # a subclass has other vectors than the class whose parts these are
     if len(cold):
         parts = {name: vectors.index_fill(0, cold, 0) for name, vectors in parts.items()}
         parts["cold"] = torch.zeros_like(item).index_copy_(0, cold, item[cold])
     return parts
+
+
+def describes_vectors(model: Recommender, method: str) -> bool:
+    """Whether a method is defined by the class that defines the vectors, or below it.
+
+    A class of the user's own may inherit the method and replace `embeddings`.
+    """
+    classes = type(model).__mro__
+    first, vectors = (
+        next(n for n, cls in enumerate(classes) if name in vars(cls)) for name in (method, "embeddings")
+    )
+    return first <= vectors
 
 
 def same_pattern(pattern: sp.csr_matrix, values: sp.csr_matrix) -> sp.csr_matrix:

@@ -16,8 +16,7 @@ from dataloader import Dataset
 from layers.sparse import from_scipy
 from models.base import ItemWeights, Recommender
 from models.neighbours import new_item_weights
-from recommending.trained import tell
-from utils import UserError, atomic_write
+from utils import UserError
 from world import Config
 
 
@@ -105,12 +104,3 @@ def with_new_items(
         new = new_item_weights(config, own, {m: x.to(own[m].device) for m, x in features.items()})
     matrix = from_scipy(sp.hstack([known, new], format="csr"), weights.matrix.device)
     return dataclasses.replace(weights, matrix=matrix)
-
-
-def export(vectors: Vectors, path: str) -> None:
-    """Write all vectors and ids to a .npz (arrays of numbers and text, no pickle), atomically."""
-    arrays = {name: getattr(vectors, name).float().cpu().numpy() for name in ("user", "item")}
-    arrays = {name: np.ascontiguousarray(array) for name, array in arrays.items()}
-    with atomic_write(path) as file:
-        np.savez(file, **arrays, user_ids=np.array(vectors.user_ids), item_ids=np.array(vectors.item_ids))
-    tell(f"{path}: user {arrays['user'].shape}, item {arrays['item'].shape}, float32, and their ids")

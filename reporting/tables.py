@@ -15,7 +15,7 @@ from training.beyond import BEYOND, ITEM_BINS
 from training.cold import COLD_KINDS
 from utils import UserError
 
-PUBLISHED = Path(__file__).parents[1] / "docs" / "published.csv"
+PUBLISHED = Path(__file__).parent / "published.csv"
 SPLIT_NAMES = {"train": "training", "valid": "validation", "test": "TEST"}
 SECONDS = ("epoch_seconds", "evaluation_seconds")
 
@@ -128,7 +128,7 @@ def results_table(section: Section) -> Table:
 
 
 def read_published() -> list[dict[str, str]]:
-    """Rows of docs/published.csv."""
+    """Rows of published.csv."""
     try:
         with open(PUBLISHED, newline="", encoding="utf-8") as file:
             return list(csv.DictReader(file))

@@ -5,6 +5,6 @@
 #   scripts/test.sh tests/test_model.py -k sinkhorn
 # RECGOAT_TEST_DATA=FOLDER: also run the tests on real data, where FOLDER contains the dataset folder baby/.
 set -euo pipefail
-EXTRAS="features tune report tests"
+EXTRAS="features tune report export tests"
 source "$(dirname "$0")/setup.sh"
 exec $PYTHON -m pytest -rs "$@"

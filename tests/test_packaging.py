@@ -5,6 +5,7 @@ import re
 import shutil
 import subprocess
 import tomllib
+from fnmatch import fnmatch
 from pathlib import Path
 
 import pytest
@@ -73,6 +74,19 @@ def test_every_module_is_packaged():
     ]
     packages = {".".join(folder.parts) for folder in folders if folder.parts[0] != "tests"}
     assert set(setuptools["packages"]) == packages
+
+
+def test_every_data_file_of_a_package_is_packaged():
+    """Presets, published figures, pages: an installed project has no source tree to read them from."""
+    setuptools = PYPROJECT["tool"]["setuptools"]
+    missing, count = [], 0
+    for package in setuptools["packages"]:
+        for path in (ROOT / package).iterdir():
+            if path.is_file() and path.suffix != ".py":
+                count += 1
+                patterns = setuptools["package-data"].get(package, [])
+                missing += [path] * (not any(fnmatch(path.name, pattern) for pattern in patterns))
+    assert not missing and count > 5
 
 
 def test_citation_file_is_valid_and_agrees_with_the_project():

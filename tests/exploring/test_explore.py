@@ -5,7 +5,11 @@ import html.parser
 import io
 import json
 import re
+import sys
+import tomllib
+import types
 from itertools import pairwise
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -19,6 +23,7 @@ from exploring.packing import pack, pack_rows
 from outgoing import json_in_html
 from recommending.explanations import make_explainer
 
+ROOT = Path(__file__).resolve().parents[2]
 HOSTILE = [
     "</script><script>alert(1)</script>",
     "<img src=x onerror=alert(1)>",
@@ -204,6 +209,19 @@ def test_the_map_has_the_plane_of_largest_variance():
     assert item_map(vectors[:, :1], "pca").shape == (200, 2)
 
 
+def test_umap_takes_the_place_of_pca_where_it_is_installed(monkeypatch):
+    class Umap:
+        def __init__(self, random_state):
+            assert random_state == 0
+
+        def fit_transform(self, vectors):
+            return vectors[:, 2:4]
+
+    monkeypatch.setitem(sys.modules, "umap", types.SimpleNamespace(UMAP=Umap))
+    vectors = np.arange(12.0).reshape(3, 4)
+    assert item_map(vectors, "umap").tolist() == vectors[:, 2:].tolist()
+
+
 def test_packed_numbers_are_as_exact_as_their_type():
     values = np.float32([0, 1, -2.5, 1e-6, 77.29277, 3e8])
     assert unpack(pack(values, "f32")).tolist() == values.tolist()
@@ -246,8 +264,15 @@ def test_the_page_refers_to_nothing_outside(recgoat, page):
 
 
 def test_the_program_never_parses_data_as_html():
-    program = (explore.Path(explore.__file__).parent / "exploring" / "page.js").read_text()
+    program = (ROOT / "exploring" / "page.js").read_text()
     assert not re.search(r"innerHTML|outerHTML|insertAdjacentHTML|document\.write|eval\(|Function\(", program)
+
+
+def test_the_files_of_the_page_are_packaged():
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text())
+    (pattern,) = project["tool"]["setuptools"]["package-data"]["exploring"]
+    names = {path.name for path in (ROOT / "exploring").glob(pattern)} - {"page.py"}
+    assert names == {"page.html", "page.css", "page.js"}
 
 
 def test_thumbnails_of_a_folder(recgoat, small_dataset, tmp_path, page, capsys):

@@ -27,7 +27,9 @@ from recommending import writers
         (["--output", "."], ".: is a folder"),
         (["--cuda", "3"], "--cuda"),
         (["--eval_chunk", "-1"], "--eval_chunk"),
-        (["--export_embeddings", "a.npz", "--output", "b"], "--output is for lists"),
+        (["--export_faiss", "no/such/x"], "no/such/x"),
+        (["--export_hub", "hub", "--users", "1"], "are for lists"),
+        (["--export_embeddings", "a.npz", "--output", "b"], "are for lists"),
     ],
 )
 def test_flags(lgn, flags, word, capsys):

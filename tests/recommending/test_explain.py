@@ -4,11 +4,15 @@ import json
 
 import numpy as np
 import pytest
+import scipy.sparse as sp
 import torch
+from model_helpers import build
 from recommend_helpers import N_ITEMS, N_USERS, load, train, write_names
 
 import recommend
-from recommending.explanations import make_explainer
+import recommending.trained
+from models.registry import MODELS
+from recommending.explanations import describes_vectors, make_explainer
 
 EVIDENCE = {"neighbour_weight": 2.0}
 RUNS = {
@@ -159,3 +163,59 @@ def test_chosen_users_have_their_own_reasons(recgoat, run):
     everybody = table(run(recgoat, "--explain")[1])
     chosen = table(run(recgoat, "--explain", "--users", "7,3")[1])
     assert chosen == [row for user in "73" for row in everybody if row["user"] == user]
+
+
+@pytest.mark.parametrize("name", MODELS)
+def test_a_built_in_model_says_itself_what_each_item_adds_to_its_users(small_dataset, name):
+    """Where the class inherits the answer and replaces the vectors, the answer is not used."""
+    model = build(small_dataset, model=name)
+    assert model.history_part() is None or describes_vectors(model, "history_part")
+
+
+OWN = """
+import torch
+
+from model import RecGOAT
+from models.lightgcn import LightGCN
+
+
+class Scaled(LightGCN):
+    def embeddings(self, users=None, items=None):
+        user, item = super().embeddings(users, items)
+        return 3 * user, 2 * item
+
+
+class Shifted(RecGOAT):
+    def embeddings(self, users=None, items=None):
+        user, item = super().embeddings(users, items)
+        return user, item + 1
+"""
+
+
+@pytest.mark.parametrize("name, parts", [("Scaled", {"id"}), ("Shifted", {"vectors"})])
+def test_a_class_that_replaces_the_vectors_is_not_explained_by_those_it_inherits(
+    small_dataset, tmp_path, name, parts
+):
+    (tmp_path / "own.py").write_text(OWN)
+    own_model = f"{tmp_path}/own.py:{name}"
+    folder = train(small_dataset, tmp_path / "runs", own_model)
+    model, dataset, _ = recommending.trained.load_run(folder / "best.pt", {"cuda": 0}, own_model)
+    explainer = make_explainer(model, dataset)
+    why = explainer.explain(2, range(N_ITEMS))
+    own = [j for u, j in dataset.interactions.train.tolist() if u == 2]
+    with torch.no_grad():
+        vectors = model.embeddings()
+        alone = [model.new_user_vectors(one_item(j), vectors[1])[0].double().numpy()[0] for j in own]
+        user, item = (one.double().numpy() for one in vectors)
+    assert set(why.parts) == parts
+    assert sum(why.parts.values()) == pytest.approx(item @ user[2], abs=1e-5)
+    adds = np.array(alone) @ item.T / len(own)  # an estimate, as for a model without history_part
+    for i in range(N_ITEMS):
+        assert [value for _, value in why.because[i]] == pytest.approx(
+            [value for value in np.sort(adds[:, i])[::-1][:3] if value > 0], abs=1e-5
+        )
+
+
+def one_item(item):
+    """The history of a user with one item."""
+    return sp.csr_matrix(([1.0], ([0], [item])), (1, N_ITEMS), dtype=np.float32)

@@ -1,0 +1,1 @@
+"""Settings that are known to work: one JSON file each, for --preset NAME."""
