@@ -527,13 +527,16 @@ def score_checkpoint(model: Recommender, dataset: Dataset, config: Config, devic
             "trained "
             "with"
         ) from None
-    splits = make_splits(data, config, device)
-    selection, test = score(model, data, list(splits), config)
+    selection, test = make_splits(data, config, device)
+    splits = {config.select_on: selection, "test": test}
+    scores = score(model, data, [selection, test], config)
+    lists = {name: ranked_lists(model, data, split, config) for name, split in splits.items()}
     result = {
         "best_epoch": state["progress"]["epoch"],
-        config.select_on: selection,
-        "test": test,
-        **cold_results(model, data, {config.select_on: splits[0], "test": splits[1]}, config),
+        config.select_on: scores[0],
+        "test": scores[1],
+        "beyond_accuracy": {name: beyond(top, data, config) for name, top in lists.items()},
+        **cold_results(model, data, splits, config),
         "protocol": protocol(config),
     }
     return final_table(result, config)

@@ -115,7 +115,11 @@ def open_temporary(target: Path, mode: str, text: dict[str, Any]) -> tuple[IO[An
         # A name may have 255 bytes, of which a character takes up to four.
         temporary = target.with_name(f".{target.name[:50]}.{secrets.token_hex(4)}{TEMPORARY}")
         # Mode "x" lets the kernel apply the umask; reading it here would mean setting it, for all threads.
-        file = open(temporary, mode.replace("w", "x"), **text)  # noqa: SIM115
+        try:
+            file = open(temporary, mode.replace("w", "x"), **text)  # noqa: SIM115
+        except OSError as error:
+            error.filename = str(target)  # the name that a message should have
+            raise
         with contextlib.suppress(OSError):  # some network file systems have no locks
             fcntl.flock(file, fcntl.LOCK_EX)
         # Another process may have taken it for abandoned before it was locked.

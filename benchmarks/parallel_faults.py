@@ -76,7 +76,10 @@ def two_nodes(restarts: int = 0, addresses: Sequence[str] = ("127.0.0.1", "127.0
         port = free.getsockname()[1]
     flags = ["--nnodes", "2", "--nproc_per_node", "1", "--max_restarts", str(restarts)]
     flags += ["--rdzv_backend", "c10d", "--rdzv_id", "faults", "--rdzv_endpoint", f"{addresses[0]}:{port}"]
-    return [[*flags, "--local_addr", address] for address in addresses]
+    return [
+        [*flags, "--rdzv_conf", f"is_host={int(node == 0)}", "--local_addr", address]
+        for node, address in enumerate(addresses)
+    ]
 
 
 def workers(agent: subprocess.Popen) -> list[int]:
@@ -269,12 +272,14 @@ class ParallelFaults:
 
     def run(self, case: Case, folder: Path) -> Outcome:
         """Disturb a run in an empty folder, continue it and compare its result."""
+        disk = folder / "disk"
+        disk.mkdir()
         with contextlib.ExitStack() as stack:
             if case.linked:
                 stack.enter_context(linked_namespaces())
             if case.disk:
-                stack.enter_context(small_disk(folder, 2**21))
-            return self.disturbed(case, folder / "runs", folder / "log")
+                stack.enter_context(small_disk(disk, 2**21))
+            return self.disturbed(case, disk / "runs", folder / "log")
 
     def disturbed(self, case: Case, runs: Path, log: Path) -> Outcome:
         """`run` once its surroundings are there."""
@@ -341,8 +346,8 @@ def main() -> int:
                 folder = Path(work) / f"{name}{number}"
                 folder.mkdir()
                 found.append(tests.run(CASES[name], folder))
-                if found[-1].problems:
-                    print(f"{name} {number}: {', '.join(found[-1].problems)[:200]}", flush=True)
+                verdict = ", ".join(found[-1].problems)[:200] or "continued to the same result"
+                print(f"  {name}: ended in {found[-1].seconds:.1f} s, {verdict}", flush=True)
                 if args.keep and (found[-1].problems or found[-1].aborted):
                     shutil.copytree(folder, Path(args.keep) / folder.name)
                 shutil.rmtree(folder)

@@ -3,17 +3,25 @@
     python -m benchmarks.scale --users 1e7 --items 1e6 --interactions 1e8 --recdim 64 --devices 8 --gpu_gb 80
     torchrun --nproc_per_node 2 -m benchmarks.scale --measure --users 192403 --items 63001 \\
         --interactions 1254441 --recdim 256 --text 1024 --image 4096
+    python -m benchmarks.scale --compare --users 192403 --items 63001 --interactions 1254441 --recdim 256 \\
+        --text 1024 --image 4096
 
 The first command plans a run of RecGOAT on P devices that share its columns (layers/columns.py), without
 features that of LightGCN. With --measure, P processes make some steps of such a run on random data, and the
-bytes that each sent, its peak memory and the seconds stand beside the plan. docs/scale.md explains the terms.
+bytes that each sent, its peak memory and the seconds stand beside the plan. --compare makes them in one
+process with two threads and in two with one thread each. docs/scale.md explains the terms.
 """
 
 import argparse
 import contextlib
 import dataclasses
+import json
 import math
+import os
+import statistics
+import subprocess
 import sys
+import tempfile
 import time
 import typing
 from collections.abc import Iterator
@@ -26,12 +34,13 @@ import torch
 import torch.distributed as dist
 
 from benchmarks import bench
-from dataloader import Sampler
+from dataloader import Batch, Sampler
 from layers.agreement import from_all
 from layers.columns import rank, ranks
 from models.registry import find_model
 from training.memory import keep_freed_memory, peak_memory_mb
 from training.parallel import process_group
+from utils import write_json
 from world import Config
 
 FLOAT = 4  # bytes
@@ -247,13 +256,18 @@ def measure(plan: Plan, config: Config, device: torch.device, steps: int) -> Mea
     optimizer = torch.optim.Adam(model.parameters(), lr=config.lr, fused=True)
     data = dataset.interactions
     batches = list(Sampler(data.train, data.n_items, config.bpr_batch, 0, device).epoch())[:steps]
-    started = time.perf_counter()
-    with count_bytes() as counted:
+
+    def train(batches: list[Batch]) -> None:
         for step, batch in enumerate(batches):
             model.begin_step(step)
             optimizer.zero_grad(set_to_none=True)
             model.loss(batch)["loss"].backward()
             optimizer.step()
+
+    train(batches[:1])  # its memory is new
+    started = time.perf_counter()
+    with count_bytes() as counted:
+        train(batches)
     seconds = (time.perf_counter() - started) / steps
     sizes = np.array([(len(batch.unique_pos), len(batch.unique_items)) for batch in batches]).mean(0)
     return Measured(counted["sent"] / steps, seconds, peak_memory_mb(device), *sizes.tolist())
@@ -286,6 +300,37 @@ def show_measured(plan: Plan, found: list[Measured]) -> str:
     return "\n".join([*lines, f"{'plan':>8}{planned:>16.3f}{held:>10.0f}"])
 
 
+# ---------------------------------------------------------------- compared
+
+
+def compare(plan: Plan, steps: int, rounds: int) -> None:
+    """Measure one process with two threads and two with one thread each, in turn, and print both."""
+    seconds: dict[int, list[float]] = {1: [], 2: []}
+    for _ in range(rounds):
+        for processes, threads in ((1, 2), (2, 1)):
+            found = measure_apart(plan, steps, processes, threads)
+            seconds[processes].append(max(one.seconds for one in found))
+            print(f"P = {processes}, threads of each: {threads}")
+            print(show_measured(dataclasses.replace(plan, devices=processes), found), flush=True)
+    one, two = (statistics.median(times) for times in seconds.values())
+    print(f"a step with P = 2 takes {two / one:.3f} times as long as with P = 1: {two:.3f} s and {one:.3f} s")
+
+
+def measure_apart(plan: Plan, steps: int, processes: int, threads: int) -> list[Measured]:
+    """`measure` in processes of a torchrun of their own."""
+    with tempfile.TemporaryDirectory() as folder:
+        path = Path(folder) / "measured.json"
+        words = [sys.executable, "-m", "torch.distributed.run", "--standalone"]
+        words += ["--nproc_per_node", str(processes), "-m", "benchmarks.scale", "--measure"]
+        words += ["--steps", str(steps), "--json", str(path)]
+        for field in dataclasses.fields(Plan):
+            if field.name != "devices":
+                words += [f"--{field.name}", str(getattr(plan, field.name))]
+        environment = {**os.environ, "OMP_NUM_THREADS": str(threads)}
+        subprocess.run(words, cwd=bench.ROOT, env=environment, check=True, stdout=subprocess.DEVNULL)
+        return [Measured(**values) for values in json.loads(path.read_text())]
+
+
 def main() -> int:
     """Plan, or measure a plan. Returns the exit code."""
     parser = argparse.ArgumentParser(description="Memory, traffic and time of a run on several devices.")
@@ -298,9 +343,15 @@ def main() -> int:
     parser.add_argument("--memory_gbs", type=float, default=2000, help="bandwidth of its memory, GB/s")
     parser.add_argument("--link_gbs", type=float, default=200, help="bandwidth between devices, GB/s")
     parser.add_argument("--measure", action="store_true", help="make steps with random data")
+    parser.add_argument("--compare", action="store_true", help="two threads: in one process and in two")
+    parser.add_argument("--rounds", type=int, default=1, help="how often --compare measures each")
     parser.add_argument("--steps", type=int, default=10, help="steps to measure, a multiple of --plan_every")
+    parser.add_argument("--json", default="", help="file for what --measure finds")
     args = parser.parse_args()
     sizes = {f.name: int(getattr(args, f.name)) for f in dataclasses.fields(Plan)}
+    if args.compare:
+        compare(Plan(**sizes), args.steps, args.rounds)
+        return 0
     if not args.measure:
         print(report(Plan(**sizes), args))
         return 0
@@ -309,6 +360,8 @@ def main() -> int:
         keep_freed_memory()
         found = from_all(measure(plan, make_config(plan), torch.device("cpu"), args.steps))
         print(show_measured(plan, found))
+        if args.json and rank() == 0:
+            write_json(args.json, [dataclasses.asdict(one) for one in found])
     return 0
 
 

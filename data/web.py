@@ -450,6 +450,8 @@ def check_status(response: Response) -> None:
     """Raise Transient or Refused unless the status is 200 and the body is sent as it is."""
     if is_transient(response.status):
         raise Transient(f"status {response.status}", retry_after(response.headers))
+    if response.status == 407:
+        raise Forbidden("the proxy asks for a password, which cannot be given")
     if response.status != 200:
         raise Refused(f"status {response.status} {response.reason}".strip(), response.status)
     encoding = response.headers.get("Content-Encoding", "identity")

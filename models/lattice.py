@@ -12,7 +12,7 @@ from torch.nn import functional as F
 from data.graphs import nearest_neighbours
 from dataloader import Dataset, Needs
 from layers.kernels import sparse_product
-from models.base import Recommender
+from models.base import HistoryPart, Recommender
 from models.item_graphs import similarity_graph, with_transpose
 from models.lightgcn import LightGCN
 from models.mf import select
@@ -109,6 +109,10 @@ class LATTICE(LightGCN):
     def item_parts(self) -> dict[str, torch.Tensor]:
         """The LightGCN vector, and what comes over the item graph, in which the modalities are mixed."""
         return {"id": super().embeddings()[1], "content": F.normalize(self.content(), dim=1)}
+
+    def history_part(self) -> HistoryPart | None:
+        """LightGCN's, whose user vectors these are."""
+        return super().history_part()
 
 
 def learnt_graph(x: torch.Tensor, nearest: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:

@@ -64,7 +64,7 @@ def card(config: Config, result: Mapping[str, typing.Any], shapes: Shapes) -> st
         [
             f"{HEADER}\n# {markdown_text(label(config.model))} on {dataset}\n{opening}\n",
             use(shapes, config),
-            data_section(dataset, result),
+            data_section(config, result),
             settings_section(config),
             metrics_section(config, result),
             LICENCE,
@@ -85,10 +85,10 @@ def use(shapes: Shapes, config: Config) -> str:
     return files + USE + WEIGHTS + spread + ADD
 
 
-def data_section(dataset: str, result: Mapping[str, typing.Any]) -> str:
+def data_section(config: Config, result: Mapping[str, typing.Any]) -> str:
     """The dataset and the hashes of its content."""
     data = result.get("data", {})
-    rows = [("dataset", dataset), ("interactions", data.get("interactions", "unknown"))]
+    rows = [("dataset", Path(config.dataset).name), ("interactions", data.get("interactions", "unknown"))]
     rows += [(f"{name} features", value) for name, value in (data.get("features") or {}).items()]
     return "## Data\nWith the SHA-256 of the content:\n\n" + table(("data", "value"), rows)
 

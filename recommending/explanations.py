@@ -12,9 +12,9 @@ last is the evidence (Recommender.item_weights). With --neighbour_scale spread, 
 standard deviations over all items, as in the score.
 
 What item j of the user adds to the score of i is factor * W[j, i], and the part of the user's vector that
-comes from j, times the vector of i (Recommender.history_part). The second is exact for LightGCN, FREEDOM and
-RecGOAT, whose user vectors are a sum over the user's items and a rest. For other models it is an estimate:
-the score of i for a user with item j alone, divided by the number of the user's items.
+comes from j, times the vector of i (Recommender.history_part). The second is exact for LightGCN and models on
+it whose user vectors are a sum over the user's items and a rest. For other models it is an estimate: the
+score of i for a user with item j alone, divided by the number of the user's items.
 """
 
 from __future__ import annotations

@@ -131,7 +131,8 @@ run_one() {
     local folder=$1 configs resume=()
     shift
     mkdir -p "$folder"
-    if [ -e "$folder/flags" ] && [ "$(cat "$folder/flags")" != "$*" ]; then
+    # A script that was killed as it opened the file leaves it empty.
+    if [ -s "$folder/flags" ] && [ "$(cat "$folder/flags")" != "$*" ]; then
         echo "$folder: was made with other settings; remove it, or set another RUNS" >&2
         return
     fi

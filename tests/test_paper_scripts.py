@@ -79,8 +79,8 @@ def read_tables(environment):
     ]
 
 
-@pytest.mark.parametrize("script", SCRIPTS)
-def test_the_settings_of_every_run_are_valid_and_no_two_runs_are_the_same(script, environment, tmp_path):
+def record(script, environment, tmp_path):
+    """(process, Config of every run) of a script whose runs are recorded and not made."""
     calls, python, scripts = tmp_path / "calls", tmp_path / "python", tmp_path / "scripts"
     python.write_text(RECORDER.format(calls=calls))
     python.chmod(0o755)
@@ -95,9 +95,14 @@ def test_the_settings_of_every_run_are_valid_and_no_two_runs_are_the_same(script
         text=True,
         check=False,
     )
+    return done, [parse_args(line.split("\t"))[0] for line in calls.read_text().splitlines()]
+
+
+@pytest.mark.parametrize("script", SCRIPTS)
+def test_the_settings_of_every_run_are_valid_and_no_two_runs_are_the_same(script, environment, tmp_path):
+    done, configs = record(script, environment, tmp_path)
     # The recorder has trained nothing, which the script notices.
     assert done.returncode == 1 and "not finished" in done.stdout
-    configs = [parse_args(line.split("\t"))[0] for line in calls.read_text().splitlines()]
     assert {config.seed for config in configs} == {1, 2}
     assert len({config.path for config in configs}) == len(configs)
     if script == "released.sh":
@@ -121,6 +126,19 @@ def check_recipes(configs):
             if name != "topks"
         )
     assert {config.name for config in configs} == {"Paper", "Released"}
+
+
+def test_a_script_that_was_killed_as_it_began_to_write_its_flags(environment, tmp_path):
+    """An empty file says nothing; another row's flags are those of other settings."""
+    _, configs = record("table1.sh", environment, tmp_path)
+    folders = [Path(config.path) for config in configs if config.seed == 1]
+    (folders[0] / "flags").write_text("")
+    (folders[1] / "flags").write_text("--other flags\n")
+    shutil.rmtree(tmp_path / "scripts")
+    (tmp_path / "calls").unlink()
+    done, again = record("table1.sh", environment, tmp_path)
+    assert len(again) == len(configs) - 1 and "was made with other settings" in done.stderr
+    assert folders[1] not in [Path(config.path) for config in again]
 
 
 @pytest.mark.slow

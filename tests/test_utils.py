@@ -151,6 +151,13 @@ def test_atomic_write_follows_symbolic_links(tmp_path, target_exists, relative):
     assert sorted(tmp_path.rglob("*")) == sorted([target.parent, target, middle, link])
 
 
+def test_atomic_write_names_the_file_that_cannot_be_written(tmp_path):
+    path = tmp_path / "missing" / "a"
+    with pytest.raises(FileNotFoundError) as error, atomic_write(path) as file:
+        file.write(b"x")
+    assert error.value.filename == str(path)
+
+
 def test_atomic_write_refuses_a_loop_of_symbolic_links(tmp_path):
     (tmp_path / "a").symlink_to("b")
     (tmp_path / "b").symlink_to("a")

@@ -546,6 +546,14 @@ def test_a_proxy_that_refuses(monkeypatch, status, error, words):
         get("https://shop.example/", Access(proxy=proxy.url))
 
 
+def test_a_proxy_that_asks_for_a_password_says_nothing_about_the_server(monkeypatch):
+    """Forbidden, so that the refusal is not kept with the URL."""
+    resolver(monkeypatch, **{"shop.example": ELSEWHERE})
+    asks, words = message("407 x", "Content-Length: 0"), "the proxy asks for a password"
+    with raw_server(asks) as proxy, pytest.raises(Forbidden, match=words):
+        get("http://shop.example/", Access(proxy=proxy.url))
+
+
 def test_a_proxy_that_sends_for_ever_or_nothing(monkeypatch):
     resolver(monkeypatch, **{"shop.example": ELSEWHERE})
     for answer in (

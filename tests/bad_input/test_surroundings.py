@@ -149,7 +149,7 @@ NOBODY = 65534
 AS_NOBODY = f"""
 import codecs, contextlib, cProfile, io, json, os, sys
 sys.path[:0] = [{str(ROOT)!r}]
-import torch, main, recommend, report
+import torch, main, recommend, report, session
 torch.optim.Adam([torch.nn.Parameter(torch.zeros(1))])
 codecs.lookup("cp437")
 os.setgroups([]), os.setgid({NOBODY}), os.setuid({NOBODY})

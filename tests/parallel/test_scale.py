@@ -32,6 +32,20 @@ def test_without_features_a_step_sends_the_scores_alone():
     assert sum(scale.step_bytes(plan, 1, 1).values()) == 256 * 4
 
 
+def test_comparison_prints_the_ratio_of_the_slowest_processes(monkeypatch, capsys):
+    seconds = {1: [2.0], 2: [2.5, 3.0]}
+
+    def measured(plan, steps, processes, threads):
+        assert (processes, threads, steps) in ((1, 2, 10), (2, 1, 10))
+        return [scale.Measured(1e6, one, 500.0, 20, 30) for one in seconds[processes]]
+
+    monkeypatch.setattr(scale, "measure_apart", measured)
+    sizes = ["--users", "300", "--items", "200", "--interactions", "3000", "--recdim", "64"]
+    lines = run(monkeypatch, capsys, "--compare", *sizes).splitlines()
+    assert lines[-1].startswith("a step with P = 2 takes 1.500 times as long")
+    assert sum(line.strip().startswith("plan") for line in lines) == 2
+
+
 def run(monkeypatch, capsys, *flags):
     monkeypatch.setattr(sys, "argv", ["scale", *flags])
     assert scale.main() == 0

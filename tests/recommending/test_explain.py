@@ -6,11 +6,13 @@ import numpy as np
 import pytest
 import scipy.sparse as sp
 import torch
+from model_helpers import build
 from recommend_helpers import N_ITEMS, N_USERS, load, train, write_names
 
 import recommend
 import recommending.trained
-from recommending.explanations import make_explainer
+from models.registry import MODELS
+from recommending.explanations import describes_vectors, make_explainer
 
 EVIDENCE = {"neighbour_weight": 2.0}
 RUNS = {
@@ -161,6 +163,13 @@ def test_chosen_users_have_their_own_reasons(recgoat, run):
     everybody = table(run(recgoat, "--explain")[1])
     chosen = table(run(recgoat, "--explain", "--users", "7,3")[1])
     assert chosen == [row for user in "73" for row in everybody if row["user"] == user]
+
+
+@pytest.mark.parametrize("name", MODELS)
+def test_a_built_in_model_says_itself_what_each_item_adds_to_its_users(small_dataset, name):
+    """Where the class inherits the answer and replaces the vectors, the answer is not used."""
+    model = build(small_dataset, model=name)
+    assert model.history_part() is None or describes_vectors(model, "history_part")
 
 
 OWN = """

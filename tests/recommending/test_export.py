@@ -171,6 +171,7 @@ def test_text_of_a_dataset_is_quoted_in_a_card(small_dataset, tmp_path, run):
     assert run(folder, "--export_hub", str(tmp_path / "hub"), output=None)[0] == 0
     text = (tmp_path / "hub" / "README.md").read_text()
     assert "<script" not in text.replace("\\<script", "") and "a\\|b\\<script" in text
+    assert "| dataset | a\\|b\\<script>\\`\\* |" in text
 
 
 def test_a_folder_that_cannot_be_made_is_refused(lgn, run, tmp_path):
