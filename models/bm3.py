@@ -35,7 +35,8 @@ class BM3(LightGCN):
     - L = L_rec + bm3_weight (L_align + L_mask) + decay (|h_u|^2 + |h_i|^2), means over the batch's pairs
     - score: h~_u . h~_i
 
-    The paper's C is -cos, which differs by a constant, and its sum has bm3_weight 1.
+    The paper's C is -cos, which differs by a constant, and its sum has bm3_weight 1. The features pass no
+    gradient to the embeddings, only to the predictor, and with features of length 1 a weight of 2 spoils it.
     """
 
     needs: typing.ClassVar[Needs] = Needs(adjacency=True, features=True)
@@ -60,7 +61,7 @@ class BM3(LightGCN):
             *Recommender.search_space(config, modalities),
             "layer=1,2",
             "bm3_dropout=0.3,0.5",
-            "bm3_weight=1,2",
+            "bm3_weight=1e-2..2:log",
         )
 
     def backbone(

@@ -23,7 +23,7 @@ EASE_SETTINGS = {
 }
 BM3_SETTINGS = {
     "bm3_dropout": setting(0.5, "model", "share of a target vector that is dropped", low=0.0, high=0.99),
-    "bm3_weight": setting(2.0, "alignment", "weight of the terms that align features", low=0.0),
+    "bm3_weight": setting(0.1, "alignment", "weight of the terms that align features", low=0.0),
 }
 LATTICE_SETTINGS = {
     "lattice_initial": setting(
