@@ -10,42 +10,42 @@ from __future__ import annotations
 import contextlib
 import math
 import time
-import typing
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 
-import numpy as np
 import torch
 from tqdm import tqdm
 
-from data.formats import Interactions, interactions_hash
-from dataloader import Dataset, HeldOut, Sampler, held_out, pairs_to_rows
+from data.formats import interactions_hash
+from dataloader import HeldOut, Sampler
 from layers.agreement import from_all, together
 from layers.columns import all_parts, rank
-from layers.device import on_cpu
 from models.base import Recommender
 from models.registry import is_external
 from training import projector
-from training.beyond import BEYOND, beyond_accuracy
 from training.checkpoint import read_checkpoint
-from training.cold import warm_and_cold
 from training.console import epoch_line, heading
 from training.divergence import remedy, sizes
+from training.evaluation import (
+    Metrics,
+    Result,
+    beyond,
+    cold_results,
+    make_splits,
+    ranked_lists,
+    score,
+    score_parts,
+    scoring_mode,
+)
+from training.final import final_table, protocol, write_ranking
 from training.folder import provenance
 from training.memory import peak_memory_mb
-from training.parallel import all_columns_of_own_users, gradient_norm
-from training.ranking import evaluate, top_items
+from training.parallel import gradient_norm
 from training.run import Progress, Run, load_weights, set_random_state
 from training.runlog import RunLog
-from training.scoring import Scorer
 from training.step import Step
 from training.stop import Stop
-from utils import Diverged, TrainingError, UserError, atomic_write, write_json
-from world import Config
-
-Metrics = dict[str, float]
-Result = dict[str, typing.Any]  # the content of result.json
-ACCURACY = ("recall", "ndcg", "precision", "map", "hitrate")
+from utils import Diverged, TrainingError, write_json
 
 # ---------------------------------------------------------------- one epoch
 
@@ -111,119 +111,6 @@ def check_finite(model: Recommender, progress: Progress, terms: Mapping[str, tor
     bad = list(dict.fromkeys(name for names in from_all(bad) for name in names))
     if bad:
         raise Diverged(f"{where}: weights are not finite ({', '.join(bad)[:80]}; {sizes(terms)})")
-
-
-# ---------------------------------------------------------------- scoring a model
-
-
-@contextlib.contextmanager
-def scoring_mode(model: Recommender, config: Config) -> Iterator[None]:
-    """Eval and inference mode; with --eval_dropout 1, dropout stays on.
-
-    Restores the mode of the model, and leaves the random numbers of training as they are.
-    """
-    training, device = model.training, next((t.device for t in model.parameters()), torch.device("cpu"))
-    model.eval()
-    for module in model.modules():
-        if isinstance(module, torch.nn.Dropout):
-            module.train(bool(config.eval_dropout))
-    devices = [] if on_cpu(device) else [device]
-    with torch.inference_mode(), torch.random.fork_rng(devices, enabled=bool(config.eval_dropout)):
-        yield
-    model.train(training)
-
-
-def make_scorer(model: Recommender, data: Interactions) -> Scorer:
-    """Scorer of the model's vectors in its present mode; of several processes each scores its own users."""
-    user, item = model.final_vectors()
-    user, users = all_columns_of_own_users(user)
-    weights, history = model.item_weights(), None
-    if weights is not None:
-        crow, items = pairs_to_rows(data.train, data.n_users, weights.matrix.device)
-        history = (crow if users is None else crow[users.start : users.stop + 1]), items
-    return Scorer(user, all_parts(item, 1), weights, history, users)
-
-
-@contextlib.contextmanager
-def final_scorer(model: Recommender, data: Interactions, config: Config) -> Iterator[Scorer]:
-    """Scorer of the model's final vectors, in scoring mode."""
-    with scoring_mode(model, config):
-        yield make_scorer(model, data)
-
-
-def scored_parts(
-    model: Recommender, data: Interactions, split: HeldOut, config: Config
-) -> Iterator[tuple[Scorer, HeldOut]]:
-    """The users of a split and their scorer; with --eval_dropout_users n, n users after n users.
-
-    Each part then has dropout masks of its own. To be used in scoring mode.
-    """
-    size = config.eval_dropout_users if config.eval_dropout else 0
-    for rows in torch.arange(len(split.users), device=split.users.device).split(size or len(split.users)):
-        yield make_scorer(model, data), split.select(rows)
-
-
-def score(model: Recommender, data: Interactions, splits: list[HeldOut], config: Config) -> list[Metrics]:
-    """Metrics of a model on each split."""
-    with scoring_mode(model, config):
-        if not (config.eval_dropout and config.eval_dropout_users):
-            return evaluate(make_scorer(model, data), splits, config.topks, config.eval_chunk)
-        return [score_parts(model, data, split, config)[0] for split in splits]
-
-
-def ranked_lists(model: Recommender, data: Interactions, split: HeldOut, config: Config) -> torch.Tensor:
-    """The best items of the users of a split, as many as the largest K: [n, K]."""
-    with scoring_mode(model, config):
-        parts = scored_parts(model, data, split, config)
-        return torch.cat(
-            [top_items(scorer, part, max(config.topks), config.eval_chunk) for scorer, part in parts]
-        )
-
-
-def score_parts(
-    model: Recommender, data: Interactions, split: HeldOut, config: Config, k: int = 0
-) -> tuple[Metrics, list[torch.Tensor]]:
-    """Metrics over all parts of a split, and the best k items of its users [rows, k], part after part."""
-    means: Metrics = {}
-    lists: list[torch.Tensor] = []
-    for scorer, part in scored_parts(model, data, split, config):
-        [metrics] = evaluate(scorer, [part], config.topks, config.eval_chunk)
-        share = len(part.users) / len(split.users)
-        means = {name: means.get(name, 0.0) + share * value for name, value in metrics.items()}
-        if k:
-            lists.append(top_items(scorer, part, k, config.eval_chunk))
-    return means, lists
-
-
-def beyond(lists: torch.Tensor, data: Interactions, config: Config) -> Metrics:
-    """Metrics beyond accuracy of the best items of users [n, k]."""
-    users, items = data.train.T
-    popularity = np.bincount(items, minlength=data.n_items)
-    return beyond_accuracy(lists.cpu().numpy(), popularity, len(np.unique(users)), config.topks)
-
-
-def cold_results(
-    model: Recommender, data: Interactions, splits: Mapping[str, HeldOut], config: Config
-) -> Result:
-    """The entry "cold_items" of result.json, for data with items that are held out entirely; else {}."""
-    if not len(data.cold_items):
-        return {}
-    entry: Result = {
-        "items": len(data.cold_items),
-        "vectors": "features" if len(model.cold_items) else "model",
-    }
-    with scoring_mode(model, config):
-        scorer = make_scorer(model, data)
-        for name, split in splits.items():
-            entry[name] = warm_and_cold(scorer, split, data.cold_items, config.topks, config.eval_chunk)
-    return {"cold_items": entry}
-
-
-def make_splits(data: Interactions, config: Config, device: torch.device) -> tuple[HeldOut, HeldOut]:
-    """The split that selects the best epoch, and the test split, each with its masks."""
-    masked = [data.train, data.valid] if config.mask_valid_at_test else [data.train]
-    test = held_out(data.test, masked, device)
-    return (test if config.select_on == "test" else held_out(data.valid, [data.train], device)), test
 
 
 # ---------------------------------------------------------------- fit
@@ -492,104 +379,3 @@ def finish(run: Run, log: RunLog) -> Result:
     duration = f"{result['seconds']:.1f} s, test in {result['test_seconds']:.1f} s"
     log.say(f"trained {result['epochs']} epochs in {duration}", final_table(result, config))
     return result
-
-
-def write_ranking(path: Path, top: torch.Tensor, split: HeldOut, data: Interactions) -> None:
-    """Write the test lists, for other metrics or parts of the users, as a .npz of int32 arrays.
-
-    users [n]; items [n, K], best first; relevant_crow [n + 1] and relevant_items (CSR); history [n], train
-    interactions of the user; popularity [I], train interactions of the item. top: the items.
-    """
-    users, (crow, relevant) = split.users.cpu().numpy(), split.relevant
-    history = np.bincount(data.train[:, 0], minlength=data.n_users)
-    arrays = {
-        "users": users,
-        "items": top.cpu(),
-        "relevant_crow": crow.cpu(),
-        "relevant_items": relevant.cpu(),
-        "history": history[users],
-        "popularity": np.bincount(data.train[:, 1], minlength=data.n_items),
-    }
-    with atomic_write(path) as file:
-        arrays = {name: np.asarray(array, np.int32) for name, array in arrays.items()}
-        np.savez_compressed(file, allow_pickle=False, **arrays)
-
-
-def score_checkpoint(model: Recommender, dataset: Dataset, config: Config, device: torch.device) -> str:
-    """Score --checkpoint on the selection and the test split. Returns the final table."""
-    state, data = read_checkpoint(config.checkpoint), dataset.interactions
-    try:
-        load_weights(model, state)
-    except RuntimeError as error:
-        reason = str(error).splitlines()[-1].strip()[:120]
-        raise UserError(
-            f"{config.checkpoint}: does not fit this dataset or these settings ({reason}); use those it was "
-            "trained "
-            "with"
-        ) from None
-    selection, test = make_splits(data, config, device)
-    splits = {config.select_on: selection, "test": test}
-    scores = score(model, data, [selection, test], config)
-    lists = {name: ranked_lists(model, data, split, config) for name, split in splits.items()}
-    result = {
-        "best_epoch": state["progress"]["epoch"],
-        config.select_on: scores[0],
-        "test": scores[1],
-        "beyond_accuracy": {name: beyond(top, data, config) for name, top in lists.items()},
-        **cold_results(model, data, splits, config),
-        "protocol": protocol(config),
-    }
-    return final_table(result, config)
-
-
-def protocol(config: Config) -> dict[str, typing.Any]:
-    """How a run is selected and scored, for result.json."""
-    return {
-        "selected_on": config.select_on,
-        "selection_metric": config.selection_metric,
-        "eval_dropout": config.eval_dropout,
-        "masked_at_test": ["train", "valid"] if config.mask_valid_at_test else ["train"],
-    }
-
-
-def final_table(result: Result, config: Config) -> str:
-    """Metrics of the selection and the test split as tables, with the protocol below."""
-    splits = list(dict.fromkeys((config.select_on, "test")))
-    lines = [
-        f"best epoch {result['best_epoch']}, selected by {config.selection_metric} on {config.select_on}",
-        *metric_lines({split: result[split] for split in splits}, ACCURACY, config.topks, 4),
-        *cold_lines(result.get("cold_items"), splits, config),
-        *metric_lines(result.get("beyond_accuracy", {}), BEYOND, config.topks, 3),
-    ]
-    masked = " and ".join(result["protocol"]["masked_at_test"])
-    candidates = "" if config.mask_valid_at_test else ", validation items are candidates"
-    lines.append(f"full ranking; {masked} items masked at test{candidates}")
-    if config.select_on == "test":
-        lines.append(
-            "WARNING: the best epoch was selected on TEST; these figures leak and are not comparable"
-        )
-    return "\n".join(lines)
-
-
-def cold_lines(entry: Result | None, splits: Sequence[str], config: Config) -> Iterator[str]:
-    """Tables of metrics on warm and cold items; nothing for data without cold items."""
-    if entry:
-        source = "their features" if entry["vectors"] == "features" else "the model's own vectors"
-        yield f"{entry['items']} items are held out entirely (cold) and ranked by {source}"
-        for split in splits:
-            rows = {f"{split} {kind}": metrics for kind, metrics in entry[split].items()}
-            yield from metric_lines(rows, ACCURACY, config.topks, 4)
-
-
-def metric_lines(
-    rows: Mapping[str, Metrics], names: Sequence[str], ks: Sequence[int], digits: int
-) -> Iterator[str]:
-    """A table of metrics, a line for each row and K; without rows nothing."""
-    width = max(map(len, ["split  ", *rows])) + 1
-    if rows:
-        yield "".join([f"{'split':<{width}}{'K':>5}", *(f"{name:>11}" for name in names)])
-    for row, metrics in rows.items():
-        for k in ks:
-            yield f"{row:<{width}}{k:>5}" + "".join(
-                f"{metrics[f'{name}@{k}']:>11.{digits}f}" for name in names
-            )

@@ -21,7 +21,9 @@ from layers.columns import rank, ranks
 from layers.device import on_cpu
 from models.base import Recommender
 from models.registry import checked, find_model, label
-from procedure import Result, fit, score_checkpoint
+from procedure import fit
+from training.evaluation import Result
+from training.final import score_checkpoint
 from training.folder import make_run_folder
 from training.memory import keep_freed_memory
 from training.parallel import check, own_gpu, remember_folder, restarted

@@ -24,8 +24,9 @@ from dataloader import Dataset, Needs
 from models.registry import find_model
 from outgoing import printable, shell_command, shell_comment
 from parse import restored_config
-from procedure import Metrics, Result, fit, format_metrics
+from procedure import fit, format_metrics
 from session import load, make_model
+from training.evaluation import Metrics, Result
 from training.folder import provenance
 from training.run import Run, start_run
 from training.runlog import RunLog

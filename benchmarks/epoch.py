@@ -28,7 +28,8 @@ from data.graphs import nearest_neighbours
 from dataloader import Batch, Dataset, HeldOut, Sampler
 from layers.device import on_cpu
 from model import RecGOAT
-from procedure import float32_products, make_splits, score, train_epoch
+from procedure import float32_products, train_epoch
+from training.evaluation import make_splits, score
 from training.memory import keep_freed_memory
 from training.run import Progress, Run, start_run
 from world import Config

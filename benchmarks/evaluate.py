@@ -32,9 +32,9 @@ from benchmarks import bench, textbook
 from benchmarks.step import Ours, make_stepper
 from dataloader import HeldOut
 from models.registry import label
-from procedure import make_splits
 from session import make_model
 from training import ranking
+from training.evaluation import make_splits
 from training.scoring import Scorer
 from world import Config
 

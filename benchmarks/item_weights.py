@@ -24,7 +24,7 @@ from dataloader import pairs_to_rows
 from layers.sparse import from_scipy
 from models.base import ItemWeights
 from models.neighbours import neighbour_weights
-from procedure import make_splits
+from training.evaluation import make_splits
 from training.ranking import evaluate
 from training.scoring import Scorer
 

@@ -24,10 +24,10 @@ from cli import Parser, run_tool
 from layers.sparse import from_scipy
 from models.base import ItemWeights
 from models.neighbours import neighbour_weights
-from procedure import final_scorer, make_splits
 from recommending.flags import checkpoint_path
 from recommending.trained import load_run
 from reporting.drawing import Line, draw_lines, encode
+from training.evaluation import final_scorer, make_splits
 from training.ranking import evaluate
 from utils import UserError, atomic_write
 

@@ -12,8 +12,8 @@ from benchmarks import bench, evaluate, item_weights, profile_step, step, textbo
 from data.graphs import nearest_neighbours
 from dataloader import Batch, Dataset, Sampler
 from model import RecGOAT, Transport
-from procedure import make_splits
 from training import ranking
+from training.evaluation import make_splits
 from training.scoring import Scorer
 
 CPU = torch.device("cpu")

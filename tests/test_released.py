@@ -14,8 +14,8 @@ from small_runs import flags
 
 from layers.sparse import csr_tensor
 from parse import parse_args
-from procedure import make_splits, score
 from session import make_model
+from training.evaluation import make_splits, score
 
 CASES = {
     "oat": {

@@ -25,7 +25,7 @@ from dataloader import Sampler
 from layers.dropout import keep_mask
 from layers.transport import sinkhorn_log
 from main import main
-from procedure import final_scorer, make_splits
+from training.evaluation import final_scorer, make_splits
 from training.ranking import evaluate, rank_items
 
 pytestmark = NEEDS_GPU

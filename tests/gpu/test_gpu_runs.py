@@ -15,8 +15,9 @@ from benchmarks import bench, step
 from dataloader import Batch
 from main import main
 from models.registry import MODELS, find_model
-from procedure import float32_products, make_splits, score, train_epoch
+from procedure import float32_products, train_epoch
 from session import make_model
+from training.evaluation import make_splits, score
 from training.run import Progress
 from training.step import GraphedStep
 

@@ -14,7 +14,7 @@ from dataloader import held_out, pairs_to_rows
 from models.itemknn import ItemKNN, item_cosines
 from models.neighbours import keep_largest
 from parse import parse_args
-from procedure import final_scorer, make_splits, score
+from training.evaluation import final_scorer, make_splits, score
 from training.ranking import evaluate, rank_items
 from training.scoring import Scorer
 from utils import UserError

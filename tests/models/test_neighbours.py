@@ -18,8 +18,8 @@ from models.base import ItemWeights
 from models.ease import EASE, MAX_ITEMS, reconstruction_weights
 from models.neighbours import co_purchases, cosine_graph, graph_shares, neighbour_weights, product_at
 from parse import parse_args
-from procedure import final_scorer, make_splits
 from session import make_model
+from training.evaluation import final_scorer, make_splits
 from training.prefilter import certain_misses
 from training.ranking import evaluate, relevant_ranks
 from training.scoring import GROUP, Scorer, history_scores, row_numbers

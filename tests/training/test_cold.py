@@ -12,10 +12,10 @@ from layers.columns import ranks
 from main import main
 from models.base import ItemWeights
 from models.lightgcn import LightGCN
-from procedure import final_scorer
 from recommending.explanations import final_parts
 from reporting.runs import read_run
 from training.cold import COLD_KINDS, warm_and_cold
+from training.evaluation import final_scorer
 from training.records import read_result
 from training.scoring import Scorer
 

@@ -23,7 +23,7 @@ from data.graphs import nearest_neighbours
 from main import main
 from models.base import Recommender
 from models.registry import MODELS, find_model
-from procedure import final_scorer, make_splits
+from training.evaluation import final_scorer, make_splits
 from training.ranking import evaluate, rank_items
 
 

@@ -13,7 +13,7 @@ from data.graphs import nearest_neighbours
 from dataloader import Sampler, held_out, pairs_to_rows
 from layers.sparse import from_scipy
 from models.base import ItemWeights
-from procedure import final_scorer, make_splits
+from training.evaluation import final_scorer, make_splits
 from training.ranking import evaluate, rank_items
 from training.scoring import Scorer
 

@@ -21,7 +21,7 @@ from small_runs import (
 )
 
 from dataloader import Sampler
-from procedure import make_splits, score
+from training.evaluation import make_splits, score
 from training.ranking import evaluate
 from training.scoring import Scorer
 

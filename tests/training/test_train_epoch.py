@@ -11,8 +11,9 @@ from small_runs import CPU, small_config, train
 import procedure
 from dataloader import Sampler
 from models.mf import MF
-from procedure import make_splits, score, train_epoch
+from procedure import train_epoch
 from session import make_model
+from training.evaluation import make_splits, score
 from training.run import Progress
 from world import seed_everything
 
