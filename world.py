@@ -619,6 +619,7 @@ RECIPES: dict[str, dict[str, typing.Any]] = {
         fuse_norm="none",
         fuse_drop=0.0,
         decay=0.0,
+        cold_vectors=0,
     ),
     "released": dict(
         attn_init="dgl",
@@ -646,6 +647,7 @@ RECIPES: dict[str, dict[str, typing.Any]] = {
         select_on="test",
         eval_dropout=1,
         eval_dropout_users=100,
+        cold_vectors=0,
     ),
 }
 # In the released code --fuse_drop is the dropout of the attention layers too.

@@ -14,6 +14,7 @@ from released_commands import COMMANDS
 from small_runs import METRICS, command_line, only, read_json, read_metrics, read_state
 
 from main import main
+from training.beyond import BEYOND
 from world import bf16_slowdown
 
 MAIN = Path(__file__).resolve().parents[1] / "main.py"
@@ -51,8 +52,11 @@ def test_each_model_finishes_and_prints_the_final_table(small_dataset, capsys, m
     assert "40 users, 30 items, 234 / 40 / 40 interactions" in out
     assert f"best epoch {result['best_epoch']}" in out
     for k in (5, 10):
-        (row,) = (line.split() for line in out.splitlines() if line.split()[:2] == ["test", str(k)])
-        assert row[2:] == [f"{result['test'][f'{name}@{k}']:.4f}" for name in METRICS]
+        rows = (line.split() for line in out.splitlines() if line.split()[:2] == ["test", str(k)])
+        accuracy, beyond = (row[2:] for row in rows)
+        assert accuracy == [f"{result['test'][f'{name}@{k}']:.4f}" for name in METRICS]
+        found = result["beyond_accuracy"]["test"]
+        assert beyond == [f"{found[f'{name}@{k}']:.3f}" for name in BEYOND]
 
 
 @pytest.mark.parametrize("slowdown, precision", [(12.7, "fp32"), (0.5, "bf16")])
@@ -158,7 +162,8 @@ def test_main_runs_from_any_folder(tmp_path):
     assert done.returncode == 0 and "Traceback" not in done.stderr, done.stderr
     assert "note: data/electronics" in done.stdout and "data/electronics_raw" in done.stdout
     result = read_json(only(tmp_path / "runs"))
-    assert f"{result['test']['ndcg@10']:.4f}" in done.stdout.splitlines()[-2]
+    rows = [line.split() for line in done.stdout.splitlines()]
+    assert f"{result['test']['ndcg@10']:.4f}" in next(row for row in rows if row[:2] == ["test", "10"])
     failed = run_script(tmp_path, "--dataset", "nowhere")
     assert failed.returncode == 2 and failed.stderr.startswith("error: ")
     assert "Traceback" not in failed.stderr

@@ -108,7 +108,7 @@ class Case:
             self.expect(f"{stage}/loss/{key}", terms[name])
         _, z_id, z = self.model.represent()
         for part, rows in (("pos", self.batches[0].pos), ("neg", self.batches[0].neg)):
-            pairs = self.model.modality_pairs([v[rows] for v in (z_id, z["image"], z["text"])])
+            pairs = self.model.modality_pairs([z_id, z["image"], z["text"]], rows)
             for name, value in zip(("id_image", "id_text", "image_text"), pairs, strict=True):
                 self.expect(f"{stage}/loss/{name}/{part}", value)
         self.model.zero_grad()

@@ -280,4 +280,4 @@ def test_nearest_rows_equal_sorted_cosines(k, block):
     queries, features = (randn(n, 4, seed=n, dtype=torch.float32) for n in (7, 11))
     cosines = F.normalize(queries.double()) @ F.normalize(features.double()).T
     expected = cosines.sort(descending=True).indices[:, :k]
-    assert torch.equal(nearest_rows(queries, features, k, block), expected)
+    assert torch.equal(nearest_rows(queries, features, k, block=block), expected)
