@@ -102,7 +102,7 @@ def atomic_write(path: str | Path, mode: Literal["w", "wb"] = "wb") -> Iterator[
             yield file
             file.flush()
             os.fsync(file.fileno())
-        os.replace(temporary, target)
+            os.replace(temporary, target)  # while it is locked: see remove_abandoned
     except BaseException:
         temporary.unlink(missing_ok=True)
         raise

@@ -4,6 +4,8 @@ import contextlib
 import math
 import os
 import signal
+import subprocess
+import sys
 import threading
 import time
 from pathlib import Path
@@ -15,6 +17,8 @@ import torch
 from training.memory import peak_memory_mb
 from training.metrics import ranking_metrics
 from utils import UserError, atomic_write, content_hash, lock_file, write_text
+
+ROOT = Path(__file__).resolve().parents[1]
 
 
 def naive_metrics(hits, n_relevant, k):
@@ -345,3 +349,17 @@ def test_content_hash_depends_on_dtype_shape_values_and_order():
 def test_peak_memory_is_at_least_what_was_touched():
     block = np.ones(8_000_000)  # 64 MB
     assert peak_memory_mb(torch.device("cpu")) > block.nbytes / 1e6
+
+
+def test_a_file_that_is_about_to_be_renamed_is_not_taken_for_abandoned(tmp_path, monkeypatch):
+    """Another process that begins to write in the same folder removes what killed processes left."""
+    rename = os.replace
+
+    def rename_after_another_process(source, target):
+        code = "import sys; from utils import write_text; write_text(sys.argv[1], 'other')"
+        subprocess.run([sys.executable, "-c", code, str(tmp_path / "other")], check=True, cwd=ROOT)
+        rename(source, target)
+
+    monkeypatch.setattr(os, "replace", rename_after_another_process)
+    write_text(tmp_path / "own", "own")
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["other", "own"]
