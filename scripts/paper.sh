@@ -40,6 +40,7 @@ trap stop INT TERM
 # tables.
 settings() {
     local dataset=$1 recdim mf lightgcn vbpr freedom baseline recgoat plus
+    local mf_term lightgcn_term vbpr_term freedom_term smore_term
     case $dataset in
         baby) recdim=800 ;;
         sports) recdim=600 ;;
@@ -58,6 +59,12 @@ settings() {
         baseline="--epochs 150 --eval_every 5 --patience 6"
         recgoat="--preset baby-small --precision $PRECISION"
         plus="--preset baby-plus --precision $PRECISION"
+        mf_term="--lr 1.8e-2 --decay 3.4e-2 --neighbour_weight 4"
+        vbpr_term="--lr 1e-2 --decay 3.1e-2 --neighbour_weight 7.5"
+        lightgcn_term="--layer 4 --lr 1e-2 --decay 6e-3 --neighbour_weight 11"
+        freedom_term="$freedom --neighbour_weight 8"
+        smore_term="--lr 7.6e-3 --decay 3.4e-3 --smore_contrast 3.6e-3 --neighbour_weight 6.5 --bpr_batch 2048
+            --epochs 40 --eval_every 2 --patience 4"
     else
         # The baselines have RecGOAT's size and learning rate, and the decay tuned at recdim 64.
         COMMON+=" --recdim $recdim"
@@ -67,7 +74,12 @@ settings() {
         freedom="--lr 8e-4 --decay 1e-2"
         baseline="--epochs 1000"
         recgoat="--preset $dataset-paper --precision $PRECISION --epochs 1000"
-        plus="$recgoat --neighbour_weight 5"
+        plus="$recgoat --neighbour_weight 4"
+        mf_term="$mf --neighbour_weight 8"
+        vbpr_term="$vbpr --neighbour_weight 8"
+        lightgcn_term="$lightgcn --neighbour_weight 8"
+        freedom_term="$freedom --neighbour_weight 8"
+        smore_term="--lr 8e-4 --decay 3.4e-3 --smore_contrast 3.6e-3 --neighbour_weight 6.5 --epochs 1000"
     fi
     if [ "$dataset" = lastfm ]; then
         # Those of LightGCN and RecGOAT are of docs/lastfm.md; the other baselines have LightGCN's.
@@ -86,10 +98,11 @@ settings() {
         [Sum]="--model lgn_mm $recgoat --fusion sum --contrastive_weight 0"
         [CMCL only]="--model lgn_mm $recgoat --transport none"
         [OAT only]="--model lgn_mm $recgoat --contrastive_weight 0"
-        [MF + neighbours]="--model mf $mf $baseline --item_knn_k 20 --neighbour_weight 8"
-        [LightGCN + neighbours]="--model lgn $lightgcn $baseline --item_knn_k 20 --neighbour_weight 8"
-        [VBPR + neighbours]="--model vbpr $vbpr $baseline --item_knn_k 20 --neighbour_weight 8"
-        [FREEDOM + neighbours]="--model freedom --layer 2 --item_knn_k 20 $freedom $baseline --neighbour_weight 8"
+        [MF + neighbours]="--model mf $mf_term $baseline --item_knn_k 20"
+        [LightGCN + neighbours]="--model lgn $lightgcn_term $baseline --item_knn_k 20"
+        [VBPR + neighbours]="--model vbpr $vbpr_term $baseline --item_knn_k 20"
+        [FREEDOM + neighbours]="--model freedom --layer 2 --item_knn_k 20 $freedom_term $baseline"
+        [SMORE + neighbours]="--model smore --layer 3 --item_knn_k 20 $smore_term"
         [RecGOAT + neighbours]="--model lgn_mm $plus"
         [ItemKNN]="--model itemknn --item_knn_k 20 --itemknn_similarity neighbours"
         [EASE]="--model ease"
