@@ -94,11 +94,7 @@ def load_dataset(config: Config, needs: Needs, device: torch.device) -> Dataset:
         if item_features:
             features = {m: load_features(x, paths[m], interactions.n_items) for m, x in arrays.items()}
     hashes = {m: content_hash(matrix) for m, matrix in features.items()}
-    missing = draw_missing(config, features)
-    for m, absent in missing.items():
-        features[m][absent] = 0
-        if config.missing_fill == "neighbours":
-            fill_neighbours(features[m], absent, interactions.train, interactions.n_users)
+    missing = remove_missing(config, interactions, features)
     if needs.neighbours:
         for m, matrix in features.items():
             path, known = getattr(config, f"item_{m}_graph"), "" if m in missing else hashes[m]
@@ -145,6 +141,21 @@ def load_dataset(config: Config, needs: Needs, device: torch.device) -> Dataset:
         hashes,
         missing,
     )
+
+
+def remove_missing(
+    config: Config, interactions: Interactions, features: dict[str, np.ndarray]
+) -> dict[str, np.ndarray]:
+    """Take the features of the items that lack a modality by --missing, in place; see draw_missing.
+
+    They become zeros, or with --missing_fill neighbours what fill_neighbours says.
+    """
+    missing = draw_missing(config, features)
+    for m, absent in missing.items():
+        features[m][absent] = 0
+        if config.missing_fill == "neighbours":
+            fill_neighbours(features[m], absent, interactions.train, interactions.n_users)
+    return missing
 
 
 def draw_missing(config: Config, features: dict[str, np.ndarray]) -> dict[str, np.ndarray]:

@@ -28,6 +28,12 @@ def from_scipy(matrix: sp.sparray | sp.spmatrix, device: torch.device) -> torch.
     return csr_tensor(crow, col, torch.from_numpy(matrix.data), matrix.shape).to(device)
 
 
+def to_scipy(matrix: torch.Tensor) -> sp.csr_matrix:
+    """The scipy matrix of a sparse CSR tensor, of the same type; it may share the tensor's memory."""
+    parts = matrix.values(), matrix.col_indices(), matrix.crow_indices()
+    return sp.csr_matrix(tuple(part.cpu().numpy() for part in parts), tuple(matrix.shape))
+
+
 def csr_product(
     crow: torch.Tensor, col: torch.Tensor, values: torch.Tensor, dense: torch.Tensor
 ) -> torch.Tensor:

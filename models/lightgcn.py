@@ -10,6 +10,7 @@ import torch
 
 from dataloader import Dataset, Needs
 from layers.kernels import mean_of_layers, propagate
+from layers.sparse import to_scipy
 from models.base import HistoryPart, Recommender, sparse_like
 from models.mf import MF
 from world import Config
@@ -48,10 +49,8 @@ class LightGCN(MF):
         layers, n_users = self.config.layer, len(self.user)
         if not layers:
             return None
-        parts = self.adjacency.values(), self.adjacency.col_indices(), self.adjacency.crow_indices()
-        graph = sp.csr_matrix(tuple(part.cpu().numpy() for part in parts), tuple(self.adjacency.shape))
         _, below = mean_of_layers(self.adjacency, layers - 1, (self.user, self.item))
-        return HistoryPart(graph[:n_users, n_users:], below * (layers / (layers + 1)))
+        return HistoryPart(to_scipy(self.adjacency)[:n_users, n_users:], below * (layers / (layers + 1)))
 
     def new_user_vectors(
         self, histories: sp.csr_matrix, item: torch.Tensor

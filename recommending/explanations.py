@@ -27,6 +27,7 @@ import scipy.sparse as sp
 import torch
 
 from dataloader import Dataset
+from layers.sparse import to_scipy
 from models.base import Recommender
 from recommending.requests import items_of_splits
 
@@ -125,7 +126,7 @@ def make_explainer(model: Recommender, dataset: Dataset) -> Explainer:
         parts,
         history=same_pattern(history, share.tocsr()),
         reach=as_array(reach),
-        weights=None if weights is None else to_scipy(weights.matrix),
+        weights=None if weights is None else to_scipy(weights.matrix).astype(np.float64),
         factor=1.0 if weights is None else weights.factor,
         spread=weights is not None and weights.spread,
     )
@@ -165,9 +166,3 @@ def same_pattern(pattern: sp.csr_matrix, values: sp.csr_matrix) -> sp.csr_matrix
 def as_array(tensor: torch.Tensor) -> Array:
     """A tensor as an array of float64."""
     return tensor.double().cpu().numpy()
-
-
-def to_scipy(matrix: torch.Tensor) -> sp.csr_matrix:
-    """A sparse CSR tensor as a scipy matrix of float64."""
-    parts = matrix.values().double(), matrix.col_indices(), matrix.crow_indices()
-    return sp.csr_matrix(tuple(part.cpu().numpy() for part in parts), tuple(matrix.shape))

@@ -13,7 +13,7 @@ from data.feature_files import load_features, open_features
 from data.folders import dataset_folder
 from data.formats import names_of, read_titles
 from dataloader import Dataset
-from layers.sparse import from_scipy
+from layers.sparse import from_scipy, to_scipy
 from models.base import ItemWeights, Recommender
 from models.neighbours import new_item_weights
 from utils import UserError
@@ -95,9 +95,7 @@ def with_new_items(
     weights: ItemWeights, features: dict[str, torch.Tensor], dataset: Dataset, config: Config
 ) -> ItemWeights:
     """The weights [I, I] with a column for each cold item of these features: [I, I + n]."""
-    crow, col, values = (weights.matrix.crow_indices(), weights.matrix.col_indices(), weights.matrix.values())
-    n = len(next(iter(features.values())))
-    known = sp.csr_matrix((values.cpu(), col.cpu(), crow.cpu()), tuple(weights.matrix.shape))
+    n, known = len(next(iter(features.values()))), to_scipy(weights.matrix)
     new = sp.csr_matrix((known.shape[0], n), dtype=np.float32)
     if config.neighbour_weight and config.neighbour_content:
         own = {m: dataset.features[m] for m in features}

@@ -9,11 +9,10 @@ import dataclasses
 from collections.abc import Sequence
 
 import numpy as np
-import scipy.sparse as sp
 import torch
 
 from dataloader import HeldOut, Rows
-from layers.sparse import from_scipy
+from layers.sparse import from_scipy, to_scipy
 from models.base import ItemWeights
 from training.ranking import evaluate
 from training.scoring import Scorer, row_numbers
@@ -67,7 +66,4 @@ def among(scorer: Scorer, items: torch.Tensor) -> Scorer:
 
 def columns_of(weights: ItemWeights, items: torch.Tensor) -> torch.Tensor:
     """Some columns [c] of the weights [I, I]: sparse CSR [I, c]."""
-    matrix = weights.matrix
-    parts = (part.cpu().numpy() for part in (matrix.values(), matrix.col_indices(), matrix.crow_indices()))
-    whole = sp.csr_matrix(tuple(parts), tuple(matrix.shape))
-    return from_scipy(whole[:, items.cpu().numpy()], matrix.device)
+    return from_scipy(to_scipy(weights.matrix)[:, items.cpu().numpy()], weights.matrix.device)

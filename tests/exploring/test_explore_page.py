@@ -201,7 +201,19 @@ def test_it_fits_420_pixels(browser, page, address, dark):
     assert wide == []
 
 
-@pytest.mark.parametrize("address", ["#users/%", "#nothing", "#items/absent", "#compare/absent"])
-def test_an_unknown_address_shows_the_first(browser, page, address):
-    browser.open(page[0], address=address)
-    browser.until("document.querySelector('main section:not([hidden]) h2')")
+@pytest.mark.parametrize(
+    "address, known",
+    [
+        ("#users/%", "#users"),
+        ("#nothing", "#users"),
+        ("#items/absent", "#items"),
+        ("#compare/absent", "#compare"),
+    ],
+)
+def test_an_unknown_address_shows_the_first(browser, page, address, known):
+    shown = []
+    for each in (known, address):
+        browser.open(page[0], address=each)
+        browser.until("document.querySelector('main section:not([hidden]) h2')")
+        shown.append(browser.run("document.querySelector('main section:not([hidden])').innerText"))
+    assert shown[0] and shown[0] == shown[1]
