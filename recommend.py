@@ -96,8 +96,7 @@ def make_parser() -> Parser:
         default="",
         metavar="SPLIT,...",
         help="leave out a user's items of these splits: train, valid, test, or none (default: those masked "
-        "in the "
-        "run's test, usually train)",
+        "in the run's test, usually train)",
     )
     how.add_argument(
         "--format",

@@ -95,8 +95,7 @@ class Config:
         "",
         "data",
         "item text features, .npy [items, dim]; if no feature flag is given, text_feat.npy, image_feat.npy "
-        "and "
-        "audio_feat.npy of the dataset folder are used",
+        "and audio_feat.npy of the dataset folder are used",
         free=True,
     )
     image_feat: str = setting("", "data", "item image features, .npy [items, dim]", free=True)
@@ -105,8 +104,7 @@ class Config:
         "",
         "data",
         "user text features, .npy [users, dim], or 'mean' for the mean text feature of the user's training "
-        "items; "
-        "enables the user-user branch (eq. 6)",
+        "items; enables the user-user branch (eq. 6)",
         free=True,
     )
     item_text_graph: str = setting(
@@ -315,8 +313,7 @@ class Config:
         1.0,
         "alignment",
         "share w of the modality pairs in the contrastive term; 1 - w is that of InfoNCE(user, positive "
-        "item) "
-        "(released code: 0.5)",
+        "item) (released code: 0.5)",
         low=0.0,
         high=1.0,
         models=RECGOAT,
@@ -397,8 +394,7 @@ class Config:
         "spread",
         "alignment",
         "unit of --ot_epsilon: the standard deviation of the cost without its row and column means, the mean "
-        "cost, "
-        "or 1 (absolute)",
+        "cost, or 1 (absolute)",
         choices=("spread", "mean", "absolute"),
         models=RECGOAT,
     )
@@ -465,8 +461,7 @@ class Config:
         "fp32",
         "training",
         "operands of large matrix products in training: fp32, tf32 (GPU), or bf16 (fast on processors that "
-        "have it); "
-        "weights, sums and rankings stay fp32",
+        "have it); weights, sums and rankings stay fp32",
         choices=("fp32", "tf32", "bf16"),
     )
     recipe: str = setting(

@@ -148,8 +148,7 @@ def config_class(model: str) -> type[Config]:
         ):
             raise UserError(
                 f"--model {model}: setting '{name}' must have a new name and be made by world.setting with a "
-                "number "
-                "or text as its default"
+                "number or text as its default"
             )
     return dataclasses.make_dataclass(
         "Config", own, bases=(Config,), frozen=True, namespace={"__doc__": Config.__doc__}

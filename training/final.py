@@ -31,8 +31,7 @@ def score_checkpoint(model: Recommender, dataset: Dataset, config: Config, devic
         reason = str(error).splitlines()[-1].strip()[:120]
         raise UserError(
             f"{config.checkpoint}: does not fit this dataset or these settings ({reason}); use those it was "
-            "trained "
-            "with"
+            "trained with"
         ) from None
     selection, test = make_splits(data, config, device)
     splits = {config.select_on: selection, "test": test}
