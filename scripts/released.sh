@@ -32,13 +32,10 @@ declare -A DEPARTURES=(
     ["dropout in scoring"]="--eval_dropout 1 --eval_dropout_users 100"
     ["selected on test"]="--select_on test"
 )
-ROWS=(
-    Base repel "user-item InfoNCE" "mean over pairs" "pairs of negatives" "image as anchor" "repeated items"
-    "squared cost" "plan of mass 1" "plain Sinkhorn" "plan in every pass" "learned fusion" "feature map"
-    "initialisation of DGL" "more dropout" "positives as negatives" "dropout in scoring" "selected on test"
+rows Base repel "user-item InfoNCE" "mean over pairs" "pairs of negatives" "image as anchor" "repeated items" \
+    "squared cost" "plan of mass 1" "plain Sinkhorn" "plan in every pass" "learned fusion" "feature map" \
+    "initialisation of DGL" "more dropout" "positives as negatives" "dropout in scoring" "selected on test" \
     Paper Released Default RecGOAT
-)
-[ -z "${ONLY:-}" ] || IFS=, read -ra ROWS <<<"$ONLY"
 for dataset in "${@:-baby}"; do
     settings "$dataset"
     # The flags of the published command. The released code gives half of this weight to the modality pairs and
