@@ -15,11 +15,11 @@ def naive_lift(neighbours, train_pairs):
     owners = [{user for user, i in train_pairs if i == item} for item in range(len(neighbours))]
 
     def mean_cosine(item, others):
-        others = [j for j in others if j != item and owners[j]]
+        others = [j for j in others if j != item and owners[j] and owners[item]]
         cosines = [
             len(owners[item] & owners[j]) / math.sqrt(len(owners[item]) * len(owners[j])) for j in others
         ]
-        return sum(cosines) / len(cosines) if cosines and owners[item] else math.nan
+        return sum(cosines) / len(cosines) if cosines else math.nan
 
     means = [(mean_cosine(i, near), mean_cosine(i, range(len(owners)))) for i, near in enumerate(neighbours)]
     return [near / everywhere if everywhere else math.nan for near, everywhere in means]
