@@ -94,12 +94,14 @@ def quality_blocks(section: Section, groups: Sequence[Group], rankings: Rankings
     blocks: list[Block] = []
     for modality in MODALITIES:
         sources = [group for group in groups if modality in rankings[group.name][0].lifts]
+        if not sources:
+            continue
         hashes = {(group.first.features or {}).get(modality) for group in groups} - {None}
         graphs = {(group.first.features or {}).get(f"{modality} neighbours") for group in sources}
         if len(hashes) > 1 or len(graphs) > 1:
             reason = f"the rows were trained on different {modality} features or neighbours"
             blocks.append(Text(f"No results by quality of the {modality} features: {reason}."))
-        elif sources:
+        else:
             blocks.append(quality_table(section, groups, rankings, modality, sources[0]))
     return blocks
 

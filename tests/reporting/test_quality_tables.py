@@ -109,6 +109,7 @@ def test_no_table_for_rows_of_different_features(root, capsys, first, second):
 
 def test_runs_of_versions_without_these_values_have_no_table(root, capsys):
     write(root, 1, {"text": "a" * 64}, model="lgn_mm")
+    write(root, 1, {"text": "b" * 64}, model="freedom")
     assert run_report(root, "--figures", "0") == 0
     assert "quality of" not in capsys.readouterr().out
 
