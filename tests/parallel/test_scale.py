@@ -32,6 +32,23 @@ def test_without_features_a_step_sends_the_scores_alone():
     assert sum(scale.step_bytes(plan, 1, 1).values()) == 256 * 4
 
 
+@pytest.mark.parametrize("devices, measured", [(1, 4694), (2, 3648)])
+def test_plan_of_electronics_is_within_ten_percent_of_the_measured_peaks(devices, measured):
+    """The peaks of docs/scale.md; measuring them takes minutes and 5 GB."""
+    shape = {"users": 192403, "items": 63001, "interactions": 1254441, "text": 1024, "image": 4096}
+    plan = scale.Plan(devices=devices, recdim=256, **shape)
+    assert sum(scale.memory(plan, cpu=True).values()) / 1e6 == pytest.approx(measured, rel=0.1)
+
+
+def test_largest_moment_of_a_step_counts():
+    def moment(**changes):
+        plan = scale.Plan(devices=1, **{**WITH_FEATURES, **changes})
+        return next(name for name in scale.memory(plan, cpu=True) if name.startswith("a step"))
+
+    assert moment() == "a step: attention"
+    assert moment(users=100000) == "a step: propagation"
+
+
 def test_comparison_prints_the_ratio_of_the_slowest_processes(monkeypatch, capsys):
     seconds = {1: [2.0], 2: [2.5, 3.0]}
 
