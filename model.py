@@ -515,48 +515,52 @@ class RecGOAT(Recommender):
         terms: dict[str, torch.Tensor] = {}
         loss = torch.zeros((), device=user.device)
         if w:
-            unique = bool(config.contrastive_dedup)
-            rows = [batch.unique_pos if unique else batch.pos_index]
+            sides = [(batch.unique_pos, batch.pos_index)]
             if config.contrastive_items == "pos_neg":
-                rows.append(batch.unique_neg if unique else batch.neg_index)
-            pairs = [nce for r in rows for nce in self.modality_pairs(views, r)]
+                sides.append((batch.unique_neg, batch.neg_index))
+            pairs = [nce for side in sides for nce in self.modality_pairs(views, *side)]
             terms["modality_nce"] = total(pairs) / (
                 len(pairs) if config.contrastive_reduction == "mean" else 1
             )
             attract = config.contrastive_sign == "attract"
             loss = loss + w * (terms["modality_nce"] if attract else 1 - terms["modality_nce"])
         if w < 1:
-            candidates, target, real = batch.pos_index, None, None
-            if config.contrastive_dedup:
-                candidates, real = batch.unique_pos, self.real_rows(batch.unique_pos)
-                target = torch.searchsorted(batch.unique_pos, batch.pos_index)
             terms["user_item_nce"] = info_nce(
                 all_columns(user).index_select(0, batch.user_index),
-                all_columns(item.index_select(0, candidates)),
+                all_columns(item.index_select(0, batch.unique_pos)),
                 config.temperature,
-                target,
+                torch.searchsorted(batch.unique_pos, batch.pos_index),
                 dtype=product_dtype(config),
-                real=real,
+                counts=self.counts(batch.unique_pos, batch.pos_index),
             )
             loss = loss + (1 - w) * terms["user_item_nce"]
         return {"contrastive": loss, **terms}
 
-    def modality_pairs(self, views: list[torch.Tensor], rows: torch.Tensor) -> list[torch.Tensor]:
+    def modality_pairs(
+        self, views: list[torch.Tensor], rows: torch.Tensor, index: torch.Tensor
+    ) -> list[torch.Tensor]:
         """InfoNCE of every pair of views, the ID vectors first, [r, own columns] each (eq. 8).
 
-        rows: [n], those of the items that are anchors and candidates.
+        rows: [n], the distinct rows that are anchors and candidates; index: [B], the row of each triple.
         """
         views = [F.normalize(all_columns(view.index_select(0, rows)), dim=1) for view in views]
-        real = self.real_rows(rows) if self.config.contrastive_dedup else None
+        counts = self.counts(rows, index)
         return [
-            unit_info_nce(a, b, self.config.temperature, dtype=product_dtype(self.config), real=real)
+            unit_info_nce(a, b, self.config.temperature, dtype=product_dtype(self.config), counts=counts)
             for i, a in enumerate(views)
             for b in views[i + 1 :]
         ]
 
-    def real_rows(self, rows: torch.Tensor) -> torch.Tensor | None:
-        """Which of the distinct rows [n] of a batch are not there to pad it; None: batches are not padded."""
-        return None if self.config.cuda_graph == "0" else rows > F.pad(rows[:-1], (1, 0), value=-1)
+    def counts(self, rows: torch.Tensor, index: torch.Tensor) -> torch.Tensor | None:
+        """How often each of the distinct rows [n] of a batch counts in InfoNCE; None: once.
+
+        index: [B], the row of each triple. Rows that pad a batch repeat one before them, and count 0 times.
+        """
+        if self.config.contrastive_dedup and self.config.cuda_graph == "0":
+            return None
+        ones = torch.ones(len(index), dtype=self.backbone.user.dtype, device=index.device)
+        times = torch.zeros_like(rows, dtype=ones.dtype).index_add_(0, torch.searchsorted(rows, index), ones)
+        return times.clamp(max=1) if self.config.contrastive_dedup else times
 
     # ---- explanations
 

@@ -115,8 +115,10 @@ def fusion_phase(model: RecGOAT, views: dict[str, torch.Tensor]) -> Phase:
 def contrastive_phase(model: RecGOAT, views: dict[str, torch.Tensor], batch: Batch) -> Phase:
     """InfoNCE of every pair of views of a batch's positive items."""
 
+    rows, index = batch.unique_pos, batch.pos_index
+
     def call() -> None:
-        torch.stack(model.modality_pairs(list(views.values()), batch.unique_pos)).sum().backward()
+        torch.stack(model.modality_pairs(list(views.values()), rows, index)).sum().backward()
 
     n, d, pairs = len(batch.unique_pos), model.config.recdim, len(views) * (len(views) - 1) // 2
     return Phase(call, FLOAT * 6 * n * d * pairs, 6 * n * n * d * pairs)

@@ -275,65 +275,53 @@ def unit_info_nce(
     target: torch.Tensor | None = None,
     block: int = 480,
     dtype: torch.dtype | None = None,
-    real: torch.Tensor | None = None,
+    counts: torch.Tensor | None = None,
 ) -> torch.Tensor:
     """info_nce_reference of rows of length 1, of all columns. Of several processes each takes its share of a.
 
     target: [n] int64 (default: r); block: anchors processed at a time; dtype: type that operands of matrix
-    products are rounded to (default: not rounded); real: [m] bool, the rows of b that are candidates and,
-    without a target, of a that are anchors (default: all).
+    products are rounded to (default: not rounded); counts: [m], how often each row of b is a candidate and,
+    without a target, the same row of a an anchor (default: once).
     """
-    if real is not None:
-        return padded_info_nce(a, b, temperature, target, dtype, real)
+    weights = counts if target is None else None
     if target is None:
         target = torch.arange(len(a), device=a.device)
-    n, dtype = len(a), dtype or a.dtype
+    n, dtype = len(a) if weights is None else weights.sum(), dtype or a.dtype
     if ranks() > 1:
-        a, target = a[own(n)], target[own(n)]
-    return sum_parts(_InfoNCE.apply(a, b, target, temperature, block, dtype, n))
-
-
-def padded_info_nce(
-    a: torch.Tensor,
-    b: torch.Tensor,
-    temperature: float,
-    target: torch.Tensor | None,
-    dtype: torch.dtype | None,
-    real: torch.Tensor,
-) -> torch.Tensor:
-    """unit_info_nce of one process, with the same operations however many rows are real."""
-    scores = product(a, b.T, dtype) / temperature
-    if target is None:  # the diagonal; of the other rows any
-        losses = torch.logsumexp(scores.masked_fill(~real, -torch.inf), 1) - scores.diagonal()
-        return torch.where(real, losses, 0).sum() / real.sum()
-    return F.cross_entropy(scores.masked_fill(~real, -torch.inf), target)
+        part = own(len(a))
+        a, target, weights = a[part], target[part], None if weights is None else weights[part]
+    return sum_parts(_InfoNCE.apply(a, b, target, temperature, block, dtype, counts, weights, n))
 
 
 class _InfoNCE(torch.autograd.Function):
     """Loss and gradient in one pass over blocks of rows: the [n, m] scores are computed once and never kept.
 
-    Products are made in `dtype`, sums in the type of a. The sum over the rows of a is divided by count.
+    Products are made in `dtype`, sums in the type of a. counts [m] multiply the rows of b, weights [n] those
+    of a (None: 1). The sum over the rows of a is divided by `count`.
     """
 
     @staticmethod
-    def forward(ctx, a, b, target, temperature, block, dtype, count):
+    def forward(ctx, a, b, target, temperature, block, dtype, counts, weights, count):
         a = a / temperature
+        weight = a.new_ones(1) if weights is None else weights
         positive = (a * b.index_select(0, target)).sum(1)
         narrow_a, narrow_b = (a * math.log2(math.e)).to(dtype), b.to(dtype)  # exp2 is faster than exp
         grad_a, grad_b, total = torch.empty_like(a), torch.zeros_like(b), a.new_empty(len(a))
-        loss = -positive.sum()
+        top = a.new_zeros(len(a))
         # One buffer for all blocks stays in the cache. Scores are [m, block]: faster to compute than [block,
         # m].
         buffer = narrow_b.new_empty(len(b) * min(block, len(a)))
-        parts = (matrix.split(block) for matrix in (a, narrow_a, grad_a, total))
-        for part, narrow, grad, sums in zip(*parts, strict=True):
+        scaled = a * weight[:, None]
+        parts = (matrix.split(block) for matrix in (scaled, narrow_a, grad_a, total, top))
+        for part, narrow, grad, sums, largest in zip(*parts, strict=True):
             scores = buffer[: len(b) * len(part)].view(len(b), len(part))
             torch.mm(narrow_b, narrow.T, out=scores)
             if temperature < 1 / 60:  # at higher temperatures exp of a cosine / temperature cannot overflow
-                top = scores.amax(0)
-                scores -= top
-                loss += math.log(2) * top.sum()
+                largest.copy_(scores.amax(0))
+                scores -= largest
             likelihood = scores.exp2_()
+            if counts is not None:
+                likelihood *= counts[:, None]
             torch.sum(likelihood, 0, dtype=a.dtype, out=sums)
             weighted = part / sums[:, None]
             if dtype == a.dtype:
@@ -342,10 +330,11 @@ class _InfoNCE(torch.autograd.Function):
             else:
                 grad[:] = likelihood.T @ narrow_b
                 grad_b += likelihood @ weighted.to(dtype)
-        loss += total.log().sum()
+        loss = (weight * (total.log() + math.log(2) * top - positive)).sum()
         grad_a /= total[:, None]
         grad_a -= b.index_select(0, target)
-        grad_b.index_add_(0, target, a, alpha=-1)
+        grad_b.index_add_(0, target, scaled, alpha=-1)
+        grad_a *= weight[:, None]
         ctx.save_for_backward(grad_a.div_(count * temperature), grad_b.div_(count))
         return loss / count
 
@@ -353,7 +342,7 @@ class _InfoNCE(torch.autograd.Function):
     @once_differentiable
     def backward(ctx, grad):
         grad_a, grad_b = ctx.saved_tensors
-        return grad * grad_a, grad * grad_b, None, None, None, None, None
+        return grad * grad_a, grad * grad_b, *[None] * 7
 
 
 # ---------------------------------------------------------------- L1 cost of optimal transport

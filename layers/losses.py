@@ -41,13 +41,13 @@ def info_nce(
     target: torch.Tensor | None = None,
     block: int = 480,
     dtype: torch.dtype | None = None,
-    real: torch.Tensor | None = None,
+    counts: torch.Tensor | None = None,
 ) -> torch.Tensor:
     """InfoNCE with cosine similarity (eq. 7): mean of -log softmax(cos(a_r, b) / temperature)[target_r].
 
     a: [n, d] anchors; b: [m, d] candidates, of all columns; target: [n] int64, the row of b that matches each
     anchor (default: r); block: anchors processed at a time; dtype: type that operands of matrix products are
-    rounded to (default: none); real: see unit_info_nce.
+    rounded to (default: none); counts: see unit_info_nce.
     """
     a, b = F.normalize(a, dim=1), F.normalize(b, dim=1)
-    return unit_info_nce(a, b, temperature, target, block, dtype, real)
+    return unit_info_nce(a, b, temperature, target, block, dtype, counts)

@@ -48,7 +48,10 @@ class BM3(LightGCN):
         nn.init.xavier_uniform_(self.user)
         nn.init.xavier_uniform_(self.item)
         for m, matrix in dataset.features.items():
-            self.register_buffer(f"{m}_features", matrix, persistent=False)
+            if own["bm3_train_features"]:
+                self.register_parameter(f"{m}_features", nn.Parameter(matrix.clone()))
+            else:
+                self.register_buffer(f"{m}_features", matrix, persistent=False)
         self.project = nn.ModuleDict({m: xavier(x.shape[1], d) for m, x in dataset.features.items()})
         self.predict = xavier(d, d)
         self.drop = Dropout(own["bm3_dropout"])
@@ -56,12 +59,13 @@ class BM3(LightGCN):
 
     @classmethod
     def search_space(cls, config: Config, modalities: Collection[str]) -> tuple[str, ...]:
-        """Learning rate, decay, layers and dropout (the grids of the paper) and the weight of features."""
+        """Learning rate, decay, layers and dropout (the grids of the paper) and what concerns features."""
         return (
             *Recommender.search_space(config, modalities),
             "layer=1,2",
             "bm3_dropout=0.3,0.5",
             "bm3_weight=1e-2..2:log",
+            "bm3_train_features=0,1",
         )
 
     def backbone(

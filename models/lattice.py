@@ -92,10 +92,8 @@ class LATTICE(LightGCN):
             for share, m, (columns, weights) in zip(shares, self.project, learnt, strict=True):
                 graph = getattr(self, f"{m}_graph"), getattr(self, f"{m}_graph_transposed")
                 initial = sparse_product(*graph, h)
-                gathered = rows_of(h, columns)
-                mixed = self.initial_share * initial
-                mixed = mixed + (1 - self.initial_share) * torch.einsum("ik,ikd->id", weights, gathered)
-                out = out + share * mixed
+                found = F.embedding_bag(columns, h, per_sample_weights=weights, mode="sum")
+                out = out + share * (self.initial_share * initial + (1 - self.initial_share) * found)
             h = out
         return h
 
@@ -123,7 +121,7 @@ def learnt_graph(x: torch.Tensor, nearest: torch.Tensor) -> tuple[torch.Tensor, 
     own = torch.arange(len(x), device=x.device)[:, None]
     columns = torch.cat([own, nearest], 1)
     unit = F.normalize(x, dim=1)
-    cosines = torch.einsum("id,ikd->ik", unit, rows_of(unit, columns)).relu()
+    cosines = (rows_of(unit, columns) @ unit.unsqueeze(2)).squeeze(2).relu()
     absent = torch.cat([torch.zeros_like(own, dtype=torch.bool), nearest == own], 1)
     cosines = cosines.masked_fill(absent, 0)
     # A row without features has no direction: its degree is 0, and so are its weights.

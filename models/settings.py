@@ -6,7 +6,7 @@ flags at once. The class of a model has a reference to them: `settings = ITEMKNN
 
 from __future__ import annotations
 
-from world import setting
+from world import setting, switch
 
 ITEMKNN_SETTINGS = {
     "itemknn_k": setting(0, "model", "most similar items kept for each item; 0 keeps all", low=0),
@@ -24,6 +24,7 @@ EASE_SETTINGS = {
 BM3_SETTINGS = {
     "bm3_dropout": setting(0.5, "model", "share of a target vector that is dropped", low=0.0, high=0.99),
     "bm3_weight": setting(0.1, "alignment", "weight of the terms that align features", low=0.0),
+    "bm3_train_features": switch(0, "model", "1 trains the features too, as BM3 in MMRec does"),
 }
 LATTICE_SETTINGS = {
     "lattice_initial": setting(

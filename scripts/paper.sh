@@ -10,12 +10,13 @@
 #   DATA_ROOT=data     folder of the datasets
 #   TEXT= IMAGE= AUDIO=    feature files, if not text_feat.npy, ... of the dataset
 #   PRECISION=fp32     or bf16, tf32: precision of RecGOAT's large products; the baselines have none
+#   ONLY="MF,RecGOAT"  rows of table1.sh or released.sh (default: all)
 #   FLAGS=""           flags appended to every run, overriding its settings; use another RUNS with them
 # Datasets: baby, sports, electronics and, at the size of SMALL=1, lastfm.
 # RecGOAT has the settings of presets/DATASET-paper.json, with SMALL=1 of presets/baby-small.json.
 EXTRAS=report
 source "$(dirname "${BASH_SOURCE[0]}")/setup.sh"
-SMALL=${SMALL:-0} JOBS=${JOBS:-1} PRECISION=${PRECISION:-fp32} FLAGS=${FLAGS:-}
+SMALL=${SMALL:-0} JOBS=${JOBS:-1} PRECISION=${PRECISION:-fp32} ONLY=${ONLY:-} FLAGS=${FLAGS:-}
 RUNS=${RUNS:-runs/paper} REPORTS=${REPORTS:-report} DATA_ROOT=${DATA_ROOT:-data}
 # shellcheck disable=SC2034  # SIZE is read by the calling script
 if [ "$SMALL" = 1 ]; then
@@ -39,7 +40,7 @@ trap stop INT TERM
 # settings DATASET: sets COMMON, the flags of every run, and SETTINGS[name], the flags of each row of the
 # tables.
 settings() {
-    local dataset=$1 recdim mf lightgcn vbpr freedom baseline recgoat plus
+    local dataset=$1 recdim mf lightgcn vbpr freedom bm3 lattice mgcn smore baseline short recgoat plus
     local mf_term lightgcn_term vbpr_term freedom_term smore_term
     case $dataset in
         baby) recdim=800 ;;
@@ -56,7 +57,12 @@ settings() {
         lightgcn="--lr 5e-3 --decay 1e-2"
         vbpr="--lr 5e-3 --decay 3e-2"
         freedom="--lr 5e-3 --decay 1e-2"
+        bm3="--layer 1 --lr 2e-3 --decay 1e-4 --bm3_weight 0.1"
+        lattice="--layer 2 --item_knn_k 10 --lr 5e-3 --decay 1e-2"
+        mgcn="--layer 2 --item_knn_k 10 --lr 3e-3 --decay 1e-3"
+        smore="--layer 2 --item_knn_k 10 --lr 3e-3 --decay 1e-3 --bpr_batch 2048"
         baseline="--epochs 150 --eval_every 5 --patience 6"
+        short="--epochs 80 --eval_every 2 --patience 4"
         recgoat="--preset baby-small --precision $PRECISION"
         plus="--preset baby-plus --precision $PRECISION"
         mf_term="--lr 1.8e-2 --decay 3.4e-2 --neighbour_weight 4"
@@ -72,7 +78,11 @@ settings() {
         lightgcn="--lr 8e-4 --decay 1e-2"
         vbpr="--lr 8e-4 --decay 3e-2"
         freedom="--lr 8e-4 --decay 1e-2"
-        baseline="--epochs 1000"
+        bm3="--layer 1 --lr 8e-4 --decay 1e-4 --bm3_weight 0.1"
+        lattice="--layer 2 --item_knn_k 10 --lr 8e-4 --decay 1e-2"
+        mgcn="--layer 2 --item_knn_k 10 --lr 8e-4 --decay 1e-3"
+        smore=$mgcn
+        baseline="--epochs 1000" short="--epochs 1000"
         recgoat="--preset $dataset-paper --precision $PRECISION --epochs 1000"
         plus="$recgoat --neighbour_weight 4"
         mf_term="$mf --neighbour_weight 8"
@@ -84,7 +94,7 @@ settings() {
     if [ "$dataset" = lastfm ]; then
         # Those of LightGCN and RecGOAT are of docs/lastfm.md; the other baselines have LightGCN's.
         mf="--lr 5e-3 --decay 3e-4" baseline="--epochs 400 --eval_every 10 --patience 5"
-        lightgcn=$mf vbpr=$mf freedom=$mf
+        lightgcn=$mf vbpr=$mf freedom=$mf bm3=$mf lattice=$mf mgcn=$mf smore=$mf short=$baseline
         recgoat+=" --lr 2e-2 --decay 1e-3 --epochs 60 --eval_every 5 --patience 3"
         plus=$recgoat
     fi
@@ -93,6 +103,11 @@ settings() {
         [LightGCN]="--model lgn $lightgcn $baseline"
         [VBPR]="--model vbpr $vbpr $baseline"
         [FREEDOM]="--model freedom --layer 2 --item_knn_k 10 $freedom $baseline"
+        [ItemKNN]="--model itemknn"
+        [BM3]="--model bm3 $bm3 $baseline"
+        [LATTICE]="--model lattice $lattice $short"
+        [MGCN]="--model mgcn $mgcn $short"
+        [SMORE]="--model smore $smore $short"
         [RecGOAT]="--model lgn_mm $recgoat"
         [Concat]="--model lgn_mm $recgoat --fusion concat --contrastive_weight 0"
         [Sum]="--model lgn_mm $recgoat --fusion sum --contrastive_weight 0"
@@ -104,9 +119,15 @@ settings() {
         [FREEDOM + neighbours]="--model freedom --layer 2 --item_knn_k 20 $freedom_term $baseline"
         [SMORE + neighbours]="--model smore --layer 3 --item_knn_k 20 $smore_term"
         [RecGOAT + neighbours]="--model lgn_mm $plus"
-        [ItemKNN]="--model itemknn --item_knn_k 20 --itemknn_similarity neighbours"
+        [W alone]="--model itemknn --item_knn_k 20 --itemknn_similarity neighbours"
         [EASE]="--model ease"
     )
+}
+
+# rows NAME...: set ROWS, the rows of a table, to these, or to those that ONLY names.
+rows() {
+    # shellcheck disable=SC2034  # ROWS is read by the calling script
+    if [ -n "$ONLY" ]; then IFS=, read -ra ROWS <<<"$ONLY"; else ROWS=("$@"); fi
 }
 
 # run_all GROUP NAME...: run every name with every seed in $RUNS/GROUP/NAME/seed_SEED, JOBS at a time.

@@ -107,8 +107,8 @@ class Case:
         for key, name in {**names, "total": "loss"}.items():
             self.expect(f"{stage}/loss/{key}", terms[name])
         _, z_id, z = self.model.represent()
-        for part, rows in (("pos", self.batches[0].pos), ("neg", self.batches[0].neg)):
-            pairs = self.model.modality_pairs([z_id, z["image"], z["text"]], rows)
+        for part, items in (("pos", self.batches[0].pos), ("neg", self.batches[0].neg)):
+            pairs = self.model.modality_pairs([z_id, z["image"], z["text"]], items.unique(), items)
             for name, value in zip(("id_image", "id_text", "image_text"), pairs, strict=True):
                 self.expect(f"{stage}/loss/{name}/{part}", value)
         self.model.zero_grad()

@@ -104,6 +104,33 @@ def test_info_nce_in_bfloat16_is_near_that_in_float32(temperature):
         assert x.dtype == torch.float32 and (x - y).norm() < 0.05 * y.norm()
 
 
+@pytest.mark.parametrize("temperature", [0.01, 0.2])
+@pytest.mark.parametrize(
+    "counts, target",
+    [
+        ([1, 3, 1, 2], None),
+        ([2, 0, 1, 0], None),
+        ([1, 3, 1, 2], [3, 1, 0, 3, 2, 2]),
+        ([2, 0, 1, 0], [2, 0, 0, 2, 2, 0]),
+    ],
+)
+def test_a_row_that_counts_several_times_is_as_good_as_copies_of_it(counts, target, temperature):
+    inputs = randn(4 if target is None else 6, 5, seed=1, grad=True), randn(4, 5, seed=2, grad=True)
+    copies = torch.arange(4).repeat_interleave(torch.tensor(counts))
+    if target is None:
+        expected = info_nce(inputs[0][copies], inputs[1][copies], temperature)
+        ours = info_nce(*inputs, temperature, block=3, counts=torch.tensor(counts).double())
+    else:
+        matches = torch.searchsorted(copies, torch.tensor(target))
+        expected = info_nce(inputs[0], inputs[1][copies], temperature, matches)
+        ours = info_nce(
+            *inputs, temperature, torch.tensor(target), block=3, counts=torch.tensor(counts).double()
+        )
+    torch.testing.assert_close(ours, expected, rtol=1e-11, atol=0)
+    for x, y in zip(torch.autograd.grad(ours, inputs), torch.autograd.grad(expected, inputs)):
+        torch.testing.assert_close(x, y, rtol=1e-9, atol=1e-11)
+
+
 def test_unit_info_nce_of_unit_rows_is_info_nce():
     a, b = randn(6, 5, seed=1), randn(8, 5, seed=2)
     expected = info_nce(a, b, 0.3)

@@ -28,7 +28,7 @@ def oracle(folder, model, batch):
         rec = cosine_distance(predict(u), i.detach()) + cosine_distance(predict(i), u.detach())
         align = mask = 0
         for m, x in features.items():
-            h = x[items] @ p[f"project.{m}.weight"].T + p[f"project.{m}.bias"]
+            h = p.get(f"{m}_features", x)[items] @ p[f"project.{m}.weight"].T + p[f"project.{m}.bias"]
             align = align + cosine_distance(predict(h), i.detach())
             mask = mask + cosine_distance(predict(h), h.detach())
         norm = sum(u[r] @ u[r] + i[r] @ i[r] for r in range(len(u))) / len(u)
@@ -39,9 +39,13 @@ def oracle(folder, model, batch):
     return compute
 
 
-@pytest.mark.parametrize("layers, modalities", [(0, ["image"]), (1, ["text", "image"]), (2, ["text"])])
-def test_vectors_terms_and_gradients_equal_dense_algebra(small_dataset, layers, modalities):
-    model = build(small_dataset, modalities, model="bm3", layer=layers, decay=0.3, bm3_weight=1.7).eval()
+@pytest.mark.parametrize(
+    "layers, modalities, trained", [(0, ["image"], 0), (1, ["text", "image"], 1), (2, ["text"], 0)]
+)
+def test_vectors_terms_and_gradients_equal_dense_algebra(small_dataset, layers, modalities, trained):
+    settings = {"layer": layers, "decay": 0.3, "bm3_weight": 1.7, "bm3_train_features": trained}
+    model = build(small_dataset, modalities, model="bm3", **settings).eval()
+    assert ("text_features" in model.state_dict()) == (trained == 1)
     batch = repeating_batch()
     assert_equals_oracle(model, batch, oracle(small_dataset, model, batch))
 
