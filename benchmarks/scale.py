@@ -120,7 +120,7 @@ def memory(plan: Plan, cpu: bool = False) -> dict[str, float]:
         "batches of an epoch": 120 * plan.interactions,
     }
     # Backward, with the gradient of the norm: that of the propagated rows, as whole tables, and the result.
-    moments = {"propagation": 2 * nodes * c + propagation_blocks(plan, cpu)}
+    moments: dict[str, float] = {"propagation": 2 * nodes * c + propagation_blocks(plan, cpu)}
     if cpu:
         held["libraries"] = 415e6
     if modalities:
