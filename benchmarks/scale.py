@@ -133,7 +133,7 @@ def memory(plan: Plan, cpu: bool = False) -> dict[str, float]:
             "refresh of the plans": refresh(plan, cpu) * FLOAT,
         }
     largest = max(moments, key=lambda name: moments[name])
-    return held | {f"a step: {largest}": moments[largest] * FLOAT}
+    return held | {f"{largest} in a step": moments[largest] * FLOAT}
 
 
 def attention_edges(plan: Plan, targets: int | None = None) -> int:
