@@ -345,7 +345,7 @@ def finish(run: Run, log: RunLog) -> Result:
     with scoring_mode(run.model, config):
         test, lists = score_parts(run.model, data, split, config, max(config.topks))
         if rank() == 0:
-            write_ranking(run.folder / "test_ranking.npz", torch.cat(lists), split, data)
+            write_ranking(run.folder / "test_ranking.npz", torch.cat(lists), split, run.dataset)
         if config.projector:
             projector.write_vectors(run.folder, *(all_parts(x, 1) for x in run.model.final_vectors()))
     # A best epoch that was selected on test is reported as it was selected.

@@ -85,6 +85,12 @@ def neighbour_matrix(features: np.ndarray, rows: np.ndarray, queries: np.ndarray
     return sp.csr_matrix((values, positions), (len(columns), len(features)))
 
 
+def unit_history(history: sp.csr_matrix) -> sp.csr_matrix:
+    """Histories, rows of zeros and ones, scaled to length 1; an empty one stays empty."""
+    lengths = np.sqrt(np.maximum(np.diff(history.indptr), 1)).astype(history.dtype)
+    return sp.diags_array(1 / lengths) @ history
+
+
 def shared_history(neighbour_sum: sp.csr_matrix, own: sp.csr_matrix) -> np.ndarray:
     """[q] sums over the neighbours j of each query of cos(history of the query, history of j).
 
@@ -174,8 +180,7 @@ def measure_fit(
     positions = np.sort(rng.permutation(len(rows))[:MAX_QUERIES])
     queries = rows[positions]
     neighbours = neighbour_matrix(features, rows, positions)
-    lengths = np.sqrt(np.maximum(np.diff(history.indptr), 1)).astype(np.float32)
-    history = sp.diags_array(1 / lengths) @ history
+    history = unit_history(history)
     null, range_null = permuted_sums(rng, neighbours, history, rows, queries)
     observed = shared_history(neighbours @ history, history[queries])
     shifted = shifted_sums(neighbours, history, queries)

@@ -5,6 +5,7 @@ import time
 from collections.abc import Sequence
 
 from reporting.blocks import Block, Heading, Text
+from reporting.breakdown import breakdown
 from reporting.figures import bars, learning_curves, setting_curve, triangles
 from reporting.groups import Group, Section, check_group, make_groups, make_sections
 from reporting.rankings import read_rankings
@@ -13,7 +14,6 @@ from reporting.significance import significance
 from reporting.tables import (
     SECONDS,
     beyond_table,
-    breakdown,
     cold_table,
     describe_protocol,
     environment_notes,

@@ -14,21 +14,25 @@ from tqdm import tqdm
 
 from reporting.groups import Section
 from reporting.runs import Run
-from training.beyond import ITEM_BINS, item_bins
 from training.metrics import ranking_metrics
 from utils import UserError
+from world import MODALITIES
 
 ARRAYS = ("users", "items", "relevant_crow", "relevant_items", "history", "popularity")
+QUALITY_BINS = ("low", "middle", "high", "none")
+POPULARITY_GROUPS = 10
+LIFTS = {f"lift_{m}": m for m in MODALITIES}
 
 
 @dataclasses.dataclass(frozen=True)
 class Ranking:
-    """Evaluation of the ranked test lists of one run, for n users. Item bins are those of ITEM_BINS.
+    """Evaluation of the ranked test lists of one run, for n users.
 
     users, history_lengths: user ids and numbers of training items, [n].
     metrics: {"recall@10": [n] float64, ...}.
-    hits: {K: [4]}, relevant (user, item) pairs ranked in the top K, per item bin.
-    relevant, items: all relevant pairs and all items, per item bin, [4].
+    hits: {K: [I]}, users for whom the item is relevant and in the top K.
+    relevant, popularity: users for whom the item is relevant, and its training interactions, [I].
+    lifts: {modality: [I]}, quality of the item's features where the run has stored it (training/quality.py).
     """
 
     users: np.ndarray
@@ -36,7 +40,8 @@ class Ranking:
     metrics: dict[str, np.ndarray]
     hits: dict[int, np.ndarray]
     relevant: np.ndarray
-    items: np.ndarray
+    popularity: np.ndarray
+    lifts: dict[str, np.ndarray]
 
 
 # Rankings of the rows of a section, one per seed, by row label.
@@ -59,6 +64,28 @@ def history_bins(lengths: np.ndarray) -> tuple[np.ndarray, list[str]]:
     return bins, [f"{low}" if low == high else f"{low}–{high}" for low, high in ranges]
 
 
+def quality_bins(lift: np.ndarray, popularity: np.ndarray) -> np.ndarray:
+    """Assign each item to a third by the lift of its features [I]: an index into QUALITY_BINS, [I].
+
+    Items without interactions in common with their neighbours are mostly unpopular ones, so items are ranked
+    among those of similar popularity: in POPULARITY_GROUPS groups, ordered by training interactions, with
+    equal shares of them. Equal lifts have the mean of their ranks. Items without a lift are in a bin of
+    their own.
+    """
+    bins = np.full(len(lift), QUALITY_BINS.index("none"))
+    known = np.flatnonzero(np.isfinite(lift) & (popularity > 0))
+    order = known[np.argsort(popularity[known], kind="stable")]
+    interactions = popularity[order]
+    share = (np.cumsum(interactions) - interactions / 2) / max(interactions.sum(), 1)
+    groups = (POPULARITY_GROUPS * share).astype(int)
+    for group in np.unique(groups):
+        members = order[groups == group]
+        _, value, counts = np.unique(lift[members], return_inverse=True, return_counts=True)
+        mean_rank = np.cumsum(counts) - counts / 2
+        bins[members] = 3 * mean_rank[value] / len(members)
+    return bins
+
+
 # ---------------------------------------------------------------- reading
 
 
@@ -69,7 +96,9 @@ def read_ranking(run: Run) -> Ranking | None:
         return None
     try:
         with np.load(path, allow_pickle=False) as file:
-            ranking = evaluate_ranking({name: file[name] for name in ARRAYS}, sorted(run.config.topks))
+            stored = [name for name in LIFTS if name in file]
+            arrays = {name: file[name] for name in (*ARRAYS, *stored)}
+            ranking = evaluate_ranking(arrays, sorted(run.config.topks))
     except (OSError, ValueError, KeyError, IndexError, RuntimeError, zipfile.BadZipFile) as error:
         reason = str(error).splitlines()[0][:80]
         raise UserError(f"{path}: is damaged ({reason}); remove it or leave this run out") from None
@@ -93,23 +122,24 @@ def evaluate_ranking(arrays: dict[str, np.ndarray], ks: Sequence[int]) -> Rankin
     n_items = len(arrays["popularity"])
     hits = np.isin(rows[:, None] * n_items + items, np.repeat(rows, counts) * n_items + relevant)
     metrics = ranking_metrics(torch.from_numpy(hits), torch.from_numpy(counts), ks)
-    bins = item_bins(arrays["popularity"])
-
-    def count_bins(item_ids: np.ndarray) -> np.ndarray:
-        return np.bincount(bins[item_ids], minlength=len(ITEM_BINS))
-
+    if max(items.max(), relevant.max()) >= n_items:
+        raise IndexError(f"an item id is not below {n_items}, the number of items")
+    lifts = {LIFTS[name]: array for name, array in arrays.items() if name in LIFTS}
+    if any(lift.shape != (n_items,) or lift.dtype.kind != "f" for lift in lifts.values()):
+        raise ValueError(f"a lift is not a list of {n_items} numbers")
     return Ranking(
         users=arrays["users"],
         history_lengths=arrays["history"],
         metrics={name: values.numpy() for name, values in metrics.items()},
-        hits={k: count_bins(items[:, :k][hits[:, :k]]) for k in ks},
-        relevant=count_bins(relevant),
-        items=np.bincount(bins, minlength=len(ITEM_BINS)),
+        hits={k: np.bincount(items[:, :k][hits[:, :k]], minlength=n_items) for k in ks},
+        relevant=np.bincount(relevant, minlength=n_items),
+        popularity=arrays["popularity"],
+        lifts=lifts,
     )
 
 
 def read_rankings(section: Section) -> dict[str, list[Ranking]]:
-    """Rankings of those rows of which every run has one. Raises UserError if their test users differ."""
+    """Rankings of those rows of which every run has one. Raises UserError if their users or items differ."""
     rankings = {}
     for group in tqdm(section.groups, desc="ranked lists", unit="row", leave=False, delay=1, disable=None):
         found = [ranking for run in group.runs if (ranking := read_ranking(run)) is not None]
@@ -120,7 +150,7 @@ def read_rankings(section: Section) -> dict[str, list[Ranking]]:
 
 
 def check_users(section: Section, rankings: Rankings) -> None:
-    """Raise UserError unless all rankings are of the same users."""
+    """Raise UserError unless all rankings are of the same users and items."""
     ranked = [
         (run.folder, ranking)
         for group in section.groups
@@ -129,13 +159,12 @@ def check_users(section: Section, rankings: Rankings) -> None:
     ]
     for folder, ranking in ranked[1:]:
         first_folder, first = ranked[0]
-        if not (
-            np.array_equal(ranking.users, first.users)
-            and np.array_equal(ranking.history_lengths, first.history_lengths)
-        ):
-            raise UserError(
-                f"{folder}: its test users differ from those of {first_folder}; leave one of them out"
-            )
+        for name in ("users", "history_lengths", "popularity"):
+            if not np.array_equal(getattr(ranking, name), getattr(first, name)):
+                raise UserError(
+                    f"{folder}: its test users or items differ from those of {first_folder}; leave one of "
+                    "them out"
+                )
 
 
 def user_means(rankings: Sequence[Ranking], metric: str) -> np.ndarray:

@@ -1,4 +1,4 @@
-"""Tables of a report: test results, breakdowns by user and item, published results, cost, list of runs."""
+"""Tables of a report: test results, published results, cost, list of runs."""
 
 import collections
 import csv
@@ -7,11 +7,10 @@ from pathlib import Path
 
 import numpy as np
 
-from reporting.blocks import Block, Cell, Mark, Number, Table, Text, mean_with_sd
+from reporting.blocks import Cell, Mark, Number, Table, Text, mean_with_sd
 from reporting.groups import Group, Section
-from reporting.rankings import Rankings, history_bins
 from reporting.runs import Run
-from training.beyond import BEYOND, ITEM_BINS
+from training.beyond import BEYOND
 from training.cold import COLD_KINDS
 from utils import UserError
 
@@ -210,67 +209,6 @@ def beyond_table(section: Section) -> Table | None:
         "recommended items outside the most popular ones that account for 80% of the training interactions. "
         "gini: inequality of how often items are recommended, 0 if all equally. "
         "docs/metrics.md has the formulas.",
-    )
-
-
-# ---------------------------------------------------------------- breakdowns by user and item
-
-
-def breakdown(section: Section, rankings: Rankings) -> list[Block]:
-    """Results by history length and by item popularity, and a note on rows without ranked lists."""
-    ranked = [group for group in section.groups if group.name in rankings]
-    missing = [group.name for group in section.groups if group.name not in rankings]
-    blocks: list[Block] = []
-    if ranked:
-        blocks += [users_table(section, ranked, rankings), items_table(section, ranked, rankings)]
-    if missing:
-        reason = "at least one of their runs has no test_ranking.npz"
-        blocks.append(Text(f"Not in the breakdowns, because {reason}: {', '.join(missing)}."))
-    return blocks
-
-
-def users_table(section: Section, groups: Sequence[Group], rankings: Rankings) -> Table:
-    """Recall and NDCG by number of training items of the user."""
-    bins, names = history_bins(rankings[groups[0].name][0].history_lengths)
-    counts = np.bincount(bins)
-    rows: list[list[Cell]] = []
-    for metric in section.metrics:
-        for group in groups:
-            means = [np.bincount(bins, ranking.metrics[metric]) / counts for ranking in rankings[group.name]]
-            rows.append([metric, group.name, *map(mean_with_sd, zip(*means))])
-    columns = [f"{name} items ({count:,} users)" for name, count in zip(names, counts)]
-    return Table(
-        f"Results by length of the user's history, {section.dataset}",
-        f"{section.slug}_users",
-        ["metric", "method", *columns],
-        rows,
-        "Users are split at the quartiles of their number of training items.",
-        grouped=True,
-    )
-
-
-def items_table(section: Section, groups: Sequence[Group], rankings: Rankings) -> Table:
-    """Share of the relevant (user, item) pairs that were recommended, by popularity of the item."""
-    first = rankings[groups[0].name][0]
-    used = [index for index in range(len(ITEM_BINS)) if first.relevant[index]]
-    rows: list[list[Cell]] = []
-    for k in sorted(section.first.config.topks):
-        for group in groups:
-            shares = [ranking.hits[k][used] / ranking.relevant[used] for ranking in rankings[group.name]]
-            rows.append([f"recall@{k}", group.name, *map(mean_with_sd, zip(*shares))])
-    columns = [
-        f"{ITEM_BINS[index]} ({first.items[index]:,} items, {first.relevant[index]:,} relevant)"
-        for index in used
-    ]
-    return Table(
-        f"Results by popularity of the relevant item, {section.dataset}",
-        f"{section.slug}_items",
-        ["metric", "method", *columns],
-        rows,
-        "Share of the relevant (user, item) pairs that are ranked in the top K. Items are sorted by their "
-        "number of training interactions: head items account for the first half of all interactions, middle "
-        "items for the next 30%, tail items for the rest; cold items have none.",
-        grouped=True,
     )
 
 

@@ -9,12 +9,12 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from data.formats import Interactions
 from dataloader import Dataset, HeldOut
 from models.base import Recommender
 from training.beyond import BEYOND
 from training.checkpoint import read_checkpoint
 from training.evaluation import Metrics, Result, beyond, cold_results, make_splits, ranked_lists, score
+from training.quality import neighbour_lifts
 from training.run import load_weights
 from utils import UserError, atomic_write
 from world import Config
@@ -48,12 +48,14 @@ def score_checkpoint(model: Recommender, dataset: Dataset, config: Config, devic
     return final_table(result, config)
 
 
-def write_ranking(path: Path, top: torch.Tensor, split: HeldOut, data: Interactions) -> None:
+def write_ranking(path: Path, top: torch.Tensor, split: HeldOut, dataset: Dataset) -> None:
     """Write the test lists, for other metrics or parts of the users, as a .npz of int32 arrays.
 
     users [n]; items [n, K], best first; relevant_crow [n + 1] and relevant_items (CSR); history [n], train
-    interactions of the user; popularity [I], train interactions of the item. top: the items.
+    interactions of the user; popularity [I], train interactions of the item; lift_text [I] and others,
+    float32, quality of the item's features (training/quality.py). top: the items.
     """
+    data = dataset.interactions
     users, (crow, relevant) = split.users.cpu().numpy(), split.relevant
     history = np.bincount(data.train[:, 0], minlength=data.n_users)
     arrays = {
@@ -66,6 +68,7 @@ def write_ranking(path: Path, top: torch.Tensor, split: HeldOut, data: Interacti
     }
     with atomic_write(path) as file:
         arrays = {name: np.asarray(array, np.int32) for name, array in arrays.items()}
+        arrays |= {f"lift_{m}": lift for m, lift in neighbour_lifts(dataset).items()}
         np.savez_compressed(file, allow_pickle=False, **arrays)
 
 

@@ -27,15 +27,15 @@ def test_lists_of_another_run_are_refused(root, capsys):
     assert str(first / "test_ranking.npz") in error
 
 
-@pytest.mark.parametrize("name", ["users", "history"])
-def test_lists_of_other_users_are_refused(root, capsys, name):
+@pytest.mark.parametrize("name", ["users", "history", "popularity"])
+def test_lists_of_other_users_or_items_are_refused(root, capsys, name):
     first, _ = write_ranked_run(root, 1)
     second, arrays = write_ranked_run(root, 2)
     np.savez(second / "test_ranking.npz", **{**arrays, name: arrays[name] + 1})
     assert run_report(root) == 2
     error = capsys.readouterr().err
     assert error.count("\n") == 1
-    assert f"{second}: its test users differ from those of {first}" in error
+    assert f"{second}: its test users or items differ from those of {first}" in error
 
 
 def test_breakdown_by_history_length(root):
