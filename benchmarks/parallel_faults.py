@@ -7,8 +7,8 @@ Real processes of a real torchrun are disturbed at a random moment after the fir
 has started them again itself, the run is then continued with --resume, and its result is compared bit by bit
 (benchmarks/processes.py). A process that does not answer is given up after 20 seconds instead of the 10
 minutes of training/parallel.py. Two nodes are two torchruns; for the case "cut" they are in network
-namespaces, whose link is taken down (needs root). There torchrun waits until TCP gives up, which takes
-about a minute instead of a quarter of an hour (--tcp_retries). Exits with 1 if anything differs or does not end.
+namespaces, whose link is taken down (needs root). There torchrun waits until TCP gives up, which takes about
+a minute instead of a quarter of an hour (--tcp_retries). Exits with 1 if anything differs or does not end.
 """
 
 import argparse
