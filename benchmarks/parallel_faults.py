@@ -7,7 +7,8 @@ Real processes of a real torchrun are disturbed at a random moment after the fir
 has started them again itself, the run is then continued with --resume, and its result is compared bit by bit
 (benchmarks/processes.py). A process that does not answer is given up after 20 seconds instead of the 10
 minutes of training/parallel.py. Two nodes are two torchruns; for the case "cut" they are in network
-namespaces, whose link is taken down (needs root). Exits with 1 if anything differs or does not end.
+namespaces, whose link is taken down (needs root). There torchrun waits until TCP gives up, which takes about
+a minute instead of a quarter of an hour (--tcp_retries). Exits with 1 if anything differs or does not end.
 """
 
 import argparse
@@ -109,10 +110,10 @@ def wait_until(condition: Callable[[], typing.Any], limit: float = LIMIT) -> boo
     return True
 
 
-def end(agents: Agents, processes: Sequence[int]) -> list[int] | None:
+def end(agents: Agents, processes: Sequence[int], limit: float = LIMIT) -> list[int] | None:
     """Exit codes of torchruns once they and their processes have ended; None if some hang, and are killed."""
     ended = wait_until(
-        lambda: not any(agent.poll() is None for agent in agents) and not any(map(alive, processes))
+        lambda: not any(agent.poll() is None for agent in agents) and not any(map(alive, processes)), limit
     )
     for process in filter(alive, processes):
         os.kill(process, signal.SIGKILL)
@@ -159,8 +160,11 @@ ADDRESSES = ("10.213.7.1", "10.213.7.2")
 
 
 @contextlib.contextmanager
-def linked_namespaces() -> Iterator[None]:
-    """Two network namespaces with a link between them. Raises CalledProcessError if that is not allowed."""
+def linked_namespaces(tcp_retries: int) -> Iterator[None]:
+    """Two network namespaces with a link between them. Raises CalledProcessError if that is not allowed.
+
+    tcp_retries: how often TCP sends what is not acknowledged before it gives up.
+    """
 
     def ip(*words: str) -> None:
         subprocess.run(["ip", *words], check=True, capture_output=True)
@@ -187,6 +191,7 @@ def linked_namespaces() -> Iterator[None]:
             ip("-n", name, "addr", "add", f"{address}/24", "dev", name)
             for device in ("lo", name):
                 ip("-n", name, "link", "set", device, "up")
+            ip("netns", "exec", name, "sysctl", "-w", f"net.ipv4.tcp_retries2={tcp_retries}")
         yield
     finally:
         for name in names:
@@ -211,6 +216,7 @@ class Case:
     restarts: bool = False
     disk: bool = False  # the run folder is on a small disk of its own
     linked: bool = False  # the torchruns are in namespaces of their own
+    limit: float = LIMIT  # seconds after the fault after which it counts as hung
 
 
 def send(number: signal.Signals) -> Callable[[Agents, list[int], random.Random, Path], None]:
@@ -231,6 +237,7 @@ CASES = {
         lambda: two_nodes(0, ADDRESSES),
         lambda *_: cut_link(),
         linked=True,
+        limit=1200,
     ),
     "term": Case("SIGTERM to torchrun", one_node, lambda agents, *_: agents[0].terminate()),
     "disk": Case("the disk of process 0 is full", one_node, fill_disk, disk=True),
@@ -259,8 +266,8 @@ class Outcome:
 class ParallelFaults:
     """A dataset, the result of an undisturbed run on it, and the cases."""
 
-    def __init__(self, work: Path, seed: int):
-        self.work, self.rng = work, random.Random(seed)
+    def __init__(self, work: Path, seed: int, tcp_retries: int):
+        self.work, self.rng, self.tcp_retries = work, random.Random(seed), tcp_retries
         write_dataset(work / "data" / "faults", make_dataset(**DATASET), DATASET)
         settings = {**SETTINGS, "epochs": EPOCHS, "bpr_batch": 512, "data_root": work / "data"}
         self.command = [word for name, value in settings.items() for word in (f"--{name}", str(value))]
@@ -276,7 +283,7 @@ class ParallelFaults:
         disk.mkdir()
         with contextlib.ExitStack() as stack:
             if case.linked:
-                stack.enter_context(linked_namespaces())
+                stack.enter_context(linked_namespaces(self.tcp_retries))
             if case.disk:
                 stack.enter_context(small_disk(disk, 2**21))
             return self.disturbed(case, disk / "runs", folder / "log")
@@ -294,7 +301,7 @@ class ParallelFaults:
         processes = [process for agent in agents for process in workers(agent)]
         began = time.monotonic()
         case.disturb(agents, processes, self.rng, runs)
-        codes = end(agents, processes)
+        codes = end(agents, processes, case.limit)
         result = Outcome([], time.monotonic() - began)
         (runs.parent / "ballast").unlink(missing_ok=True)
         text = Path(f"{log}.err").read_text(errors="replace")
@@ -334,11 +341,14 @@ def main() -> int:
     )
     parser.add_argument("--runs", type=int, default=10, help="runs of each case")
     parser.add_argument("--seed", type=int, default=1, help="seed of the random moments")
+    parser.add_argument(
+        "--tcp_retries", type=int, default=7, help="net.ipv4.tcp_retries2 of the nodes; Linux has 15"
+    )
     parser.add_argument("--only", nargs="+", choices=list(CASES), default=list(CASES), help="cases to run")
     parser.add_argument("--keep", default="", help="empty folder for the output of runs with problems")
     args = parser.parse_args()
     with tempfile.TemporaryDirectory() as work:
-        tests, good = ParallelFaults(Path(work), args.seed), True
+        tests, good = ParallelFaults(Path(work), args.seed, args.tcp_retries), True
         print(f"an undisturbed run takes {tests.duration:.0f} s", flush=True)
         for name in args.only:
             found = []

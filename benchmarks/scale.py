@@ -107,31 +107,66 @@ def memory(plan: Plan, cpu: bool = False) -> dict[str, float]:
 
     cpu: of a process on a CPU, where graphs are propagated in blocks of 32 columns and the last attention
     layer attends for the items of a batch alone, with its libraries.
+
+    Of what a step allocates and frees, the larger of its moments counts. A refresh of the plans counts beside
+    it: its blocks have other sizes, and an allocator rarely puts one where a larger one was.
     """
-    nodes, c = plan.users + plan.items, plan.columns
-    rows = min(2 * plan.batch, plan.items)
-    edges = plan.items * (2 * plan.neighbours + 1)  # of one modality
-    attended = rows * (2 * plan.neighbours + 1) if cpu and plan.attention_layers == 1 else edges
+    nodes, c, modalities = plan.users + plan.items, plan.columns, len(plan.feature_sizes)
+    items, edges = distinct(2 * plan.batch, plan.items), attention_edges(plan)
     weights = sum(c * (size + (plan.attention_layers - 1) * plan.recdim) for size in plan.feature_sizes)
     held: dict[str, float] = {
         "tables, gradients, Adam": 4 * nodes * c * FLOAT,
-        "propagation": (nodes * c + 3 * nodes * (min(c, 32) if cpu else c)) * FLOAT,
         "user-item graph": 2 * plan.interactions * 8 + nodes * 4,
         "batches of an epoch": 120 * plan.interactions,
     }
+    # Backward, with the gradient of the norm: that of the propagated rows, as whole tables, and the result.
+    moments: dict[str, float] = {"propagation": 2 * nodes * c + propagation_blocks(plan, cpu)}
     if cpu:
-        held["libraries"] = 420e6
-    if plan.feature_sizes:
+        held["libraries"] = 415e6
+    if modalities:
+        moments["attention"] = attention(plan, items if cpu else plan.items, cpu)
         held |= {
             "features": sum(plan.items * size * FLOAT for size in plan.feature_sizes),
             "weights of the branches": 4 * weights * FLOAT,
-            "attention graphs": len(plan.feature_sizes) * edges * (24 + 4 * plan.heads / plan.devices),
-            "attention": len(plan.feature_sizes)
-            * (4 * plan.items * c + 5 * attended * plan.heads / plan.devices)
-            * FLOAT,
-            "vectors of a batch": 8 * len(plan.feature_sizes) * rows * plan.recdim * FLOAT,
+            "attention graphs": modalities * edges * (24 + 4 * plan.heads / plan.devices),
+            "vectors of a batch": 8 * modalities * items * plan.recdim * FLOAT,
+            "refresh of the plans": refresh(plan, cpu) * FLOAT,
         }
-    return held
+    largest = max(moments, key=lambda name: moments[name])
+    return held | {f"{largest} in a step": moments[largest] * FLOAT}
+
+
+def attention_edges(plan: Plan, targets: int | None = None) -> int:
+    """Edges of one modality's graph to some items (default: all), if no item is a neighbour of its own."""
+    return (plan.items if targets is None else targets) * (2 * plan.neighbours + 1)
+
+
+def propagation_blocks(plan: Plan, cpu: bool) -> int:
+    """Numbers of LightGCN's layers that are alive at once: two, their sum and, in blocks, the last block."""
+    nodes, width = plan.users + plan.items, 32
+    return 4 * nodes * width if cpu and plan.columns > width else 3 * nodes * plan.columns
+
+
+def attention(plan: Plan, targets: int, cpu: bool) -> float:
+    """Numbers that all branches keep for their backward pass, and that of one, at `targets` items each."""
+    c, hidden, heads = plan.columns, plan.attention_layers - 1, plan.heads / plan.devices
+    edges, rows = attention_edges(plan, targets), plan.items * c
+    # The projected features in two orders; score, weight and dropout of every edge.
+    kept = 2 * rows + 3 * edges * heads
+    kept += edges * (6 + 2 * heads) if cpu else 0  # the graph of the batch: int64 and int32
+    kept += hidden * (4 * rows + plan.items * plan.recdim + 3 * attention_edges(plan) * heads)
+    gradients = 3 * rows + 3 * (attention_edges(plan) if hidden else edges) * heads
+    exchanged = 3 * plan.items * plan.recdim if hidden else 0
+    return len(plan.feature_sizes) * kept + gradients + exchanged
+
+
+def refresh(plan: Plan, cpu: bool) -> float:
+    """Numbers alive while the plans are refreshed: all ID vectors, and the last branch beside the others."""
+    nodes, rows, heads = plan.users + plan.items, plan.items * plan.columns, plan.heads / plan.devices
+    whole = plan.items * plan.recdim * ((plan.devices > 1) + (plan.attention_layers > 1))
+    branch = 3 * rows + 2 * attention_edges(plan) * heads
+    others = (len(plan.feature_sizes) - 1) * rows
+    return nodes * plan.columns + max(propagation_blocks(plan, cpu), whole + others + branch)
 
 
 def evaluation_memory(plan: Plan) -> float:

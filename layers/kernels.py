@@ -16,6 +16,7 @@ from torch.nn import functional as F
 from layers.columns import own, ranks, sum_parts
 from layers.device import on_cpu
 from layers.dropout import keep_mask
+from layers.shared_memory import one_copy
 from layers.sparse import csr_product
 
 if typing.TYPE_CHECKING:
@@ -62,15 +63,18 @@ def column_major(features: torch.Tensor) -> torch.Tensor:
     """Copy of features [n, dim] in column-major order on a CPU, each column at a multiple of 64 bytes.
 
     Products of features with a weight of few columns, and of their transpose with a gradient, are a sixth
-    faster in this layout. On a GPU the features are returned unchanged.
+    faster in this layout. The processes of one machine share the copy. On a GPU the features are returned
+    unchanged.
     """
     n, dim = features.shape
     if not on_cpu(features):
         return features
-    columns = features.new_empty(dim, -(-n // 16) * 16)[:, :n]
-    for part, rows in zip(columns.split(1024, 1), features.split(1024), strict=True):
-        part.copy_(rows.T)
-    return columns.T
+
+    def fill(columns: torch.Tensor) -> None:
+        for part, rows in zip(columns[:, :n].split(1024, 1), features.split(1024), strict=True):
+            part.copy_(rows.T)
+
+    return one_copy((dim, -(-n // 16) * 16), features.dtype, fill)[:, :n].T
 
 
 # ---------------------------------------------------------------- LightGCN's propagation

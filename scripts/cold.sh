@@ -8,7 +8,8 @@
 # scripts/paper.sh documents the other environment variables.
 set -euo pipefail
 source "$(dirname "$0")/paper.sh"
-COLD=${COLD:-0.2} ROWS=(LightGCN VBPR FREEDOM RecGOAT)
+COLD=${COLD:-0.2}
+rows LightGCN VBPR FREEDOM RecGOAT
 
 # make_split DATASET: the interactions and features of a dataset, split anew.
 make_split() {

@@ -12,6 +12,6 @@
 # Slurm sends SIGTERM two minutes before the time limit: the run is saved, and main.py --resume continues it.
 set -euo pipefail
 head=$(scontrol show hostnames "$SLURM_JOB_NODELIST" | head -n 1)
-# srun does not take over --cpus-per-task.
-exec srun --cpus-per-task "${SLURM_CPUS_PER_TASK:-1}" .venv/bin/torchrun --nnodes "$SLURM_NNODES" --nproc_per_node "${SLURM_GPUS_ON_NODE:-1}" \
+# srun does not take over --cpus-per-task. Where one torchrun has failed, the others have nothing to wait for.
+exec srun --kill-on-bad-exit=1 --cpus-per-task "${SLURM_CPUS_PER_TASK:-1}" .venv/bin/torchrun --nnodes "$SLURM_NNODES" --nproc_per_node "${SLURM_GPUS_ON_NODE:-1}" \
     --max_restarts 3 --rdzv_backend c10d --rdzv_id "$SLURM_JOB_ID" --rdzv_endpoint "$head:29500" main.py "$@"

@@ -13,7 +13,9 @@ import dataclasses
 import datetime
 import io
 import os
+import queue
 import sys
+import threading
 import typing
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -60,15 +62,35 @@ def process_group() -> Iterator[Store | None]:
     try:
         yield kept
     except BaseException:
-        with contextlib.suppress(RuntimeError):  # the store has ended: report
-            if store.add("failures", 1) > 1:
-                sys.stderr = open(os.devnull, "w")  # noqa: SIM115, open until the process ends
+        if not first_to_fail(store):
+            sys.stderr = open(os.devnull, "w")  # noqa: SIM115, open until the process ends
         raise
     # Processes leave together, and a group with gloo is not destroyed: otherwise some abort at their exit.
     with contextlib.suppress(RuntimeError):  # the work is done: an end of another process no longer matters
         dist.barrier()
     if torch.cuda.is_available():
         dist.destroy_process_group()
+
+
+def first_to_fail(store: Store, patience: float = 10) -> bool:
+    """Whether no other process has failed before, as far as the store says within `patience` seconds.
+
+    A store on a node that no longer answers is waited for until TCP gives up, which takes a quarter of an
+    hour: torch has no other limit. Hence a thread, which ends with the process.
+    """
+    answers: queue.SimpleQueue[int] = queue.SimpleQueue()
+
+    def ask() -> None:
+        try:
+            answers.put(store.add("failures", 1))
+        except RuntimeError:  # the store has ended
+            answers.put(1)
+
+    threading.Thread(target=ask, daemon=True).start()
+    try:
+        return answers.get(timeout=patience) == 1
+    except queue.Empty:
+        return True
 
 
 class PlainStream(io.TextIOWrapper):

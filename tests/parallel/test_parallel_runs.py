@@ -14,6 +14,7 @@ from parallel_helpers import ends, errors, run, start_main
 from small_runs import command_line, only, read_json, read_metrics, read_state
 
 import training.stop
+from training.parallel import first_to_fail
 
 TIMES = {"seconds", "epoch_seconds", "evaluation_seconds", "peak_memory_mb"}
 RUN = {"model": "lgn_mm", "attn_heads": 4, "neighbour_weight": 0.5, "bpr_batch": 128, "epochs": 3}
@@ -191,6 +192,29 @@ def test_processes_that_torchrun_starts_again_continue_the_run(folder, tmp_path)
     assert ends(again) == [0, 0] and not errors(tmp_path / "again")
     assert f"resumed after epoch {reached}" in (tmp_path / "again.out").read_text()
     assert read_state(only(runs) / "last.pt")["progress"]["step"] == 1
+
+
+class SilentStore:
+    """A store on a node that is cut off: an answer comes after minutes."""
+
+    def add(self, key, amount):
+        time.sleep(5)
+        return 1
+
+
+class EndedStore:
+    """A store whose torchrun has ended."""
+
+    def add(self, key, amount):
+        raise RuntimeError("Connection reset by peer")
+
+
+def test_the_first_process_to_fail_reports_and_so_does_one_without_a_store():
+    store = torch.distributed.HashStore()
+    assert [first_to_fail(store), first_to_fail(store)] == [True, False]
+    assert first_to_fail(EndedStore())
+    began = time.monotonic()
+    assert first_to_fail(SilentStore(), patience=0.1) and time.monotonic() - began < 4
 
 
 @pytest.mark.slow

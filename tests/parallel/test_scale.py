@@ -32,6 +32,23 @@ def test_without_features_a_step_sends_the_scores_alone():
     assert sum(scale.step_bytes(plan, 1, 1).values()) == 256 * 4
 
 
+@pytest.mark.parametrize("devices, measured", [(1, 4694), (2, 3648)])
+def test_plan_of_electronics_is_within_ten_percent_of_the_measured_peaks(devices, measured):
+    """The peaks of docs/scale.md; measuring them takes minutes and 5 GB."""
+    shape = {"users": 192403, "items": 63001, "interactions": 1254441, "text": 1024, "image": 4096}
+    plan = scale.Plan(devices=devices, recdim=256, **shape)
+    assert sum(scale.memory(plan, cpu=True).values()) / 1e6 == pytest.approx(measured, rel=0.1)
+
+
+def test_largest_moment_of_a_step_counts():
+    def moment(**changes):
+        plan = scale.Plan(devices=1, **{**WITH_FEATURES, **changes})
+        return next(name for name in scale.memory(plan, cpu=True) if name.endswith("in a step"))
+
+    assert moment() == "attention in a step"
+    assert moment(users=100000) == "propagation in a step"
+
+
 def test_comparison_prints_the_ratio_of_the_slowest_processes(monkeypatch, capsys):
     seconds = {1: [2.0], 2: [2.5, 3.0]}
 
@@ -59,7 +76,7 @@ def test_report_says_what_no_longer_fits(monkeypatch, capsys):
     small = ["--users", "1e5", "--items", "1e5", "--recdim", "64"]
     assert verdict(*small, "--interactions", "1e6").startswith("fits")
     large = ["--users", "1e8", "--items", "1e7", "--recdim", "512", "--interactions", "1e8"]
-    assert "the largest part: tables" in verdict(*large)
+    assert "the largest part: propagation" in verdict(*large)
     assert verdict(*large, "--devices", "64").startswith("fits")
     edges = ["--users", "1e8", "--items", "1e7", "--recdim", "64", "--interactions", "5e9"]
     assert "does not fit on any number of devices" in verdict(*edges, "--devices", "8")
