@@ -278,7 +278,7 @@ class Measured:
 
 
 def measure(plan: Plan, config: Config, device: torch.device, steps: int) -> Measured:
-    """Make training steps of a plan with random data in the processes of this run."""
+    """Make training steps of a plan, of one epoch at most, with random data in the processes of this run."""
     rng = np.random.default_rng(0)
     shape = bench.Shape("plan", plan.users, plan.items, (plan.interactions, 0, 0), plan.text, plan.image)
 
@@ -303,9 +303,9 @@ def measure(plan: Plan, config: Config, device: torch.device, steps: int) -> Mea
     started = time.perf_counter()
     with count_bytes() as counted:
         train(batches)
-    seconds = (time.perf_counter() - started) / steps
+    seconds = (time.perf_counter() - started) / len(batches)
     sizes = np.array([(len(batch.unique_pos), len(batch.unique_items)) for batch in batches]).mean(0)
-    return Measured(counted["sent"] / steps, seconds, peak_memory_mb(device), *sizes.tolist())
+    return Measured(counted["sent"] / len(batches), seconds, peak_memory_mb(device), *sizes.tolist())
 
 
 def make_config(plan: Plan) -> Config:
