@@ -36,8 +36,8 @@ class BM3(LightGCN):
     - score: h~_u . h~_i
 
     The paper's C is -cos, which differs by a constant, and its sum has bm3_weight 1. The features pass no
-    gradient to the embeddings, only to the predictor; on Baby a weight of 2 was worse than 0.1 and 0 with fixed
-    features. With bm3_train_features they are parameters, as in MMRec, and 2 was better than 0.1.
+    gradient to the embeddings, only to the predictor. With bm3_train_features they are parameters, as in
+    MMRec; docs/baselines.md has what that does on Baby.
     """
 
     needs: typing.ClassVar[Needs] = Needs(adjacency=True, features=True)
