@@ -5,6 +5,8 @@ from __future__ import annotations
 import typing
 from collections.abc import Collection
 
+import numpy as np
+import scipy.sparse as sp
 import torch
 from torch import nn
 from torch.nn import functional as F
@@ -12,6 +14,7 @@ from torch.nn import functional as F
 from data.graphs import nearest_neighbours
 from dataloader import Dataset, Needs
 from layers.kernels import sparse_product
+from layers.sparse import to_scipy
 from models.base import HistoryPart, Recommender
 from models.item_graphs import similarity_graph, with_transpose
 from models.lightgcn import LightGCN
@@ -34,18 +37,22 @@ class LATTICE(LightGCN):
     - vectors: user LightGCN_u, item LightGCN_i + h_i / |h_i|; the score is their inner product
     - loss: BPR + decay |e|^2 of the batch's triples
 
-    The nearest items in a learnt graph are found anew at the start of each epoch, as by the authors' program;
-    the cosines follow the weights, and have gradients, in every step. k counts other items: the paper counts
-    the item itself.
+    As in the authors' program, A is made anew at the start of an epoch and has gradients in the first step
+    alone: W_m, b_m and alpha change in that step, and A does not until the next epoch. k counts other items:
+    the paper counts the item itself.
     """
 
     needs: typing.ClassVar[Needs] = Needs(adjacency=True, features=True, neighbours=True)
     settings = LATTICE_SETTINGS
+    shares: torch.Tensor
+    fixed: torch.Tensor | None
+    fixed_transposed: torch.Tensor | None
 
     def __init__(self, config: Config, dataset: Dataset):
         super().__init__(config, dataset)
         self.initial_share = vars(config)["lattice_initial"]
         self.steps_per_epoch = -(-len(dataset.interactions.train) // config.bpr_batch)
+        self.learning = False  # whether A has gradients in the coming step
         nn.init.xavier_uniform_(self.user)
         nn.init.xavier_uniform_(self.item)
         self.project = nn.ModuleDict(
@@ -58,8 +65,17 @@ class LATTICE(LightGCN):
             graphs = with_transpose(similarity_graph(matrix.cpu().numpy(), table), matrix.device)
             self.register_buffer(f"{m}_graph", graphs[0], persistent=False)
             self.register_buffer(f"{m}_graph_transposed", graphs[1], persistent=False)
-            # Part of a checkpoint: a run that is resumed within an epoch has other weights than at its start.
-            self.register_buffer(f"{m}_nearest", torch.from_numpy(table).long().to(matrix.device))
+        # A of the epoch. It is part of a checkpoint, because a run that is resumed within an epoch has other
+        # weights than at its start: softmax(alpha), and columns and values of each A~^m.
+        self.register_buffer("shares", torch.empty(len(self.project)))
+        for m in self.project:
+            nearest = torch.from_numpy(dataset.neighbours[m]).long().to(self.item.device)
+            self.register_buffer(f"{m}_nearest", nearest)
+            self.register_buffer(f"{m}_learnt", torch.empty(len(nearest), 1 + nearest.shape[1]))
+        self.register_buffer("fixed", None, persistent=False)  # the same as a sparse matrix
+        self.register_buffer("fixed_transposed", None, persistent=False)
+        self.register_load_state_dict_post_hook(lambda module, _: module.forget())
+        self.keep_graph()
 
     @classmethod
     def search_space(cls, config: Config, modalities: Collection[str]) -> tuple[str, ...]:
@@ -67,34 +83,75 @@ class LATTICE(LightGCN):
         own = ("layer=1..3", "item_knn_k=5,10,20", "lattice_initial=0.5,0.7,0.9")
         return (*Recommender.search_space(config, modalities), *own)
 
+    @classmethod
+    def varying(cls, config: Config) -> str:
+        """The first step of an epoch."""
+        return "the item graph is learnt in the first step of an epoch alone"
+
     @torch.no_grad()
     def begin_step(self, step: int) -> None:
-        """Find the nearest items of the learnt graphs at the first step of an epoch."""
-        if step % self.steps_per_epoch:
-            return
+        """Make A anew at the first step of an epoch."""
+        self.learning = step % self.steps_per_epoch == 0
+        if self.learning:
+            for m in self.project:
+                nearest = getattr(self, f"{m}_nearest")
+                x = self.projected(m)
+                found = nearest_neighbours(x.float().cpu().numpy(), nearest.shape[1], x.device)
+                nearest.copy_(torch.from_numpy(found))
+            self.keep_graph()
+
+    @torch.no_grad()
+    def keep_graph(self) -> None:
+        """Keep A of the present weights and nearest items for the epoch."""
+        self.shares.copy_(self.alpha.softmax(0))
         for m in self.project:
-            nearest = getattr(self, f"{m}_nearest")
-            x = self.projected(m)
-            found = nearest_neighbours(x.float().cpu().numpy(), nearest.shape[1], x.device)
-            nearest.copy_(torch.from_numpy(found))
+            getattr(self, f"{m}_learnt").copy_(self.learnt(m)[1])
+        self.forget()
+
+    def forget(self) -> None:
+        """Let `fixed_graph` be made of the buffers again, which have changed."""
+        self.fixed = self.fixed_transposed = None
 
     def projected(self, m: str) -> torch.Tensor:
         """W_m f^m + b_m of all items [I, d]."""
         return self.project[m](getattr(self, f"{m}_features"))
 
+    def learnt(self, m: str) -> tuple[torch.Tensor, torch.Tensor]:
+        """Columns and values [I, 1 + k] of A~^m, with gradients."""
+        return learnt_graph(self.projected(m), getattr(self, f"{m}_nearest"))
+
+    def fixed_graph(self) -> tuple[torch.Tensor, torch.Tensor]:
+        """A of the epoch and its transpose, sparse CSR [I, I]."""
+        if self.fixed is None or self.fixed_transposed is None:
+            graph = sp.csr_matrix((len(self.item), len(self.item)))
+            for share, m in zip(self.shares.tolist(), self.project, strict=True):
+                columns = with_own(getattr(self, f"{m}_nearest")).cpu().numpy()
+                values = getattr(self, f"{m}_learnt").cpu().numpy()
+                rows = np.repeat(np.arange(len(columns)), columns.shape[1])
+                found = sp.csr_matrix((values.ravel(), (rows, columns.ravel())), graph.shape)
+                initial = to_scipy(getattr(self, f"{m}_graph"))
+                graph = graph + share * (self.initial_share * initial + (1 - self.initial_share) * found)
+            pair = with_transpose(graph, self.item.device)
+            self.fixed, self.fixed_transposed = (each.to(self.item.dtype) for each in pair)
+        return self.fixed, self.fixed_transposed
+
+    def convolve(self, h: torch.Tensor) -> torch.Tensor:
+        """A h [I, d]: A with gradients in the first training step of an epoch."""
+        if not (self.training and self.learning):
+            return sparse_product(*self.fixed_graph(), h)
+        out = torch.zeros_like(h)
+        for share, m in zip(self.alpha.softmax(0), self.project, strict=True):
+            initial = sparse_product(getattr(self, f"{m}_graph"), getattr(self, f"{m}_graph_transposed"), h)
+            columns, values = self.learnt(m)
+            found = F.embedding_bag(columns, h, per_sample_weights=values, mode="sum")
+            out = out + share * (self.initial_share * initial + (1 - self.initial_share) * found)
+        return out
+
     def content(self) -> torch.Tensor:
         """h of all items [I, d]."""
-        shares = self.alpha.softmax(0)
-        learnt = [learnt_graph(self.projected(m), getattr(self, f"{m}_nearest")) for m in self.project]
         h: torch.Tensor = self.item
         for _ in range(self.config.item_graph_layers):
-            out = torch.zeros_like(h)
-            for share, m, (columns, weights) in zip(shares, self.project, learnt, strict=True):
-                graph = getattr(self, f"{m}_graph"), getattr(self, f"{m}_graph_transposed")
-                initial = sparse_product(*graph, h)
-                found = F.embedding_bag(columns, h, per_sample_weights=weights, mode="sum")
-                out = out + share * (self.initial_share * initial + (1 - self.initial_share) * found)
-            h = out
+            h = self.convolve(h)
         return h
 
     def embeddings(
@@ -118,15 +175,19 @@ def learnt_graph(x: torch.Tensor, nearest: torch.Tensor) -> tuple[torch.Tensor, 
 
     nearest: [I, k] ids of the nearest others, where an item's own id stands for "no neighbour".
     """
-    own = torch.arange(len(x), device=x.device)[:, None]
-    columns = torch.cat([own, nearest], 1)
-    unit = F.normalize(x, dim=1)
+    columns, unit = with_own(nearest), F.normalize(x, dim=1)
     cosines = (rows_of(unit, columns) @ unit.unsqueeze(2)).squeeze(2).relu()
-    absent = torch.cat([torch.zeros_like(own, dtype=torch.bool), nearest == own], 1)
+    absent = columns == columns[:, :1]
+    absent[:, 0] = False
     cosines = cosines.masked_fill(absent, 0)
     # A row without features has no direction: its degree is 0, and so are its weights.
     scale = cosines.sum(1).clamp_min(1e-12).rsqrt()
     return columns, cosines * scale[:, None] * rows_of(scale, columns)
+
+
+def with_own(nearest: torch.Tensor) -> torch.Tensor:
+    """Ids [I, k] of the neighbours of all items, each item's own before them: [I, 1 + k]."""
+    return torch.cat([torch.arange(len(nearest), device=nearest.device)[:, None], nearest], 1)
 
 
 def rows_of(x: torch.Tensor, index: torch.Tensor) -> torch.Tensor:

@@ -9,12 +9,12 @@
 #   REPORTS=report     folder of the tables and figures
 #   DATA_ROOT=data     folder of the datasets
 #   TEXT= IMAGE= AUDIO=    feature files, if not text_feat.npy, ... of the dataset
-#   PRECISION=fp32     or bf16, tf32: precision of RecGOAT's large products; the baselines have none
+#   PRECISION=fp32     or bf16, tf32: precision of the large products of RecGOAT, MGCN and SMORE
 #   ONLY="MF,RecGOAT"  rows of table1.sh, released.sh or cold.sh (default: all)
 #   FLAGS=""           flags appended to every run, overriding its settings; use another RUNS with them
 # Datasets: baby, sports, electronics and, at the size of SMALL=1, lastfm.
 # RecGOAT has the settings of presets/DATASET-paper.json, with SMALL=1 of presets/baby-small.json.
-EXTRAS=report
+EXTRAS=${EXTRAS:-report}
 source "$(dirname "${BASH_SOURCE[0]}")/setup.sh"
 SMALL=${SMALL:-0} JOBS=${JOBS:-1} PRECISION=${PRECISION:-fp32} ONLY=${ONLY:-} FLAGS=${FLAGS:-}
 RUNS=${RUNS:-runs/paper} REPORTS=${REPORTS:-report} DATA_ROOT=${DATA_ROOT:-data}
@@ -62,7 +62,7 @@ settings() {
         mgcn="--layer 3 --item_knn_k 20 --lr 4e-3 --decay 2e-3"
         smore=$mgcn
         baseline="--epochs 150 --eval_every 5 --patience 6"
-        short="--epochs 80 --eval_every 2 --patience 4"
+        short="--epochs 80 --eval_every 2 --patience 4 --precision $PRECISION"
         recgoat="--preset baby-small --precision $PRECISION"
         plus="--preset baby-plus --precision $PRECISION"
         mf_term="--lr 1.8e-2 --decay 3.4e-2 --neighbour_weight 4"
@@ -82,7 +82,7 @@ settings() {
         lattice="--layer 3 --item_knn_k 20 --lattice_initial 0.7 --lr 8e-4 --decay 3e-4"
         mgcn="--layer 3 --item_knn_k 20 --lr 8e-4 --decay 2e-3"
         smore=$mgcn
-        baseline="--epochs 1000" short="--epochs 1000"
+        baseline="--epochs 1000" short="--epochs 1000 --precision $PRECISION"
         recgoat="--preset $dataset-paper --precision $PRECISION --epochs 1000"
         plus="$recgoat --neighbour_weight 4"
         mf_term="$mf --neighbour_weight 8"
@@ -94,7 +94,7 @@ settings() {
     if [ "$dataset" = lastfm ]; then
         # Those of LightGCN and RecGOAT are of docs/lastfm.md; the other baselines have LightGCN's.
         mf="--lr 5e-3 --decay 3e-4" baseline="--epochs 400 --eval_every 10 --patience 5"
-        lightgcn=$mf vbpr=$mf freedom=$mf bm3=$mf lattice=$mf mgcn=$mf smore=$mf short=$baseline
+        lightgcn=$mf vbpr=$mf freedom=$mf bm3=$mf lattice=$mf mgcn=$mf smore=$mf short="$baseline --precision $PRECISION"
         recgoat+=" --lr 2e-2 --decay 1e-3 --epochs 60 --eval_every 5 --patience 3"
         plus=$recgoat
     fi

@@ -47,22 +47,57 @@ def test_vectors_terms_and_gradients_equal_dense_algebra(small_dataset, layers, 
     assert_equals_oracle(model, batch, oracle(small_dataset, model, batch))
 
 
-def nearest_of(model):
-    return torch.stack([model.text_nearest, model.image_nearest]).clone()
+@pytest.mark.parametrize("layers", [1, 2])
+def test_later_steps_of_an_epoch_keep_its_graph(small_dataset, layers):
+    model = build(small_dataset, model="lattice", layer=2, item_graph_layers=layers, decay=0.3)
+    model, batch = model.to(torch.float64), repeating_batch()
+    model.begin_step(0)
+    at_start = {name: p.detach().clone() for name, p in model.named_parameters()}
+    change_graph(model)
+    model.begin_step(1)
+    present = {n: p.detach().clone().requires_grad_() for n, p in model.named_parameters()}
+    graph_of_start = {name: p for name, p in at_start.items() if is_of_graph(name)}
+    user, item, expected = oracle(small_dataset, model, batch)(present | graph_of_start)
+    torch.testing.assert_close(model.embeddings(), (user, item), rtol=1e-10, atol=1e-10)
+    loss = model.loss(batch)["loss"]
+    torch.testing.assert_close(loss, expected["loss"], rtol=1e-10, atol=1e-10)
+    loss.backward()
+    expected["loss"].backward()
+    for name, p in model.named_parameters():
+        assert (p.grad is None) == is_of_graph(name)
+        torch.testing.assert_close(p.grad, present[name].grad, rtol=1e-10, atol=1e-10)
 
 
-def test_nearest_items_are_found_at_the_start_of_an_epoch(small_dataset):
+def is_of_graph(name):
+    return name == "alpha" or name.startswith("project.")
+
+
+def change_graph(model):
+    with torch.no_grad():
+        for name, p in model.named_parameters():
+            if is_of_graph(name):
+                p.copy_(torch.randn_like(p))
+
+
+def test_a_new_epoch_has_a_new_graph(small_dataset):
     model = build(small_dataset, model="lattice")
     model.begin_step(0)
-    first = nearest_of(model)
-    with torch.no_grad():
-        for linear in model.project.values():
-            linear.weight.copy_(torch.randn_like(linear.weight))
+    first = model.content().detach()
+    change_graph(model)
     model.begin_step(model.steps_per_epoch - 1)
-    assert torch.equal(nearest_of(model), first)
+    assert torch.allclose(model.content(), first)
     model.begin_step(model.steps_per_epoch)
-    assert not torch.equal(nearest_of(model), first)
-    assert {"text_nearest", "image_nearest"} <= model.state_dict().keys()
+    assert not torch.allclose(model.content(), first)
+    assert torch.allclose(model.eval().content(), model.train().content())
+
+
+def test_a_checkpoint_within_an_epoch_has_its_graph(small_dataset):
+    model, other = (build(small_dataset, model="lattice") for _ in range(2))
+    model.begin_step(0)
+    change_graph(model)
+    other.content()
+    other.load_state_dict(model.state_dict())
+    assert torch.equal(other.content(), model.eval().content())
 
 
 def test_loss_decreases(small_dataset):
