@@ -9,7 +9,9 @@ from pathlib import Path
 
 import pytest
 
+import tune
 from parse import parse_args
+from training.space import check_space
 from world import recipe_settings
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -81,6 +83,12 @@ def read_tables(environment):
 
 def record(script, environment, tmp_path):
     """(process, Config of every run) of a script whose runs are recorded and not made."""
+    done, calls = record_calls(script, environment, tmp_path)
+    return done, [parse_args(call)[0] for call in calls]
+
+
+def record_calls(script, environment, tmp_path):
+    """(process, words of every command line) of a script whose commands are recorded and not run."""
     calls, python, scripts = tmp_path / "calls", tmp_path / "python", tmp_path / "scripts"
     python.write_text(RECORDER.format(calls=calls))
     python.chmod(0o755)
@@ -95,7 +103,7 @@ def record(script, environment, tmp_path):
         text=True,
         check=False,
     )
-    return done, [parse_args(line.split("\t"))[0] for line in calls.read_text().splitlines()]
+    return done, [line.split("\t") for line in calls.read_text().splitlines()]
 
 
 @pytest.mark.parametrize("script", SCRIPTS)
@@ -112,6 +120,25 @@ def test_the_settings_of_every_run_are_valid_and_no_two_runs_are_the_same(script
         for config in configs
     }
     assert len(settings) == len(configs)
+
+
+def test_the_studies_of_the_search_are_valid_and_of_one_size(environment, tmp_path):
+    done, calls = record_calls("search.sh", environment, tmp_path)
+    assert done.returncode == 0
+    requests = [tune.parse(call) for call in calls]
+    assert len({request.args.storage for request in requests}) == len(requests) == 6
+    for request in requests:
+        check_space(request.space, request.base, request.given)
+        assert (request.args.trials, request.args.warm_up, request.base.seed) == (30, 6, 2025)
+        assert {"lr", "decay"} < set(request.space)
+
+
+@pytest.mark.slow
+def test_a_search_makes_its_trials(environment):
+    environment.update(ONLY="MF,RecGOAT", TRIALS="2", FLAGS=TINY.replace("--item_knn_k 4", ""))
+    code, output = run("search.sh", environment)
+    assert code == 0, output
+    assert len(list(Path(environment["RUNS"]).glob("search/baby_*/*/result.json"))) == 4
 
 
 def check_recipes(configs):
