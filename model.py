@@ -41,7 +41,7 @@ from layers.dropout import Dropout
 from layers.kernels import product, unit_info_nce
 from layers.losses import info_nce, squared_norm, total
 from layers.transport import COSTS, cost_unit, sinkhorn_exp, sinkhorn_log
-from models.base import Heatmap, HistoryPart, Recommender, batch_bpr, sparse_like
+from models.base import Heatmap, HistoryPart, Recommender, batch_bpr, product_dtype, sparse_like
 from models.lightgcn import LightGCN
 from utils import UserError
 from world import MODALITIES, Config
@@ -52,11 +52,6 @@ FUSION_WEIGHTS = {"text": "beta", "image": "alpha", "audio": "audio_weight"}  # 
 
 
 Plans = dict[str, torch.Tensor]  # {modality: T0 [d, d]}
-
-
-def product_dtype(config: Config) -> torch.dtype | None:
-    """Type that --precision rounds the operands of large matrix products to; None: not rounded."""
-    return torch.bfloat16 if config.precision == "bf16" else None
 
 
 def uses_plan(config: Config) -> bool:

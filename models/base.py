@@ -218,6 +218,11 @@ class Recommender(nn.Module):
         raise UserError(f"--model {self.config.model}: has no vectors for items that were not in training")
 
 
+def product_dtype(config: Config) -> torch.dtype | None:
+    """Type that --precision rounds the operands of large matrix products to; None: not rounded."""
+    return torch.bfloat16 if config.precision == "bf16" else None
+
+
 def batch_bpr(user: torch.Tensor, item: torch.Tensor, batch: Batch) -> torch.Tensor:
     """BPR loss of a batch from the vectors of its unique users [v, d] and unique items [r, d]."""
     return bpr_loss(

@@ -12,7 +12,7 @@ from torch import nn
 from dataloader import Batch, Dataset, Needs
 from layers.kernels import sparse_product
 from layers.losses import info_nce, total
-from models.base import HistoryPart, Recommender, batch_bpr
+from models.base import HistoryPart, Recommender, batch_bpr, product_dtype
 from models.item_graphs import bipartite_blocks, similarity_graph, with_transpose
 from models.lightgcn import LightGCN
 from models.mf import select
@@ -146,12 +146,15 @@ class MGCN(LightGCN):
         positive = [part.index_select(0, batch.unique_pos) for part in item]
         terms = {
             "bpr": batch_bpr(total(user), total(item), batch),
-            "contrast": info_nce(user[1], user[0], self.temperature)
-            + info_nce(positive[1], positive[0], self.temperature),
+            "contrast": self.info_nce(user[1], user[0]) + self.info_nce(positive[1], positive[0]),
             "norm": self.norm(batch),
         }
         loss = terms["bpr"] + self.contrast * terms["contrast"] + self.config.decay * terms["norm"]
         return {"loss": loss, **terms}
+
+    def info_nce(self, a: torch.Tensor, b: torch.Tensor) -> torch.Tensor:
+        """InfoNCE of anchors and candidates [n, d]."""
+        return info_nce(a, b, self.temperature, dtype=product_dtype(self.config))
 
     def new_user_vectors(
         self, histories: sp.csr_matrix, item: torch.Tensor

@@ -131,3 +131,14 @@ def test_one_modality_is_enough(small_dataset, name):
 def test_loss_decreases(small_dataset, name):
     first, last = final_loss(build(small_dataset, model=name))
     assert last < 0.8 * first
+
+
+@pytest.mark.parametrize("model", ["mgcn", "smore"])
+def test_bf16_rounds_the_products_of_the_contrastive_term_alone(small_dataset, model):
+    batch = repeating_batch()
+    exact, rounded = (
+        build(small_dataset, model=model, precision=precision).loss(batch) for precision in ("fp32", "bf16")
+    )
+    assert torch.equal(exact["bpr"], rounded["bpr"])
+    assert exact["contrast"] != rounded["contrast"]
+    assert rounded["contrast"].item() == pytest.approx(exact["contrast"].item(), rel=1e-2)
