@@ -1,8 +1,8 @@
 #!/usr/bin/env bash
 # The literal paper, the authors' released code, and the effect of each of the code's departures: RecGOAT with
 # the contrastive term of the paper ("Base"), with each departure alone, and three rows with the published flags
-# (with SMALL=1 another learning rate) and nothing of Base: "Paper" (--recipe paper), "Released" (--recipe released) and "Default". "RecGOAT" is the row
-# of table1.sh.
+# and nothing of Base: "Paper" (--recipe paper), "Released" (--recipe released) and "Default"; with SMALL=1 their
+# learning rate is another. "RecGOAT" is the row of table1.sh.
 #   scripts/released.sh baby
 #   SMALL=1 JOBS=2 scripts/released.sh baby
 #   ONLY="Paper,Released,Default,RecGOAT" scripts/released.sh baby    # these rows
