@@ -2,7 +2,7 @@
 # Models on a split in which a share of the items is held out entirely: a table of warm, cold and all items.
 #   scripts/cold.sh baby
 #   SMALL=1 SEEDS=2025 scripts/cold.sh baby
-#   SMALL=1 TEXT=FILE.npy AUDIO=FILE.npy scripts/cold.sh lastfm
+#   SMALL=1 TEXT=FILE.npy scripts/cold.sh lastfm
 #   COLD=0.2      share of the items, half of it for validation and half for test
 # The split is made of $DATA_ROOT/DATASET/DATASET.inter, once, in the folder $RUNS/data/DATASET_cold.
 # scripts/paper.sh documents the other environment variables.

@@ -95,7 +95,7 @@ settings() {
         # Those of LightGCN and RecGOAT are of docs/lastfm.md; the other baselines have LightGCN's.
         mf="--lr 5e-3 --decay 3e-4" baseline="--epochs 400 --eval_every 10 --patience 5"
         lightgcn=$mf vbpr=$mf freedom=$mf bm3=$mf lattice=$mf mgcn=$mf smore=$mf short="$baseline --precision $PRECISION"
-        recgoat+=" --lr 2e-2 --decay 1e-3 --epochs 60 --eval_every 5 --patience 3"
+        recgoat="--preset lastfm --precision $PRECISION"
         plus=$recgoat
     fi
     declare -gA SETTINGS=(
