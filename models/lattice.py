@@ -45,8 +45,8 @@ class LATTICE(LightGCN):
     needs: typing.ClassVar[Needs] = Needs(adjacency=True, features=True, neighbours=True)
     settings = LATTICE_SETTINGS
     shares: torch.Tensor
-    fixed: torch.Tensor | None
-    fixed_transposed: torch.Tensor | None
+    fixed: torch.Tensor
+    fixed_transposed: torch.Tensor
 
     def __init__(self, config: Config, dataset: Dataset):
         super().__init__(config, dataset)
@@ -72,9 +72,7 @@ class LATTICE(LightGCN):
             nearest = torch.from_numpy(dataset.neighbours[m]).long().to(self.item.device)
             self.register_buffer(f"{m}_nearest", nearest)
             self.register_buffer(f"{m}_learnt", torch.empty(len(nearest), 1 + nearest.shape[1]))
-        self.register_buffer("fixed", None, persistent=False)  # the same as a sparse matrix
-        self.register_buffer("fixed_transposed", None, persistent=False)
-        self.register_load_state_dict_post_hook(lambda module, _: module.forget())
+        self.register_load_state_dict_post_hook(lambda module, _: module.mix())
         self.keep_graph()
 
     @classmethod
@@ -106,11 +104,23 @@ class LATTICE(LightGCN):
         self.shares.copy_(self.alpha.softmax(0))
         for m in self.project:
             getattr(self, f"{m}_learnt").copy_(self.learnt(m)[1])
-        self.forget()
+        self.mix()
 
-    def forget(self) -> None:
-        """Let `fixed_graph` be made of the buffers again, which have changed."""
-        self.fixed = self.fixed_transposed = None
+    @torch.no_grad()
+    def mix(self) -> None:
+        """Make the sparse matrix A [I, I] of the epoch, and its transpose, of the buffers that are saved."""
+        graph = sp.csr_matrix((len(self.item), len(self.item)))
+        for share, m in zip(self.shares.tolist(), self.project, strict=True):
+            columns = with_own(getattr(self, f"{m}_nearest")).cpu().numpy()
+            values = getattr(self, f"{m}_learnt").cpu().numpy()
+            rows = np.repeat(np.arange(len(columns)), columns.shape[1])
+            found = sp.csr_matrix((values.ravel(), (rows, columns.ravel())), graph.shape)
+            initial = to_scipy(getattr(self, f"{m}_graph"))
+            graph = graph + share * (self.initial_share * initial + (1 - self.initial_share) * found)
+        for name, matrix in zip(
+            ("fixed", "fixed_transposed"), with_transpose(graph, self.item.device), strict=True
+        ):
+            self.register_buffer(name, matrix.to(self.item.dtype), persistent=False)
 
     def projected(self, m: str) -> torch.Tensor:
         """W_m f^m + b_m of all items [I, d]."""
@@ -120,25 +130,10 @@ class LATTICE(LightGCN):
         """Columns and values [I, 1 + k] of A~^m, with gradients."""
         return learnt_graph(self.projected(m), getattr(self, f"{m}_nearest"))
 
-    def fixed_graph(self) -> tuple[torch.Tensor, torch.Tensor]:
-        """A of the epoch and its transpose, sparse CSR [I, I]."""
-        if self.fixed is None or self.fixed_transposed is None:
-            graph = sp.csr_matrix((len(self.item), len(self.item)))
-            for share, m in zip(self.shares.tolist(), self.project, strict=True):
-                columns = with_own(getattr(self, f"{m}_nearest")).cpu().numpy()
-                values = getattr(self, f"{m}_learnt").cpu().numpy()
-                rows = np.repeat(np.arange(len(columns)), columns.shape[1])
-                found = sp.csr_matrix((values.ravel(), (rows, columns.ravel())), graph.shape)
-                initial = to_scipy(getattr(self, f"{m}_graph"))
-                graph = graph + share * (self.initial_share * initial + (1 - self.initial_share) * found)
-            pair = with_transpose(graph, self.item.device)
-            self.fixed, self.fixed_transposed = (each.to(self.item.dtype) for each in pair)
-        return self.fixed, self.fixed_transposed
-
     def convolve(self, h: torch.Tensor) -> torch.Tensor:
         """A h [I, d]: A with gradients in the first training step of an epoch."""
         if not (self.training and self.learning):
-            return sparse_product(*self.fixed_graph(), h)
+            return sparse_product(self.fixed, self.fixed_transposed, h)
         out = torch.zeros_like(h)
         for share, m in zip(self.alpha.softmax(0), self.project, strict=True):
             initial = sparse_product(getattr(self, f"{m}_graph"), getattr(self, f"{m}_graph_transposed"), h)
