@@ -145,7 +145,8 @@ def test_loss_in_double_precision_equals_that_in_single_precision(small_dataset,
         terms = model.loss(repeating_batch())
         terms["loss"].backward()
         assert all(value.dtype == dtype for value in terms.values())
-        assert all(gradient.dtype == dtype for gradient in gradients(model).values())
+        # A model may leave some of its weights out of some losses.
+        assert all(gradient is None or gradient.dtype == dtype for gradient in gradients(model).values())
         results.append(({key: value.double() for key, value in terms.items()}, gradients(model)))
     assert results[0][0].keys() == results[1][0].keys()
     for key, value in results[1][0].items():
