@@ -7,7 +7,7 @@ import numpy as np
 
 from reporting.blocks import Figure, mean_with_sd
 from reporting.drawing import Line, draw_bars, draw_lines, draw_triangle
-from reporting.groups import Group, Section, setting_order
+from reporting.groups import Group, Section, in_words, setting_order
 from reporting.tables import SPLIT_NAMES
 
 
@@ -79,9 +79,8 @@ def setting_curve(section: Section, setting: str) -> Figure | None:
     panels: dict[str, dict[str, Line]] = collections.defaultdict(dict)
     for name, groups in series.items():
         groups = sorted(groups, key=lambda group: setting_order(group.first.setting(setting)))
-        x = [
-            group.first.setting(setting) if numeric else str(group.first.setting(setting)) for group in groups
-        ]
+        found = [group.first.setting(setting) for group in groups]
+        x = found if numeric else [in_words(value) for value in found]
         for metric in section.metrics:
             mean = np.array([group.mean(metric) for group in groups])
             sd = np.array([mean_with_sd(group.values(metric)).sd or 0.0 for group in groups])

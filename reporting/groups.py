@@ -41,7 +41,9 @@ class Group:
     def name_without(self, settings: Sequence[str]) -> str:
         """Label of the row without the values of these settings."""
         shown = [setting for setting in self.varied if setting not in settings]
-        return ", ".join([self.first.name, *(f"{name} {self.first.setting(name)}" for name in shown)])
+        return ", ".join(
+            [self.first.name, *(f"{name} {in_words(self.first.setting(name))}" for name in shown)]
+        )
 
     def values(self, metric: str) -> list[float]:
         """Test metric of every run."""
@@ -50,6 +52,11 @@ class Group:
     def mean(self, metric: str) -> float:
         """Test metric averaged over the runs."""
         return float(np.mean(self.values(metric)))
+
+
+def in_words(value: SettingValue) -> str:
+    """The value of a setting in a label."""
+    return "none" if value == "" else str(value)
 
 
 @dataclasses.dataclass(frozen=True)

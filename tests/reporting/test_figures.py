@@ -62,6 +62,14 @@ def test_curve_of_a_text_setting(root):
     check_figure(root, "baby_by_fusion")
 
 
+def test_a_run_without_missing_features_is_named_so(root):
+    for missing in ("", "text:0.5"):
+        write_run(root, 1, 0.1, model="vbpr", missing=missing)
+    assert run_report(root, "--curve", "missing") == 0
+    names = [row["method"] for row in read_table(root, "baby_results")]
+    assert names == ["VBPR, missing none", "VBPR, missing text:0.5"]
+
+
 @pytest.mark.parametrize(
     "pairs", [[(0.0, 0.0), (0.5, 0.5), (1.0, 0.0), (0.2, 0.3)], [(0.1, 0.1), (0.2, 0.1), (0.4, 0.1)]]
 )
