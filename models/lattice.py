@@ -72,7 +72,7 @@ class LATTICE(LightGCN):
             nearest = torch.from_numpy(dataset.neighbours[m]).long().to(self.item.device)
             self.register_buffer(f"{m}_nearest", nearest)
             self.register_buffer(f"{m}_learnt", torch.empty(len(nearest), 1 + nearest.shape[1]))
-        self.register_load_state_dict_post_hook(lambda module, _: module.mix())
+        self.register_load_state_dict_post_hook(lambda module, _: module.make_fixed())
         self.keep_graph()
 
     @classmethod
@@ -100,15 +100,15 @@ class LATTICE(LightGCN):
 
     @torch.no_grad()
     def keep_graph(self) -> None:
-        """Keep A of the present weights and nearest items for the epoch."""
+        """Store A of the current weights and nearest items for the epoch."""
         self.shares.copy_(self.alpha.softmax(0))
         for m in self.project:
             getattr(self, f"{m}_learnt").copy_(self.learnt(m)[1])
-        self.mix()
+        self.make_fixed()
 
     @torch.no_grad()
-    def mix(self) -> None:
-        """Make the sparse matrix A [I, I] of the epoch, and its transpose, of the buffers that are saved."""
+    def make_fixed(self) -> None:
+        """Make A of the epoch [I, I] and its transpose, sparse CSR, from the buffers of a checkpoint."""
         graph = sp.csr_matrix((len(self.item), len(self.item)))
         for share, m in zip(self.shares.tolist(), self.project, strict=True):
             columns = with_own(getattr(self, f"{m}_nearest")).cpu().numpy()

@@ -31,7 +31,7 @@ Table = list[list[str]]  # rows of cells; the first row has the names of the col
 
 def parse_table(text: str) -> Table:
     """The cells of a Markdown table, without the line below its head."""
-    rows = [[cell.strip() for cell in line.strip().strip("|").split("|")] for line in text.splitlines()]
+    rows = [[cell.strip() for cell in re.split(r"(?<!\\)\|", line)[1:-1]] for line in text.splitlines()]
     return [rows[0], *rows[2:]]
 
 

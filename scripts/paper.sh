@@ -62,7 +62,7 @@ settings() {
         mgcn="--layer 3 --item_knn_k 20 --lr 4e-3 --decay 2e-3"
         smore=$mgcn
         baseline="--epochs 150 --eval_every 5 --patience 6"
-        short="--epochs 80 --eval_every 2 --patience 4 --precision $PRECISION"
+        short="--epochs 80 --eval_every 2 --patience 4"
         recgoat="--preset baby-small --precision $PRECISION"
         plus="--preset baby-plus --precision $PRECISION"
         mf_term="--lr 1.8e-2 --decay 3.4e-2 --neighbour_weight 4"
@@ -82,7 +82,7 @@ settings() {
         lattice="--layer 3 --item_knn_k 20 --lattice_initial 0.7 --lr 8e-4 --decay 3e-4"
         mgcn="--layer 3 --item_knn_k 20 --lr 8e-4 --decay 2e-3"
         smore=$mgcn
-        baseline="--epochs 1000" short="--epochs 1000 --precision $PRECISION"
+        baseline="--epochs 1000" short="--epochs 1000"
         recgoat="--preset $dataset-paper --precision $PRECISION --epochs 1000"
         plus="$recgoat --neighbour_weight 4"
         mf_term="$mf --neighbour_weight 8"
@@ -94,7 +94,7 @@ settings() {
     if [ "$dataset" = lastfm ]; then
         # Those of LightGCN and RecGOAT are of docs/lastfm.md; the other baselines have LightGCN's.
         mf="--lr 5e-3 --decay 3e-4" baseline="--epochs 400 --eval_every 10 --patience 5"
-        lightgcn=$mf vbpr=$mf freedom=$mf bm3=$mf lattice=$mf mgcn=$mf smore=$mf short="$baseline --precision $PRECISION"
+        lightgcn=$mf vbpr=$mf freedom=$mf bm3=$mf lattice=$mf mgcn=$mf smore=$mf short=$baseline
         recgoat="--preset lastfm --precision $PRECISION"
         plus=$recgoat
     fi
@@ -106,8 +106,8 @@ settings() {
         [ItemKNN]="--model itemknn"
         [BM3]="--model bm3 $bm3 $baseline"
         [LATTICE]="--model lattice $lattice $short"
-        [MGCN]="--model mgcn $mgcn $short"
-        [SMORE]="--model smore $smore $short"
+        [MGCN]="--model mgcn $mgcn $short --precision $PRECISION"
+        [SMORE]="--model smore $smore $short --precision $PRECISION"
         [RecGOAT]="--model lgn_mm $recgoat"
         [Concat]="--model lgn_mm $recgoat --fusion concat --contrastive_weight 0"
         [Sum]="--model lgn_mm $recgoat --fusion sum --contrastive_weight 0"
@@ -117,7 +117,7 @@ settings() {
         [LightGCN + neighbours]="--model lgn $lightgcn_term $baseline --item_knn_k 20"
         [VBPR + neighbours]="--model vbpr $vbpr_term $baseline --item_knn_k 20"
         [FREEDOM + neighbours]="--model freedom --layer 2 --item_knn_k 20 $freedom_term $baseline"
-        [SMORE + neighbours]="--model smore --layer 3 --item_knn_k 20 $smore_term"
+        [SMORE + neighbours]="--model smore --layer 3 --item_knn_k 20 $smore_term --precision $PRECISION"
         [RecGOAT + neighbours]="--model lgn_mm $plus"
         [W alone]="--model itemknn --item_knn_k 20 --itemknn_similarity neighbours"
         [EASE]="--model ease"

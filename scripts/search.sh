@@ -15,7 +15,7 @@ rows BM3 LATTICE MGCN FREEDOM SMORE RecGOAT
 both="lr=1e-3..1e-2:log decay=1e-4..3e-2:log"
 graph="layer=1..3 item_knn_k=5,10,20"
 slow="--epochs 150 --eval_every 5 --patience 4"
-quick="--epochs 80 --eval_every 2 --patience 4 --precision $PRECISION"
+quick="--epochs 80 --eval_every 2 --patience 4"
 declare -A STUDIES=(
     [MF]="--model mf $slow --space $both"
     [VBPR]="--model vbpr $slow --space $both"
@@ -23,10 +23,10 @@ declare -A STUDIES=(
     [BM3]="--model bm3 $slow --space $both layer=1,2 bm3_dropout=0.3,0.5 bm3_weight=1e-2..2:log
         bm3_train_features=0,1"
     [LATTICE]="--model lattice $quick --space $both $graph lattice_initial=0.5,0.7,0.9"
-    [MGCN]="--model mgcn $quick --space $both $graph mgcn_contrast=1e-3..1e-1:log"
+    [MGCN]="--model mgcn $quick --precision $PRECISION --space $both $graph mgcn_contrast=1e-3..1e-1:log"
     [FREEDOM]="--model freedom --layer 2 $slow --space $both item_knn_k=5,10,20 item_graph_image=0..1
         edge_dropout=0..0.9 feature_bpr_weight=1e-5..1e-1:log"
-    [SMORE]="--model smore $quick --space $both $graph smore_contrast=1e-3..1e-1:log"
+    [SMORE]="--model smore $quick --precision $PRECISION --space $both $graph smore_contrast=1e-3..1e-1:log"
     # What is not searched, such as the fusion weights, is as in the preset.
     [RecGOAT]="--preset baby-small --precision $PRECISION --space $both item_knn_k=5,10,20
         contrastive_weight=2e-2..0.5:log modality_consistency_weight=0.1..1 modality_decay=1e-2..1:log"

@@ -538,7 +538,7 @@ def count_batches(monkeypatch):
     return sizes
 
 
-def same_after_kill(folder, monkeypatch, command, flags, n, output):
+def assert_same_after_kill(folder, monkeypatch, command, flags, n, output):
     """A killed run that continues writes the files of an uninterrupted one, and does not start again."""
     # As in the process that is killed: the last bits depend on it.
     torch.set_num_threads(1)
@@ -563,7 +563,7 @@ def test_text_killed_and_restarted(models, folder, monkeypatch):
     write_jsonl(
         folder / "item_text.jsonl", [{"item": i, "title": text} for i, text in enumerate(random_texts(n))]
     )
-    same_after_kill(
+    assert_same_after_kill(
         folder, monkeypatch, "text", ["--model", models["qwen3"], "--batch_size", 2], n, "text_feat.npy"
     )
 
@@ -579,7 +579,7 @@ def test_image_killed_and_restarted(models, folder, monkeypatch, tmp_path):
         )
     (tmp_path / "many" / "1.png").write_bytes(b"no picture")
     flags = ["--model", models["clip"], "--pictures", tmp_path / "many", "--batch_size", 2]
-    same_after_kill(folder, monkeypatch, "image", flags, n, "image_feat.npy")
+    assert_same_after_kill(folder, monkeypatch, "image", flags, n, "image_feat.npy")
 
 
 def test_a_side_file_of_another_shape_or_a_damaged_one_is_replaced(tmp_path):

@@ -21,7 +21,7 @@ Mean over seeds.
 | metric    | method |  few |
 | --------- | ------ | ---: |
 | recall@20 | MF     | 0.07 |
-| ndcg@20   | MF     | 0.03 |
+| ndcg@20   | MF \\| 2 | 0.03 |
 """
 OLD = "| old |\n|---|\n| 1 |\n"
 
@@ -54,6 +54,11 @@ def test_a_table_is_replaced_and_nothing_else(fill):
 def test_columns_and_rows_are_chosen(fill):
     comment = "<!-- report table1: Users, Baby | rows metric = recall@20 | columns few; method -->\n"
     assert fill(comment + OLD) == comment + "| few | method |\n| --- | --- |\n| 0.07 | MF |\n"
+
+
+def test_a_bar_within_a_cell_is_not_a_border(fill):
+    comment = "<!-- report table1: Users, Baby | rows metric = ndcg@20 | columns method; few -->\n"
+    assert fill(comment + OLD) == comment + "| method | few |\n| --- | --- |\n| MF \\| 2 | 0.03 |\n"
 
 
 def test_a_table_without_a_report_stays(fill, capsys):

@@ -8,6 +8,7 @@ Needs optuna.
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import re
 import typing
@@ -69,7 +70,7 @@ def parse_values(field: dataclasses.Field, values: str, entry: str) -> BaseDistr
     """The distribution of "LOW..HIGH", "LOW..HIGH:log" or "a,b,c" for a field; `entry` is named in errors."""
     kind: typing.Any = type(field.default)  # int, float or str
     ends = re.fullmatch(r"(.+?)\.\.(.+?)(:log)?", values)
-    try:
+    with contextlib.suppress(ValueError):  # a word that is not a number
         if ends and kind in RANGES:
             low, high, log = kind(ends[1]), kind(ends[2]), bool(ends[3])
             # The comparison is false for NaN too.
@@ -79,8 +80,6 @@ def parse_values(field: dataclasses.Field, values: str, entry: str) -> BaseDistr
             choices = list(dict.fromkeys(kind(word) for word in values.split(",")))
             if len(choices) > 1:
                 return CategoricalDistribution(choices)
-    except ValueError:  # a word that is not a number
-        pass
     raise UserError(
         f"--space {entry}: give at least two values of type {kind.__name__} (a,b,c), or a range of numbers "
         "LOW..HIGH with LOW below HIGH, and LOW above 0 for :log"
