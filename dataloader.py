@@ -67,6 +67,7 @@ class Dataset:
 def load_dataset(config: Config, needs: Needs, device: torch.device) -> Dataset:
     """Read and check a dataset folder and build what `needs` asks for. Raises UserError on bad input."""
     folder, note = dataset_folder(config)
+    notes = [note] if note else []
     paths = feature_paths(config, folder)
     # Neighbours and the mean text features of users are made of item features, even if the model needs none.
     user_mean = needs.user_features and config.user_text_feat == "mean"
@@ -84,26 +85,28 @@ def load_dataset(config: Config, needs: Needs, device: torch.device) -> Dataset:
         max(map(len, arrays.values()), default=0),
         0 if user_array is None else len(user_array),
     )
-    notes = [note] if note else []
-    for split, count in interactions.merged.items():
-        if count:
-            notes.append(f"note: {interactions.source}: {count} repeated interactions merged in {split}")
+    notes += [
+        f"note: {interactions.source}: {count} repeated interactions merged in {split}"
+        for split, count in interactions.merged.items()
+        if count
+    ]
     adjacency = normalised_adjacency(interactions, config.edge_weight, device) if needs.adjacency else None
-    features, neighbours, user_features, user_neighbours = {}, {}, None, None
-    with together():  # kNN graphs are built by all processes
-        if item_features:
+    features: dict[str, np.ndarray] = {}
+    if item_features:
+        with together():
             features = {m: load_features(x, paths[m], interactions.n_items) for m, x in arrays.items()}
     hashes = {m: content_hash(matrix) for m, matrix in features.items()}
     missing = remove_missing(config, interactions, features)
+    neighbours: dict[str, np.ndarray] = {}
     if needs.neighbours:
-        for m, matrix in features.items():
-            path, known = getattr(config, f"item_{m}_graph"), "" if m in missing else hashes[m]
-            neighbours[m], found = knn_table(matrix, path, config.item_knn_k, config, device, known)
-            notes += found
+        known = {m: text for m, text in hashes.items() if m not in missing}
+        neighbours, found = item_neighbours(config, features, known, device)
+        notes += found
     if config.missing_fill == "mean":
         # After the graphs, in which items without features have no neighbours: each other's, with equal ones.
         for m, absent in missing.items():
             fill_mean(features[m], absent)
+    user_features = user_neighbours = None
     if needs.user_features and config.user_text_feat:
         with together():
             user_features = user_text_features(config, interactions, features, user_array)
@@ -113,21 +116,10 @@ def load_dataset(config: Config, needs: Needs, device: torch.device) -> Dataset:
         notes += found
     if user_array is not None:
         hashes["user text"] = content_hash(user_features)
-    if user_neighbours is not None and config.user_text_graph:
-        hashes["user neighbours"] = content_hash(user_neighbours)
-    hashes |= {
-        f"{m} neighbours": content_hash(table)
-        for m, table in neighbours.items()
-        if getattr(config, f"item_{m}_graph")
-    }
-    inputs = [*features.values(), *neighbours.values(), user_features, user_neighbours]
-    fingerprint = content_hash(
-        interactions_hash(interactions), list(features), *(array for array in inputs if array is not None)
-    )
-    del inputs
+    hashes |= graph_file_hashes(config, neighbours, user_neighbours)
+    fingerprint = input_hash(interactions, features, *neighbours.values(), user_features, user_neighbours)
     # pop frees each array in turn.
-    names = list(features) if needs.features else []
-    tensors = {m: to_device(features.pop(m), needs, device) for m in names}
+    tensors = {m: to_device(features.pop(m), needs, device) for m in list(features) if needs.features}
     user_tensor = None if user_features is None else to_device(user_features, needs, device)
     return Dataset(
         interactions,
@@ -141,6 +133,36 @@ def load_dataset(config: Config, needs: Needs, device: torch.device) -> Dataset:
         hashes,
         missing,
     )
+
+
+def item_neighbours(
+    config: Config, features: dict[str, np.ndarray], hashes: dict[str, str], device: torch.device
+) -> tuple[dict[str, np.ndarray], list[str]]:
+    """The nearest items of every item, by modality, and notes. hashes: those of the features, where known."""
+    neighbours, notes = {}, []
+    for m, matrix in features.items():
+        path = getattr(config, f"item_{m}_graph")
+        neighbours[m], found = knn_table(matrix, path, config.item_knn_k, config, device, hashes.get(m, ""))
+        notes += found
+    return neighbours, notes
+
+
+def graph_file_hashes(
+    config: Config, neighbours: dict[str, np.ndarray], user_neighbours: np.ndarray | None
+) -> dict[str, str]:
+    """Content hashes of the neighbours that were read from files, by name."""
+    tables = {m: table for m, table in neighbours.items() if getattr(config, f"item_{m}_graph")}
+    if user_neighbours is not None and config.user_text_graph:
+        tables["user"] = user_neighbours
+    return {f"{name} neighbours": content_hash(table) for name, table in tables.items()}
+
+
+def input_hash(
+    interactions: Interactions, features: dict[str, np.ndarray], *tables: np.ndarray | None
+) -> str:
+    """Content hash of all that a model sees: interactions, item features, and further tables."""
+    given = [table for table in tables if table is not None]
+    return content_hash(interactions_hash(interactions), list(features), *features.values(), *given)
 
 
 def remove_missing(

@@ -56,7 +56,7 @@ def environment(small_dataset, tmp_path):
 
 def start(script, environment):
     return subprocess.Popen(
-        ["bash", str(ROOT / "scripts" / script), "baby"],
+        [str(ROOT / "scripts" / script), "baby"],
         env=environment,
         start_new_session=True,
         stdout=subprocess.PIPE,
@@ -97,7 +97,7 @@ def record_calls(script, environment, tmp_path):
         shutil.copy(path, scripts)
     (scripts / "setup.sh").write_text(f"cd {tmp_path}\nPYTHON={python}\n")
     done = subprocess.run(
-        ["bash", str(scripts / script), "baby"],
+        [str(scripts / script), "baby"],
         env={**environment, "FLAGS": "", "SEEDS": "1 2", "STEP": "50"},
         capture_output=True,
         text=True,
