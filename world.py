@@ -703,13 +703,16 @@ def check_value(field: dataclasses.Field, value: typing.Any) -> None:
 
 @functools.cache
 def bf16_slowdown(size: int = 256, repeats: int = 5) -> float:
-    """Time of a product of bf16 matrices [size, size] on the CPU relative to fp32, the best of a few."""
+    """Time of a product of bf16 matrices [size, size] on a CPU core relative to fp32, the best of a few."""
     import torch
 
     seconds = {}
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)  # several would wait for each other where other processes use the cores
     for dtype in (torch.float32, torch.bfloat16):
         timer = timeit.Timer("matrix @ matrix", globals={"matrix": torch.ones(size, size, dtype=dtype)})
         seconds[dtype] = min(timer.repeat(repeats, number=1))
+    torch.set_num_threads(threads)
     return seconds[torch.bfloat16] / seconds[torch.float32]
 
 
