@@ -99,7 +99,7 @@ def load_dataset(config: Config, needs: Needs, device: torch.device) -> Dataset:
     missing = remove_missing(config, interactions, features)
     neighbours: dict[str, np.ndarray] = {}
     if needs.neighbours:
-        known = {m: text for m, text in hashes.items() if m not in missing}
+        known = {m: digest for m, digest in hashes.items() if m not in missing}
         neighbours, found = item_neighbours(config, features, known, device)
         notes += found
     if config.missing_fill == "mean":
@@ -138,7 +138,7 @@ def load_dataset(config: Config, needs: Needs, device: torch.device) -> Dataset:
 def item_neighbours(
     config: Config, features: dict[str, np.ndarray], hashes: dict[str, str], device: torch.device
 ) -> tuple[dict[str, np.ndarray], list[str]]:
-    """The nearest items of every item, by modality, and notes. hashes: those of the features, where known."""
+    """{modality: nearest items [I, k]}, and notes for the user. hashes: those of the features, where known."""
     neighbours, notes = {}, []
     for m, matrix in features.items():
         path = getattr(config, f"item_{m}_graph")
