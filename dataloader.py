@@ -138,7 +138,7 @@ def load_dataset(config: Config, needs: Needs, device: torch.device) -> Dataset:
 def item_neighbours(
     config: Config, features: dict[str, np.ndarray], hashes: dict[str, str], device: torch.device
 ) -> tuple[dict[str, np.ndarray], list[str]]:
-    """{modality: nearest items [I, k]}, and notes for the user. hashes: those of the features, where known."""
+    """{modality: nearest items [I, k]}, and notes for the user. hashes: of the features, where known."""
     neighbours, notes = {}, []
     for m, matrix in features.items():
         path = getattr(config, f"item_{m}_graph")
