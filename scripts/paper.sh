@@ -10,7 +10,7 @@
 #   DATA_ROOT=data     folder of the datasets
 #   TEXT= IMAGE= AUDIO=    feature files, if not text_feat.npy, ... of the dataset
 #   PRECISION=fp32     or bf16, tf32: precision of the large products of RecGOAT, MGCN and SMORE
-#   ONLY="MF,RecGOAT"  rows of table1.sh, released.sh, cold.sh or search.sh (default: all)
+#   ONLY="MF,RecGOAT"  rows of table1.sh, released.sh, cold.sh, search.sh or confirm.sh (default: all)
 #   FLAGS=""           flags appended to every run, overriding its settings; use another RUNS with them
 # Datasets: baby, sports, electronics and, at the size of SMALL=1, lastfm.
 # RecGOAT has the settings of presets/DATASET-paper.json, with SMALL=1 of presets/baby-small.json.

@@ -1,10 +1,12 @@
-"""Print the test results of finished runs as a table.
+"""Print the test or validation results of finished runs as a table.
 
-    python scripts/table.py runs/demo/*/                # one row per run, best test result last
+    python scripts/table.py runs/demo/*/                # one row per run, best result last
     python scripts/table.py --mean runs/lastfm/*/*/*/   # one row per name: mean and deviation over its seeds
     python scripts/table.py --metrics ndcg@20,coverage@20,novelty@20 runs/demo/*/
+    python scripts/table.py --split valid runs/demo/*/  # validation results
 
-A run is named after its model or, where the runs lie in different folders, after the folder that contains it.
+A run has its --name, or is named after its model or, where the runs lie in different folders, after the
+folder that contains it.
 """
 
 import argparse
@@ -24,58 +26,65 @@ from training.records import LEAVE_OUT, read_result, read_settings
 from utils import UserError
 
 METRIC_NAMES = ("recall", "ndcg")
+SPLIT_NAMES = {"valid": "Validation", "test": "Test"}
 
 
 @dataclasses.dataclass(frozen=True)
 class Row:
-    """A finished run. folder: name of the folder above the run folder; test: {"recall@20": 0.1, ...}.
+    """A finished run. folder: name of the folder above the run folder; metrics: {"recall@20": 0.1, ...}.
 
-    test has the metrics beyond accuracy and on cold items too, if the run has them.
+    name is that of --name, or empty. metrics are those of one split, with those beyond accuracy and on cold
+    items if the run has them.
     """
 
     folder: str
+    name: str
     model: str
     dataset: str
     seed: int
     best_epoch: int
     seconds: float
-    test: dict[str, float]
+    metrics: dict[str, float]
 
 
-def read_row(folder: Path) -> Row:
-    """Read config.json and result.json of a run folder. Raises UserError if the run has not finished."""
+def read_row(folder: Path, split: str) -> Row:
+    """Read config.json and result.json of a run folder, with the metrics of "valid" or "test".
+
+    Raises UserError if the run has no such metrics, as if it has not finished.
+    """
     try:
         config = read_settings(folder / "config.json", LEAVE_OUT)
         result = read_result(folder / "result.json")
         return Row(
             folder=folder.resolve().parent.name,
+            name=str(config.get("name", "")),
             model=config["model"],
             dataset=config["dataset"],
             seed=config["seed"],
             best_epoch=result["best_epoch"],
             seconds=result["seconds"],
-            test=every_metric(result),
+            metrics=every_metric(result, split),
         )
     except KeyError as error:
         raise UserError(f"{folder}: not a finished run (its JSON files lack {error}); leave it out") from None
 
 
-def every_metric(result: dict[str, Any]) -> dict[str, float]:
-    """Test metrics of a result, those beyond accuracy, and as "cold recall@20" of warm and cold items."""
-    kinds = result.get("cold_items", {}).get("test", {})
+def every_metric(result: dict[str, Any], split: str) -> dict[str, float]:
+    """Metrics of a split, those beyond accuracy, and as "cold recall@20" of warm and cold items."""
+    kinds = result.get("cold_items", {}).get(split, {})
     named = {f"{kind} {name}": value for kind, metrics in kinds.items() for name, value in metrics.items()}
-    return result["test"] | result.get("beyond_accuracy", {}).get("test", {}) | named
+    return result[split] | result.get("beyond_accuracy", {}).get(split, {}) | named
 
 
 def row_names(rows: Sequence[Row]) -> list[str]:
-    """Name of each run: its model, or its folder if there are several."""
+    """Name of each run: its --name, or its model, or its folder if there are several."""
     several = len({row.folder for row in rows}) > 1
-    return [printable(row.folder if several else label(row.model)) for row in rows]
+    return [printable(row.name or (row.folder if several else label(row.model))) for row in rows]
 
 
 def common_metrics(rows: Sequence[Row]) -> list[str]:
     """Metrics that all runs have, as ["recall@10", "recall@20", "ndcg@10", ...]."""
-    shared = set.intersection(*(set(row.test) for row in rows))
+    shared = set.intersection(*(set(row.metrics) for row in rows))
     parts = [metric.partition("@") for metric in shared]
     known = [(name, int(k)) for name, _, k in parts if name in METRIC_NAMES and k.isdecimal()]
     known.sort(key=lambda part: (METRIC_NAMES.index(part[0]), part[1]))
@@ -86,23 +95,23 @@ def asked_metrics(text: str, rows: Sequence[Row]) -> list[str]:
     """The metrics that --metrics names. Raises UserError if one of the runs lacks one of them."""
     metrics = text.split(",")
     for row in rows:
-        if missing := [metric for metric in metrics if metric not in row.test]:
+        if missing := [metric for metric in metrics if metric not in row.metrics]:
             raise UserError(
-                f"--metrics {missing[0][:40]}: a run of {row.folder} has no such test metric; it has "
-                f"{', '.join(row.test)}"
+                f"--metrics {missing[0][:40]}: a run of {row.folder} has no such metric; it has "
+                f"{', '.join(row.metrics)}"
             )
     return metrics
 
 
 def run_table(rows: Sequence[Row], metrics: Sequence[str]) -> list[str]:
-    """Lines of a table with one row per run, worst test result first."""
+    """Lines of a table with one row per run, worst result first."""
     widths = [max(len(metric) + 2, 11) for metric in metrics]
     names = [f"{metric:>{width}}" for metric, width in zip(metrics, widths)]
     header = [f"{'run':<12}{'seed':>6}{'best epoch':>12}", *names]
     lines = ["".join([*header, f"{'seconds':>9}"])]
     named = zip(row_names(rows), rows)
-    for name, row in sorted(named, key=lambda pair: [pair[1].test[metric] for metric in metrics]):
-        values = "".join(f"{row.test[metric]:>{width}.4f}" for metric, width in zip(metrics, widths))
+    for name, row in sorted(named, key=lambda pair: [pair[1].metrics[metric] for metric in metrics]):
+        values = "".join(f"{row.metrics[metric]:>{width}.4f}" for metric, width in zip(metrics, widths))
         lines.append(f"{name:<12}{row.seed:>6}{row.best_epoch:>12}{values}{row.seconds:>9.1f}")
     return lines
 
@@ -112,16 +121,16 @@ def mean_table(rows: Sequence[Row], metrics: Sequence[str]) -> list[str]:
 
     Raises UserError if two runs of a name have the same seed.
     """
-    tests: dict[str, dict[int, dict[str, float]]] = {}
+    runs: dict[str, dict[int, dict[str, float]]] = {}
     for name, row in zip(row_names(rows), rows):
-        by_seed = tests.setdefault(name, {})
+        by_seed = runs.setdefault(name, {})
         if row.seed in by_seed:
             raise UserError(f"{name}: has two runs of seed {row.seed}; leave one of them out")
-        by_seed[row.seed] = row.test
+        by_seed[row.seed] = row.metrics
     lines = [f"{'run':<20}{'seeds':>6}" + "".join(f"{metric:>18}" for metric in metrics)]
     cells = []
-    for name, by_seed in tests.items():
-        columns = [[test[metric] for test in by_seed.values()] for metric in metrics]
+    for name, by_seed in runs.items():
+        columns = [[of_seed[metric] for of_seed in by_seed.values()] for metric in metrics]
         values = "".join(f"{mean_and_deviation(column):>18}" for column in columns)
         cells.append(
             ([statistics.mean(column) for column in columns], f"{name:<20}{len(by_seed):>6}{values}")
@@ -145,6 +154,9 @@ def make_parser() -> Parser:
         "--mean", action="store_true", help="one row per name: mean and standard deviation over its seeds"
     )
     parser.add_argument(
+        "--split", default="test", choices=["valid", "test"], help="split of the results (default test)"
+    )
+    parser.add_argument(
         "--metrics",
         default="",
         metavar="NAME@K,...",
@@ -155,11 +167,12 @@ def make_parser() -> Parser:
 
 def command(args: argparse.Namespace) -> None:
     """Read the runs and print their table."""
-    rows = [read_row(folder) for folder in args.folders]
+    rows = [read_row(folder, args.split) for folder in args.folders]
     metrics = asked_metrics(args.metrics, rows) if args.metrics else common_metrics(rows)
     lines = (mean_table if args.mean else run_table)(rows, metrics)
     datasets = sorted({row.dataset for row in rows})
-    print(f"Test results on {printable(', '.join(datasets))} at the epoch selected on validation")
+    title = f"{SPLIT_NAMES[args.split]} results on {printable(', '.join(datasets))}"
+    print(f"{title} at the epoch selected on validation")
     print("\n".join(lines))
 
 

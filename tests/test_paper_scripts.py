@@ -96,6 +96,7 @@ def record_calls(script, environment, tmp_path):
     for path in (ROOT / "scripts").glob("*.sh"):
         shutil.copy(path, scripts)
     (scripts / "setup.sh").write_text(f"cd {tmp_path}\nPYTHON={python}\n")
+    calls.touch()
     done = subprocess.run(
         [str(scripts / script), "baby"],
         env={**environment, "FLAGS": "", "SEEDS": "1 2", "STEP": "50"},
@@ -139,6 +140,42 @@ def test_a_search_makes_its_trials(environment):
     code, output = run("search.sh", environment)
     assert code == 0, output
     assert len(list(Path(environment["RUNS"]).glob("search/baby_*/*/result.json"))) == 4
+
+
+def write_best_trial(environment):
+    """A trial of a study that never ran, as tune.py leaves it."""
+    search = Path(environment["RUNS"]) / "search"
+    search.mkdir(parents=True)
+    (search / "baby_mf.best.sh").write_text(
+        '#!/usr/bin/env bash\n# Trial 3 of study baby_mf.\npython main.py --model mf --lr 0.02 "$@"\n'
+    )
+
+
+def test_the_best_trial_of_a_study_is_trained_with_every_seed(environment, tmp_path):
+    environment["ONLY"] = "MF"
+    done, _ = record_calls("confirm.sh", environment, tmp_path)
+    assert done.returncode == 2 and "baby_mf.best.sh: not found; scripts/search.sh makes it" in done.stderr
+    shutil.rmtree(tmp_path / "scripts")
+    write_best_trial(environment)
+    done, configs = record("confirm.sh", environment, tmp_path)
+    assert done.returncode == 1 and "MF trial, seed 2: not finished" in done.stdout
+    assert sorted((config.name, config.seed, config.lr) for config in configs) == [
+        ("MF", 1, 5e-3),
+        ("MF", 2, 5e-3),
+        ("MF trial", 1, 0.02),
+        ("MF trial", 2, 0.02),
+    ]
+
+
+@pytest.mark.slow
+def test_the_best_trial_is_compared_on_validation(environment):
+    write_best_trial(environment)
+    environment.update(ONLY="MF", SEEDS="1 2")
+    code, output = run("confirm.sh", environment)
+    assert code == 0, output
+    title, _, *lines = output.splitlines()[-4:]
+    assert title.startswith("Validation results on baby")
+    assert {tuple(line.split()[:2]) for line in lines} == {("MF", "2"), ("MF", "trial")}
 
 
 def check_recipes(configs):

@@ -108,7 +108,20 @@ def test_metrics_that_are_asked_for(tmp_path):
     assert header[-3:] == ["novelty@20", "recall@20", "seconds"]
     assert [line[-3:-1] for line in lines] == [["8.2500", "0.2000"], ["9.5000", "0.1000"]]
     done = table("--metrics", "gini@20", *folders)
-    assert done.returncode == 2 and "--metrics gini@20: a run of a has no such test metric" in done.stderr
+    assert done.returncode == 2 and "--metrics gini@20: a run of a has no such metric" in done.stderr
+
+
+def test_validation_results_under_the_names_of_the_runs(tmp_path):
+    folders = [write_run(tmp_path, "a", seed, 0.5) for seed in (0, 1)]
+    for folder, recall in zip(folders, (0.2, 0.3)):
+        config, result = Path(folder) / "config.json", Path(folder) / "result.json"
+        config.write_text(json.dumps(json.loads(config.read_text()) | {"name": "MGCN trial"}))
+        result.write_text(json.dumps(json.loads(result.read_text()) | {"valid": {"recall@20": recall}}))
+    done = table("--mean", "--split", "valid", *folders)
+    assert done.returncode == 0
+    title, _, row = done.stdout.splitlines()
+    assert title == "Validation results on toy at the epoch selected on validation"
+    assert row.split() == ["MGCN", "trial", "2", "0.2500", "±", "0.0707"]
 
 
 def test_metrics_of_cold_items_are_columns(tmp_path):

@@ -1,0 +1,31 @@
+#!/usr/bin/env bash
+# The best trial of each study of search.sh against the settings in paper.sh: mean over seeds, on VALIDATION.
+#   JOBS=2 scripts/confirm.sh baby
+#   ONLY="MGCN,SMORE" scripts/confirm.sh baby    # these models
+# A study selects on one seed, which is optimistic; only means over several seeds can be compared. The runs with
+# the settings in paper.sh are those of table1.sh. scripts/paper.sh documents the other environment variables.
+set -euo pipefail
+SMALL=1
+source "$(dirname "$0")/paper.sh"
+rows BM3 LATTICE MGCN FREEDOM SMORE RecGOAT
+for dataset in "${@:-baby}"; do
+    settings "$dataset"
+    TRIALS=() FOLDERS=()
+    for name in "${ROWS[@]}"; do
+        best=$RUNS/search/${dataset}_${name,,}.best.sh
+        [ -e "$best" ] || { echo "$best: not found; scripts/search.sh makes it" >&2; exit 2; }
+        # The last line is: python main.py FLAG... "$@"
+        SETTINGS["$name trial"]=$(sed -n '$ s/^python main\.py \(.*\) "\$@"$/\1/p' "$best")
+        TRIALS+=("$name trial")
+    done
+    run_all "${dataset}_$SIZE" "${ROWS[@]}"
+    run_all "${dataset}_trials" "${TRIALS[@]}"
+    [ "$FAILED" = 0 ] || continue
+    for seed in $SEEDS; do
+        for name in "${ROWS[@]}"; do FOLDERS+=("$(run_folder "${dataset}_$SIZE" "$name" "$seed")"); done
+        for name in "${TRIALS[@]}"; do FOLDERS+=("$(run_folder "${dataset}_trials" "$name" "$seed")"); done
+    done
+    grep -lr --include=result.json '"status": "finished"' "${FOLDERS[@]}" |
+        xargs -d '\n' dirname | xargs -d '\n' "$PYTHON" scripts/table.py --mean --split valid
+done
+exit "$FAILED"
