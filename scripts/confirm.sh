@@ -2,7 +2,7 @@
 # The best trial of each study of search.sh against the settings in paper.sh, on VALIDATION.
 #   JOBS=2 scripts/confirm.sh baby
 #   ONLY="MGCN,SMORE" scripts/confirm.sh baby    # these models
-#   SEEDS="1 2"    seeds that the studies have not used (default): on its own seed, the best trial is flattered
+#   SEEDS="1 2"    seeds that the studies have not used (default): their own favours the best trial
 # The runs with the settings in paper.sh are those of table1.sh. scripts/paper.sh documents the other variables.
 set -euo pipefail
 SMALL=1 SEEDS=${SEEDS:-1 2}

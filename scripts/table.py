@@ -5,8 +5,8 @@
     python scripts/table.py --metrics ndcg@20,coverage@20,novelty@20 runs/demo/*/
     python scripts/table.py --split valid runs/demo/*/  # validation results
 
-A run has its --name, or is named after its model or, where the runs lie in different folders, after the
-folder that contains it.
+A run is called by its --name. Without one it is named after its model or, where the runs lie in different
+folders, after the folder that contains it.
 """
 
 import argparse
