@@ -312,6 +312,8 @@ class _InfoNCE(torch.autograd.Function):
         # m].
         buffer = narrow_b.new_empty(len(b) * min(block, len(a)))
         scaled = a * weight[:, None]
+        # In the type of the scores, so that their product needs no conversion and no copy.
+        repeats = None if counts is None else counts[:, None].to(dtype)
         parts = (matrix.split(block) for matrix in (scaled, narrow_a, grad_a, total, top))
         for part, narrow, grad, sums, largest in zip(*parts, strict=True):
             scores = buffer[: len(b) * len(part)].view(len(b), len(part))
@@ -320,8 +322,8 @@ class _InfoNCE(torch.autograd.Function):
                 largest.copy_(scores.amax(0))
                 scores -= largest
             likelihood = scores.exp2_()
-            if counts is not None:
-                likelihood *= counts[:, None]
+            if repeats is not None:
+                likelihood *= repeats
             torch.sum(likelihood, 0, dtype=a.dtype, out=sums)
             weighted = part / sums[:, None]
             if dtype == a.dtype:
