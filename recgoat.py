@@ -4,8 +4,8 @@
 
     run = recgoat.train(dataset="demo", model="lgn_mm", recdim=64, epochs=80)
     run.metrics["recall@20"]                    # of the test split, at the epoch selected on validation
-    run.recommend(["7", "42"], k=10)            # a table: user, rank, item, score and, where known, title
-    run.similar_items(["19"], k=5)              # a table, likewise
+    run.recommend(["user7", "user42"], k=10)    # a table: user, rank, item, score and, where known, title
+    run.similar_items(["item19-topic3"], k=5)   # a table, likewise
     run.embeddings().item                       # an array [I, d]
     run = recgoat.load("runs/demo_lgn_mm_20260131-120000_2025")
 

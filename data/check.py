@@ -69,7 +69,7 @@ def check_presence(paths: dict[str, Path], folder: Path, required: bool, finding
     """Warn if there is no item feature file; a problem if one is required."""
     if any(name in paths or (folder / f"{name}_feat.npy").exists() for name in MODALITIES):
         return
-    text = "no feature file: only --model mf and lgn can be trained on this folder"
+    text = "no feature file: only --model mf, lgn, itemknn and ease can be trained on this folder"
     if required:
         findings.problem(
             f"{text}, but --require_features 1 asks for one; make it with python -m data.features"

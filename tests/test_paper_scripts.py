@@ -97,6 +97,7 @@ def record_calls(script, environment, tmp_path):
         shutil.copy(path, scripts)
     (scripts / "setup.sh").write_text(f"cd {tmp_path}\nPYTHON={python}\n")
     calls.touch()
+    (Path(environment["DATA_ROOT"]) / "baby" / "baby.inter").touch()  # cold.sh makes its split of this file
     done = subprocess.run(
         [str(scripts / script), "baby"],
         env={**environment, "FLAGS": "", "SEEDS": "1 2", "STEP": "50"},
@@ -105,6 +106,11 @@ def record_calls(script, environment, tmp_path):
         check=False,
     )
     return done, [line.split("\t") for line in calls.read_text().splitlines()]
+
+
+def test_cold_items_need_a_table_of_interactions(environment):
+    code, output = run("cold.sh", environment)
+    assert code == 2 and "baby.inter is missing; make it: python -m data.prepare baby --convert inter" in output
 
 
 @pytest.mark.parametrize("script", SCRIPTS)
