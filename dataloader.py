@@ -203,14 +203,15 @@ def draw_missing(config: Config, features: dict[str, np.ndarray]) -> dict[str, n
 
 def missing_features(config: Config, folder: Path) -> str:
     """Error message for a model that needs features where there are none."""
-    if not config.use_multimodal:
-        return f"--model {config.model} needs features: drop --use_multimodal 0 or take --model lgn"
     instead = ""
     if config.neighbour_weight:
         instead = (
             "; or take co-purchases alone in the neighbourhood term: --neighbour_content 0 "
             "--neighbour_agreement 0 --neighbour_smoothing 0"
         )
+    if not config.use_multimodal:
+        remedy = instead or " or take --model lgn"
+        return f"--model {config.model} needs features: drop --use_multimodal 0{remedy}"
     return (
         f"{folder}: has no text_feat.npy, image_feat.npy or audio_feat.npy; --model {config.model} needs "
         f"features: name them with --text_feat, --image_feat or --audio_feat{instead}"
@@ -340,6 +341,13 @@ class Sampler:
         self.candidates: torch.Tensor | None = None
         if cold is not None and len(cold):
             self.candidates = torch.as_tensor(np.setdiff1d(np.arange(n_items), cold), device=device)
+        n_candidates = n_items if self.candidates is None else len(self.candidates)
+        counts = np.bincount(train[:, 0])
+        if reject and counts.max(initial=0) >= n_candidates:
+            raise UserError(
+                f"user {counts.argmax()} has all {n_candidates} items that are in training: there is no "
+                "negative item to draw; remove this user, or take --neg_reject 0"
+            )
         self.keys = torch.sort(self.pairs[:, 0] * n_items + self.pairs[:, 1]).values  # [n]
         self.generator = torch.Generator(device).manual_seed(seed)
         self.epoch_start = self.generator.get_state()

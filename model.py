@@ -637,4 +637,6 @@ class RecGOAT(Recommender):
             )
             neighbours.append(nearest)
         stand_in = mean_direction(z_id[torch.cat(neighbours, 1)])  # of [n, modalities * k, d]
-        return self.fusion(stand_in, {m: z.get(m, stand_in) for m in self.fused})
+        has_own_plans = self.config.plan_from != "items"  # those of the vectors of this pass
+        plans = self.fusion.plans(z_id, self.modality_vectors(z_id)) if has_own_plans else None
+        return self.fusion(stand_in, {m: z.get(m, stand_in) for m in self.fused}, plans)

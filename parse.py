@@ -134,7 +134,11 @@ def parse_args(argv: Sequence[str] | None = None) -> tuple[Config, list[str]]:
         if given.pop(name, None) is not None
     ]
     given = {name: value for name, value in given.items() if name not in ("preset", "config")}
-    given = {**recipe_settings(given.get("recipe", Config.recipe), given), **given}
+    if "recipe" in given:
+        given = {**recipe_settings(given["recipe"], given), **given}
+    elif not (named["resume"] or named["checkpoint"]):
+        # A value that is no text is refused later, with its name.
+        stored = {**recipe_settings(str(stored.get("recipe", Config.recipe)), {**stored, **given}), **stored}
     if given.get("resume"):
         return resumed_config(make_config(cls, stored), given, source), notes
     return make_config(cls, {**stored, "resume": "", **given}), notes
@@ -191,10 +195,8 @@ def file_settings(named: Mapping[str, str]) -> dict[str, typing.Any]:
         known = restorable({**stored, "model": model}, path, named["model"])
         values |= {name: value for name, value in known.items() if name in stored}
     cls = config_class(named["model"] or values.get("model", Config.model))
-    # A value that is no text is refused later, with its name.
-    recipe = recipe_settings(str(values.get("recipe", Config.recipe)), values)
     names = {field.name for field in dataclasses.fields(cls)}
-    return {**recipe, **{name: value for name, value in values.items() if name in names}}
+    return {name: value for name, value in values.items() if name in names}
 
 
 def restorable(stored: typing.Any, source: object, model: str = "") -> dict[str, typing.Any]:

@@ -134,6 +134,8 @@ def fit(
     with together():
         if run.config.projector and rank() == 0:
             projector.write_labels(run.folder, run.config, run.dataset.interactions)
+        if rank() == 0 and not run.is_complete:
+            remove_result(run.folder)
     log = RunLog(run.folder, run.config, run.progress.epoch, echo)
     log.begin(said)
     # leave=None keeps the bar on the screen unless it is below another one.
@@ -161,6 +163,12 @@ def fit(
         log.close()
 
 
+def remove_result(folder: Path) -> None:
+    """Remove what a run wrote at its end: if it trains on, this does not belong to its coming best.pt."""
+    for name in ("result.json", "test_ranking.npz"):
+        (folder / name).unlink(missing_ok=True)
+
+
 def write_result(folder: Path, result: Result) -> None:
     """Write result.json; of several processes, process 0 does."""
     if rank() == 0:
@@ -175,7 +183,7 @@ def train(
     began = time.perf_counter() - progress.seconds  # of a run that was never interrupted
     log.say(*heading(config))
     selection, _ = make_splits(run.dataset.interactions, config, run.device)
-    while progress.epoch < run.epochs and not progress.out_of_patience(config):
+    while not run.is_complete:
         started = time.perf_counter()
         complete = train_one(run, stop)
         seconds = time.perf_counter() - started
@@ -202,7 +210,7 @@ def train(
     run.save("last.pt")
     if progress.out_of_patience(config):
         log.say(f"stopped: {progress.waited} evaluations without a better {config.selection_metric}")
-    return over or progress.out_of_patience(config) or progress.epoch >= run.epochs
+    return over or run.is_complete
 
 
 def train_one(run: Run, stop: Callable[[], bool]) -> bool:

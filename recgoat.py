@@ -24,7 +24,7 @@ from pathlib import Path
 
 from cli import one_process
 from main import check_files
-from models.registry import is_external
+from models.registry import forget_classes, is_external
 from parse import parse_args
 from recommending.flags import FREE, checkpoint_path
 from training.records import read_evaluations, read_result
@@ -80,7 +80,7 @@ class Run:
 
     @property
     def metrics(self) -> dict[str, float]:
-        """{"recall@20": ..., ...} of the test split at the epoch selected on validation; {} if unfinished."""
+        """{"recall@20": ..., ...} of the test split at the selected epoch; {} if interrupted."""
         return self.result.get("test", {})
 
     @property
@@ -182,6 +182,7 @@ def train(quiet: bool = False, **settings: typing.Any) -> Run:
     UserError for settings or data that cannot be used, and TrainingError if the training fails.
     """
     one_process("recgoat.train")
+    forget_classes()
     config, notes = parse_args([f"--{name}={as_text(value)}" for name, value in settings.items()])
     if config.evaluate_only:
         raise UserError("evaluate_only: is for the command line; take recgoat.load(RUN_FOLDER).metrics")
@@ -206,6 +207,7 @@ def load(run: str | Path, model: str = "", **settings: typing.Any) -> Run:
     computes, if different from training (data_root, cuda, threads, ...). Raises UserError if there is no such
     run, or for any other setting.
     """
+    forget_classes()
     folder = Path(run)
     for name in settings:
         if name not in FREE:

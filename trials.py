@@ -21,7 +21,7 @@ from optuna.trial import TrialState
 from tqdm import tqdm
 
 from dataloader import Dataset, Needs
-from models.registry import find_model
+from models.registry import checked, find_model
 from outgoing import printable, shell_command, shell_comment
 from parse import restored_config
 from procedure import fit, format_metrics
@@ -31,14 +31,14 @@ from training.folder import provenance
 from training.run import Run, start_run
 from training.runlog import RunLog
 from training.study import Claim, Search, claim_trial, complete_trials, requeue, study_record, trial_record
-from utils import Diverged, write_text
+from utils import Diverged, UserError, write_text
 from world import Config, recipe_settings, seed_everything
 
 # All settings that loading a dataset reads. Trials that agree in them share one dataset.
 DATASET_SETTINGS = tuple(
     field.name
     for field in dataclasses.fields(Config)
-    if field.metadata["group"] == "data" or field.name in ("model", "topks")
+    if field.metadata["group"] == "data" or field.name in ("model", "topks", "seed")
 )
 # Settings of the search process that the best trial does not need as a run of its own, with their defaults.
 PROCESS_SETTINGS = {"path": "runs", "max_minutes": 0.0}
@@ -47,6 +47,10 @@ MIN_TRIALS_FOR_IMPORTANCE = 10
 
 
 # ---------------------------------------------------------------- one trial
+
+
+class Unusable(Exception):
+    """A model cannot be built with the settings of a trial, although each is allowed by itself."""
 
 
 @functools.lru_cache(maxsize=1)
@@ -77,7 +81,11 @@ def train_trial(search: Search, claim: Claim, device: torch.device, stop: Callab
 
     dataset = shared_dataset(config, device)
     seed_everything(config.seed)
-    run = start_run(make_model(config, dataset, device), dataset, config, folder, device)
+    try:
+        model = make_model(checked(config), dataset, device)
+    except UserError as error:
+        raise Unusable(str(error)) from None
+    run = start_run(model, dataset, config, folder, device)
     if config.resume:
         run.resume()
     return fit(run, stop, watch, end=finish_trial, echo=False)
@@ -87,8 +95,7 @@ def finish_trial(run: Run, log: RunLog) -> Result:
     """Log the end of a trial. Returns its result, which has validation metrics only."""
     config, progress, best = run.config, run.progress, run.progress.best
     assert best is not None  # training ends after an evaluation
-    complete = progress.out_of_patience(config) or progress.epoch >= run.epochs
-    status = "tuned" if complete else "pruned"
+    status = "tuned" if run.is_complete else "pruned"
     log.finish(config, best["epoch"], valid_best=best["metrics"])
     metrics = format_metrics(best["metrics"], config.topks)
     log.say(f"{status} after epoch {progress.epoch}; best epoch {best['epoch']}: {metrics}")
@@ -107,12 +114,13 @@ def finish_trial(run: Run, log: RunLog) -> Result:
 def run_trial(search: Search, claim: Claim, device: torch.device, stop: Callable[[], bool]) -> str:
     """Train a trial and record the outcome in the study. Returns a line about it.
 
-    A trial that diverges counts as pruned. Any other exception marks it as failed and propagates.
+    A trial that diverges, or whose settings are unusable, counts as pruned. Any other exception marks it as
+    failed and propagates.
     """
     trial = claim.trial
     try:
         result = train_trial(search, claim, device, stop)
-    except Diverged as error:
+    except (Diverged, Unusable) as error:
         with search.exclusive():
             search.study.tell(trial, state=TrialState.PRUNED)
             return trial_line(trial, str(error).split(";")[0])

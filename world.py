@@ -106,6 +106,7 @@ class Config:
         "user text features, .npy [users, dim], or 'mean' for the mean text feature of the user's training "
         "items; enables the user-user branch (eq. 6)",
         free=True,
+        models=RECGOAT,
     )
     item_text_graph: str = setting(
         "", "data", "item neighbours by text, .npz with nbr [items, k], instead of building them", free=True
@@ -460,8 +461,9 @@ class Config:
     precision: str = setting(
         "fp32",
         "training",
-        "operands of large matrix products in training: fp32, tf32 (GPU), or bf16 (fast on processors that "
-        "have it); weights, sums and rankings stay fp32",
+        "operands of large matrix products: fp32; tf32 (GPU) in training; bf16 (fast on processors that have "
+        "it) of feature maps and InfoNCE in lgn_mm, of InfoNCE in mgcn and smore, without effect in the "
+        "others; weights, sums and rankings stay fp32",
         choices=("fp32", "tf32", "bf16"),
     )
     recipe: str = setting(
@@ -564,6 +566,8 @@ class Config:
             check_value(field, getattr(self, field.name))
         if bool(self.evaluate_only) != bool(self.checkpoint):
             raise UserError("--evaluate_only 1 and --checkpoint PATH go together: give both or neither")
+        if self.evaluate_only and self.resume:
+            raise UserError("--evaluate_only 1 scores a checkpoint and --resume trains on: drop one of them")
         if self.projector and not self.tensorboard:
             raise UserError("--projector 1 needs TensorBoard events: drop --tensorboard 0")
         parse_missing(self.missing)

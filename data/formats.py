@@ -37,12 +37,11 @@ class Interactions:
 
     @property
     def cold_items(self) -> np.ndarray:
-        """The items that are held out entirely, with interactions in valid or test alone: [c] int64 ids.
+        """The items without TRAIN interactions, whether or not a held-out split has some: [c] int64 ids.
 
         Empty if they are less than a share MIN_COLD of the items: then it is the chance of a split.
         """
-        held_out = np.concatenate([self.valid, self.test])[:, 1]
-        cold = np.setdiff1d(held_out, self.train[:, 1])
+        cold = np.setdiff1d(np.arange(self.n_items), self.train[:, 1])
         return cold if len(cold) >= MIN_COLD * self.n_items else cold[:0]
 
 

@@ -31,21 +31,28 @@ CACHE_VERSION = "cosine top-k, self excluded, v2"
 # ---------------------------------------------------------------- user-item graph
 
 
+def edge_weights(interactions: Interactions, edge_weight: str) -> np.ndarray:
+    """r_ui of each TRAIN pair [n]: 1 (edge_weight "one"), the rating ("rating"), or "auto".
+
+    "auto" is the rating if the data has ratings. Raises UserError for "rating" without ratings.
+    """
+    if edge_weight == "one" or (edge_weight == "auto" and interactions.train_rating is None):
+        return np.ones(len(interactions.train))
+    if interactions.train_rating is None:
+        raise UserError(
+            f"{interactions.source}: has no ratings for --edge_weight rating; use a .inter table with a "
+            "rating column (--data_format inter) or --edge_weight one"
+        )
+    return interactions.train_rating.astype(np.float64)
+
+
 def normalised_adjacency(interactions: Interactions, edge_weight: str, device: torch.device) -> torch.Tensor:
     """Return the symmetrically normalised user-item graph of the TRAIN split (eq. 4-5).
 
     Sparse CSR [U + I, U + I] float32. The edge between u and i has the coefficient r_ui / sqrt(deg u deg i),
-    where deg is the number of edges and r_ui is 1 (edge_weight "one"), the rating (edge_weight "rating"), or
-    the rating if the data has ratings (edge_weight "auto"). Raises UserError for "rating" without ratings.
+    where deg is the number of edges; see edge_weights for r_ui, and what it raises.
     """
-    weight: float | np.ndarray = 1.0
-    if edge_weight == "rating" or (edge_weight == "auto" and interactions.train_rating is not None):
-        if interactions.train_rating is None:
-            raise UserError(
-                f"{interactions.source}: has no ratings for --edge_weight rating; use a .inter table with a "
-                "rating column (--data_format inter) or --edge_weight one"
-            )
-        weight = interactions.train_rating.astype(np.float64)
+    weight = edge_weights(interactions, edge_weight)
     return bipartite_adjacency(interactions.train, interactions.n_users, interactions.n_items, device, weight)
 
 

@@ -159,10 +159,14 @@ class Recommender(nn.Module):
         They are those of `embeddings`, but cold_item_vectors for cold_items, see keep_cold_items.
         """
         user, item = self.embeddings()
-        if len(self.cold_items):
+        if self.replaces_cold_items():
             features = {m: getattr(self, f"cold_{m}") for m in self.feature_sizes()}
             item = item.index_copy(0, self.cold_items, self.cold_item_vectors(features))
         return user, item
+
+    def replaces_cold_items(self) -> bool:
+        """Whether final_vectors has vectors made of features for cold_items."""
+        return bool(len(self.cold_items) and self.feature_sizes())
 
     def item_weights(self) -> ItemWeights | None:
         """A further score term from the user's TRAIN items, by default the neighbourhood term; None: none."""

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import functools
+import operator
 import typing
 from collections.abc import Collection
 
@@ -10,6 +12,7 @@ import scipy.sparse as sp
 import torch
 from torch import nn
 
+from data.graphs import edge_weights
 from dataloader import Batch, Dataset, Needs
 from layers.attention import mean_direction, nearest_rows
 from layers.columns import own_outputs
@@ -39,6 +42,7 @@ class FREEDOM(LightGCN):
     def __init__(self, config: Config, dataset: Dataset):
         super().__init__(config, dataset)
         self.pairs = dataset.interactions.train
+        self.weights = edge_weights(dataset.interactions, config.edge_weight)
         self.steps_per_epoch = -(-len(self.pairs) // config.bpr_batch)
         degree_u, degree_i = (np.bincount(ids)[ids] for ids in self.pairs.T)
         self.keep_rate = 1 / np.sqrt(degree_u * degree_i)  # [n], relative odds of an edge to be kept
@@ -88,7 +92,8 @@ class FREEDOM(LightGCN):
         times = rng.exponential(size=len(self.keep_rate)) / self.keep_rate
         count = max(int(len(times) * (1 - self.config.edge_dropout)), 1)
         kept = np.sort(np.argpartition(times, count - 1)[:count])
-        graph = bipartite_adjacency(self.pairs[kept], len(self.user), len(self.item), self.user.device)
+        sizes = len(self.user), len(self.item)
+        graph = bipartite_adjacency(self.pairs[kept], *sizes, self.user.device, self.weights[kept])
         return graph.to(self.user.dtype)
 
     def graph(self) -> torch.Tensor:
@@ -162,13 +167,12 @@ def mean_neighbour_graph(neighbours: dict[str, np.ndarray], shares: dict[str, fl
     directed and a row's degree is its number of neighbours, so D^-1/2 S D^-1/2 of the paper divides by that
     number.
     """
-    total = sp.csr_matrix((0, 0))
+    graphs = []
     for m, table in neighbours.items():
         n, k = table.shape
         rows, cols = np.repeat(np.arange(n), k), table.ravel()
         others = rows != cols
         degree = np.bincount(rows[others], minlength=n)
         weight = shares[m] / degree[rows[others]]
-        graph = sp.csr_matrix((weight, (rows[others], cols[others])), (n, n))
-        total = total + graph if total.shape == graph.shape else graph
-    return total.astype(np.float32)
+        graphs.append(sp.csr_matrix((weight, (rows[others], cols[others])), (n, n)))
+    return functools.reduce(operator.add, graphs).astype(np.float32)

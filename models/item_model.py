@@ -8,6 +8,7 @@ import torch
 from dataloader import Dataset
 from layers.sparse import from_scipy
 from models.base import ItemWeights, Recommender
+from utils import UserError
 from world import Config
 
 
@@ -15,6 +16,16 @@ class ItemModel(Recommender):
     """Base class: the score of an item is the sum of its weights over the user's TRAIN items."""
 
     weights: torch.Tensor
+
+    @classmethod
+    def check(cls, config: Config) -> None:
+        """Refuse the neighbourhood term: these models score with weights of their own alone."""
+        super().check(config)
+        if config.neighbour_weight:
+            raise UserError(
+                f"--neighbour_weight {config.neighbour_weight:g}: --model {config.model} scores with its own "
+                "item weights alone; leave it out"
+            )
 
     def __init__(self, config: Config, dataset: Dataset):
         super().__init__(config, dataset)

@@ -59,21 +59,22 @@ class LATTICE(LightGCN):
             {m: nn.Linear(x.shape[1], config.recdim) for m, x in dataset.features.items()}
         )
         self.alpha = nn.Parameter(torch.zeros(len(self.project)))
-        for m, matrix in dataset.features.items():
-            table = dataset.neighbours[m]
-            self.register_buffer(f"{m}_features", matrix, persistent=False)
-            graphs = with_transpose(similarity_graph(matrix.cpu().numpy(), table), matrix.device)
-            self.register_buffer(f"{m}_graph", graphs[0], persistent=False)
-            self.register_buffer(f"{m}_graph_transposed", graphs[1], persistent=False)
         # A of the epoch. It is part of a checkpoint, because a run that is resumed within an epoch has other
         # weights than at its start: softmax(alpha), and columns and values of each A~^m.
-        self.register_buffer("shares", torch.empty(len(self.project)))
-        for m in self.project:
-            nearest = torch.from_numpy(dataset.neighbours[m]).long().to(self.item.device)
+        self.register_buffer("shares", self.alpha.detach().softmax(0))
+        for m, matrix in dataset.features.items():
+            # The features may be on a GPU; the model is not until it is complete.
+            features, table = matrix.cpu(), dataset.neighbours[m]
+            self.register_buffer(f"{m}_features", matrix, persistent=False)
+            graphs = with_transpose(similarity_graph(features.numpy(), table), matrix.device)
+            self.register_buffer(f"{m}_graph", graphs[0], persistent=False)
+            self.register_buffer(f"{m}_graph_transposed", graphs[1], persistent=False)
+            nearest = torch.from_numpy(table).long()
             self.register_buffer(f"{m}_nearest", nearest)
-            self.register_buffer(f"{m}_learnt", torch.empty(len(nearest), 1 + nearest.shape[1]))
+            values = learnt_graph(self.project[m](features), nearest)[1]
+            self.register_buffer(f"{m}_learnt", values.detach())
         self.register_load_state_dict_post_hook(lambda module, _: module.make_fixed())
-        self.keep_graph()
+        self.make_fixed()
 
     @classmethod
     def search_space(cls, config: Config, modalities: Collection[str]) -> tuple[str, ...]:

@@ -129,6 +129,12 @@ def load_class(model: str) -> type[Recommender]:
     return found
 
 
+def forget_classes() -> None:
+    """Have the files of users' classes read again when they are named next: they may have been edited."""
+    find_model.cache_clear()
+    config_class.cache_clear()
+
+
 @functools.cache
 def config_class(model: str) -> type[Config]:
     """Config, with the settings that the model class adds. Raises UserError if one of them is not usable."""

@@ -54,7 +54,7 @@ class Run:
 
     @property
     def status(self) -> str:
-        """One of finished, interrupted, failed and unfinished."""
+        """finished, interrupted, failed, unfinished, or of a trial tuned or pruned."""
         return self.result.get("status", "unfinished")
 
     @property

@@ -61,13 +61,18 @@ def settings(**changes):
     return config_class(values["model"])(**values)
 
 
-def build(folder, modalities=("text", "image"), **changes):
-    """The model of these settings on the dataset of the small_dataset fixture, with these modalities."""
+def settings_on(folder, modalities=("text", "image"), **changes):
+    """Config of a small model on the dataset of the small_dataset fixture, with these modalities."""
     audio = folder / "audio_feat.npy"
     if "audio" in modalities and not audio.exists():
         np.save(audio, np.random.default_rng(2).standard_normal((30, 7)).astype(np.float32))
     paths = {f"{m}_feat": str(folder / f"{m}_feat.npy") for m in modalities}
-    config = settings(dataset=folder.name, data_root=str(folder.parent), **{**paths, **changes})
+    return settings(dataset=folder.name, data_root=str(folder.parent), **{**paths, **changes})
+
+
+def build(folder, modalities=("text", "image"), **changes):
+    """The model of settings_on."""
+    config = settings_on(folder, modalities, **changes)
     torch.manual_seed(config.seed)
     return make_model(config, dataset_of(config), CPU)
 

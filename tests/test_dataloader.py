@@ -318,6 +318,13 @@ def test_needs_without_feature_files_are_refused_with_a_remedy(small_dataset, ne
         load_dataset(without, needs, CPU)
 
 
+def test_a_user_without_any_negative_item_is_refused():
+    train = np.array([(0, 0), (1, 0), (1, 1), (1, 2)])
+    with pytest.raises(UserError, match=r"user 1 has all 3 items that are in training.* --neg_reject 0"):
+        Sampler(train, 4, 2, 0, CPU, cold=np.array([3]))
+    assert len(list(Sampler(train, 4, 2, 0, CPU, cold=np.array([3]), reject=False).epoch())) == 2
+
+
 def test_mean_user_text_without_item_text_is_refused(small_dataset):
     config = small_config(
         small_dataset, user_text_feat="mean", image_feat=str(small_dataset / "image_feat.npy")

@@ -16,9 +16,10 @@ import numpy as np
 import pytest
 import torch
 from helpers import stop_after
-from small_runs import command_line, flags, only, read_json, read_metrics, read_state
+from small_runs import SMALL, command_line, flags, only, read_json, read_metrics, read_state
 
 import main
+import recgoat
 import recommend
 from recommending.trained import load_run
 
@@ -184,6 +185,14 @@ def test_resuming_with_another_file_is_noted(small_dataset, tmp_path, model, cap
             file.write(change)
         assert main.main(["--resume", str(folder), "--model", model]) == 0
         assert ("my_model.py:ScaledLightGCN has changed since" in capsys.readouterr().out) == noted
+
+
+def test_an_edited_file_is_read_again_in_the_same_process(small_dataset, tmp_path, model):
+    places = dict(dataset="small", data_root=small_dataset.parent, path=tmp_path / "runs", **SMALL)
+    for factor in (1, 2):
+        (tmp_path / "my_model.py").write_text(SOURCE + f"    factor = {factor}\n")
+        run = recgoat.train(quiet=True, model=model, epochs=1, **places)
+        assert run.model.factor == factor
 
 
 def test_evaluate_only(small_dataset, tmp_path, model, capsys):

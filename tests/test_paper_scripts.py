@@ -110,7 +110,9 @@ def record_calls(script, environment, tmp_path):
 
 def test_cold_items_need_a_table_of_interactions(environment):
     code, output = run("cold.sh", environment)
-    assert code == 2 and "baby.inter is missing; make it: python -m data.prepare baby --convert inter" in output
+    assert (
+        code == 2 and "baby.inter is missing; make it: python -m data.prepare baby --convert inter" in output
+    )
 
 
 @pytest.mark.parametrize("script", SCRIPTS)

@@ -60,6 +60,16 @@ def test_a_recipe_precedes_what_is_written_after_it_and_no_more(write):
     assert parse_args(["--config", in_file, "--recipe", "released"])[0] == Config(**values, lr=0.5)
 
 
+def test_settings_follow_a_flag_as_the_recipe_of_a_file_says(write):
+    config, _ = parse_args(["--config", write({"recipe": "released"}), "--fuse_drop", "0.3"])
+    assert config.fuse_drop == config.attn_dropout == config.feat_dropout == config.branch_dropout == 0.3
+
+
+def test_cut_offs_have_one_order(write):
+    config, _ = parse_args(["--config", write({"topks": [20, 10, 20]})])
+    assert config.topks == (10, 20) and config.selection_metric == "ndcg@10"
+
+
 def test_the_config_of_a_run_gives_its_settings_but_not_its_state(write):
     config = Config(dataset="demo", lr=0.25, topks=(5,), resume="runs/old", name="mine")
     path = write({**config.as_dict(), "provenance": {"torch": "2"}})

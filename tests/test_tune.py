@@ -231,12 +231,20 @@ def test_a_dataset_depends_on_no_settings_but_those_it_is_shared_by(small_datase
             read.add(name)
             return super().__getattribute__(name)
 
-    config = small_config(small_dataset, model=model, user_text_feat="mean")
+    config = small_config(small_dataset, model=model, user_text_feat="mean", missing="text:0.3")
     config = Spy(**vars(config))
     needs = find_model(model).data_needs(config)
     read.clear()
     session.load(config, needs, torch.device("cpu"))
     assert "dataset" in read and read & set(Config.__dataclass_fields__) <= set(trials.DATASET_SETTINGS)
+
+
+def test_settings_that_do_not_fit_together_prune_their_trial(small_dataset, capsys):
+    space = ["--space", "beta=0.3..1", "alpha=0.3..1"]
+    assert tune.main(search(small_dataset, 6, *space, model="lgn_mm", epochs=1)) == 0
+    assert "negative weight" in capsys.readouterr().out
+    for trial in load(small_dataset).trials:
+        assert trial.state == (COMPLETE if trial.params["beta"] + trial.params["alpha"] <= 1 else PRUNED)
 
 
 def test_bad_trials_are_pruned(small_dataset, monkeypatch):

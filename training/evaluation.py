@@ -130,7 +130,7 @@ def cold_results(
         return {}
     entry: Result = {
         "items": len(data.cold_items),
-        "vectors": "features" if len(model.cold_items) else "model",
+        "vectors": "features" if model.replaces_cold_items() else "model",
     }
     with scoring_mode(model, config):
         scorer = make_scorer(model, data)

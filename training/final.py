@@ -15,7 +15,7 @@ from training.beyond import BEYOND
 from training.checkpoint import read_checkpoint
 from training.evaluation import Metrics, Result, beyond, cold_results, make_splits, ranked_lists, score
 from training.quality import neighbour_lifts
-from training.run import load_weights
+from training.run import load_weights, set_random_state
 from utils import UserError, atomic_write
 from world import Config
 
@@ -33,6 +33,8 @@ def score_checkpoint(model: Recommender, dataset: Dataset, config: Config, devic
             f"{config.checkpoint}: does not fit this dataset or these settings ({reason}); use those it was "
             "trained with"
         ) from None
+    if config.eval_dropout and state["device"] == device.type:
+        set_random_state(state["random"], device)  # the dropout masks with which the run was scored
     selection, test = make_splits(data, config, device)
     splits = {config.select_on: selection, "test": test}
     scores = score(model, data, [selection, test], config)

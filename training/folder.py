@@ -90,7 +90,12 @@ def known_settings(
             f"{did_you_mean(unknown[0], names)}"
         )
     known = ((key, value) for key, value in stored.items() if key in names)
-    return {key: tuple(value) if isinstance(value, list) else value for key, value in known}
+    return {key: cutoffs(value) if isinstance(value, list) else value for key, value in known}
+
+
+def cutoffs(values: list[typing.Any]) -> tuple[typing.Any, ...]:
+    """Values of a list setting in the order of the command line: ascending, without repetitions."""
+    return tuple(sorted(set(values))) if all(type(value) is int for value in values) else tuple(values)
 
 
 def changed_settings(config: Config, given: Mapping[str, typing.Any]) -> list[str]:

@@ -79,6 +79,11 @@ class Run:
         """Maximum epochs: one for a model without parameters."""
         return self.config.epochs if self.optimizer else 1
 
+    @property
+    def is_complete(self) -> bool:
+        """Whether all epochs are trained, or patience has ended."""
+        return self.progress.epoch >= self.epochs or self.progress.out_of_patience(self.config)
+
     def save(self, name: str) -> None:
         """Write a checkpoint to the run folder, atomically. Raises TrainingError if it cannot be written.
 

@@ -53,6 +53,11 @@ FLAGS = [
     (["--path", "bad\x01name"], ["--path", "control characters"]),
     (["--dataset", "sm\nall"], ["--dataset", "control characters"]),
     (["--evaluate_only", 1], ["--evaluate_only 1", "--checkpoint PATH"]),
+    (["--model", "itemknn", "--neighbour_weight", 1], ["--neighbour_weight 1", "itemknn", "leave it out"]),
+    (
+        ["--model", "vbpr", "--neighbour_weight", 1, "--use_multimodal", 0],
+        ["drop --use_multimodal 0", "--neighbour_content 0"],
+    ),
     (["--max_minutes", "-1"], ["--max_minutes", "at least 0"]),
     (["--save_every", "0"], ["--save_every", "at least 1"]),
 ]

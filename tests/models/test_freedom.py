@@ -9,7 +9,7 @@ import pytest
 import torch
 from model_helpers import CPU, batch_of, bpr_by_hand, build, norm_by_hand, randn, settings
 
-from layers.sparse import bipartite_adjacency
+from data.graphs import normalised_adjacency
 from models.freedom import FREEDOM, graph_shares, mean_neighbour_graph
 
 TRIPLES = [0, 1, 1], [0, 2, 3], [5, 6, 5]
@@ -112,14 +112,16 @@ def test_gradients_reach_every_parameter(small_dataset):
 def tiny_model(pairs, n_users, n_items, **changes):
     """FREEDOM with features of one dimension on these pairs."""
     sizes = dict(n_users=n_users, n_items=n_items, cold_items=np.zeros(0, np.int64))
-    interactions = SimpleNamespace(train=np.array(pairs), **sizes)
+    ratings = np.arange(1, len(pairs) + 1, dtype=np.float32)
+    interactions = SimpleNamespace(train=np.array(pairs), train_rating=ratings, **sizes)
+    config = settings(model="freedom", recdim=2, bpr_batch=2, **changes)
     dataset = SimpleNamespace(
         interactions=interactions,
-        adjacency=bipartite_adjacency(interactions.train, n_users, n_items, CPU),
+        adjacency=normalised_adjacency(interactions, config.edge_weight, CPU),
         neighbours={"text": np.arange(n_items)[::-1, None]},
         features={"text": torch.ones(n_items, 1)},
     )
-    return FREEDOM(settings(model="freedom", recdim=2, bpr_batch=2, **changes), dataset)
+    return FREEDOM(config, dataset)
 
 
 def edges_of(adjacency, n_users):
@@ -151,6 +153,13 @@ def test_edges_of_popular_nodes_are_dropped_more_often():
     observed, expected = np.array([counts[pair] for pair in pairs]), draws * odds / odds.sum()
     # Chi-square with 4 degrees of freedom: p = 0.001.
     assert observed.sum() == draws and ((observed - expected) ** 2 / expected).sum() < 18.5
+
+
+def test_edges_keep_their_ratings():
+    pairs = [(0, 0), (0, 1), (1, 1)]
+    model = tiny_model(pairs, 2, 2, edge_weight="rating", edge_dropout=0.0)
+    assert model.thin(0).to_dense()[0, 3] == pytest.approx(2 / math.sqrt(2 * 2))
+    assert torch.equal(model.thin(0).to_dense(), model.adjacency.to_dense())
 
 
 def test_at_least_one_edge_is_kept():

@@ -24,6 +24,17 @@ ALL = ("text", "image", "audio")
 # ---------------------------------------------------------------- vectors
 
 
+@pytest.mark.parametrize("plan_from, same", [("batch", True), ("items", False)])
+def test_cold_items_are_transported_by_the_plan_of_all_others(small_dataset, plan_from, same):
+    model = build(small_dataset, plan_from=plan_from).eval()
+    features = {m: torch.randn(2, size) for m, size in model.feature_sizes().items()}
+    with torch.no_grad():
+        before = model.cold_item_vectors(features)
+        for m in model.fused:
+            model.fusion.transport(m).plan.zero_()  # the stored plan
+        assert torch.equal(model.cold_item_vectors(features), before) == same
+
+
 def test_eta_mixes_user_vectors(small_dataset):
     model = build(small_dataset, user_text_feat="mean", eta=0.3).eval()
     with torch.no_grad():

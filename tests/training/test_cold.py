@@ -52,8 +52,17 @@ def cold_dataset(tmp_path):
 def test_cold_items_are_those_that_are_held_out_entirely(cold_dataset, small_dataset):
     data = dataset_of(small_config(cold_dataset)).interactions
     assert data.cold_items.tolist() == COLD.tolist()
-    # An item that occurs nowhere is not held out.
     assert not len(dataset_of(small_config(small_dataset)).interactions.cold_items)
+
+
+def test_whether_an_item_is_cold_depends_on_no_held_out_interaction(cold_dataset):
+    pairs = cold_pairs()
+    for split in ("valid", "test"):
+        pairs[split] = pairs[split][pairs[split][:, 1] < COLD[2]]
+    write_txt(cold_dataset, **pairs)
+    run = start(cold_dataset, model="vbpr")
+    assert run.dataset.interactions.cold_items.tolist() == run.model.cold_items.tolist() == COLD.tolist()
+    assert set(torch.cat([batch.neg for batch in run.sampler.epoch()]).tolist()) <= set(range(WARM))
 
 
 def test_a_few_such_items_are_the_chance_of_a_split(cold_dataset):
@@ -224,6 +233,11 @@ def test_a_run_reports_warm_cold_and_all(cold_dataset, model):
     log = (folder / "train.log").read_text()
     assert "6 items are held out entirely" in log and "test cold among cold" in log
     assert read_run(folder).result["cold_items"]["test"].keys() == set(COLD_KINDS)
+
+
+def test_freedom_without_an_item_graph_ranks_cold_items_by_its_own_vectors(cold_dataset):
+    _, result, _ = train(cold_dataset, model="freedom", item_graph_layers=0, epochs=1)
+    assert result["cold_items"]["vectors"] == "model"
 
 
 def test_data_without_cold_items_have_no_such_entry(small_dataset):

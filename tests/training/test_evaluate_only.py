@@ -27,6 +27,20 @@ def test_the_result_is_reproduced_and_nothing_is_written(whole, model, capsys):
     assert {path.name: path.read_bytes() for path in folder.iterdir()} == before
 
 
+def test_dropout_in_scoring_has_the_masks_of_the_run(whole, capsys):
+    folder = whole(model="lgn_mm", eval_dropout=1, fuse_drop=0.5)
+    table = (folder / "train.log").read_text().split("best epoch")[1]
+    capsys.readouterr()
+    assert score(folder) == 0
+    assert capsys.readouterr().out.split("best epoch")[1] == table
+
+
+def test_resume_beside_it_is_refused(whole, capsys):
+    folder = whole(**MODELS["lgn"])
+    argv = ["--resume", str(folder), "--evaluate_only", "1", "--checkpoint", str(folder / "best.pt")]
+    assert_refused(capsys, argv, "--evaluate_only 1", "--resume", "drop one of them")
+
+
 def test_fusion_weights_can_be_changed(whole, capsys):
     folder, tables = whole(**MODELS["lgn_mm"]), []
     for flags in ([], ["--beta", "0", "--alpha", "1"]):

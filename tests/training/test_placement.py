@@ -1,11 +1,21 @@
 """Where tensors are on a GPU: all that a run computes without gradients, on pretended CUDA tensors."""
 
+import dataclasses
+
 import numpy as np
 import pytest
 import scipy.sparse as sp
 import torch
-from helpers import random_features, random_pairs
-from model_helpers import CPU, TRAINED, UNTRAINED, build, choose_gpu_branches, repeating_batch
+from helpers import dataset_of, random_features, random_pairs
+from model_helpers import (
+    CPU,
+    TRAINED,
+    UNTRAINED,
+    build,
+    choose_gpu_branches,
+    repeating_batch,
+    settings_on,
+)
 from pretend_cuda import CUDA, move, pretend_cuda
 
 from data.formats import read_interactions
@@ -13,6 +23,7 @@ from data.graphs import nearest_neighbours
 from dataloader import Sampler, held_out, pairs_to_rows
 from layers.sparse import from_scipy
 from models.base import ItemWeights
+from models.registry import find_model
 from training.evaluation import final_scorer, make_splits
 from training.ranking import evaluate, rank_items
 from training.scoring import Scorer
@@ -83,6 +94,19 @@ def test_loss_of_a_step_has_its_values_and_does_not_wait(small_dataset, monkeypa
             assert begun == 0
         assert all(value.device == CUDA for value in terms.values())
         torch.testing.assert_close({name: value.cpu() for name, value in terms.items()}, expected)
+
+
+@pytest.mark.parametrize("changes", SCORED.values(), ids=SCORED)
+def test_a_model_is_made_of_data_on_the_device(small_dataset, changes):
+    config = settings_on(small_dataset, **changes)
+    dataset = dataset_of(config)
+    moved = {
+        "adjacency": None if dataset.adjacency is None else move(dataset.adjacency),
+        "features": {m: move(matrix) for m, matrix in dataset.features.items()},
+        "user_features": None if dataset.user_features is None else move(dataset.user_features),
+    }
+    with pretend_cuda():
+        find_model(config.model)(config, dataclasses.replace(dataset, **moved))
 
 
 @pytest.mark.parametrize("changes", SCORED.values(), ids=SCORED)

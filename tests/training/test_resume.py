@@ -16,6 +16,7 @@ from resume_helpers import MODELS, STEPS, assert_same, command, interrupt
 from small_runs import only, read_json, read_metrics, read_state
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
+import procedure
 from benchmarks.processes import differences, finish, launch, outcome, stop_and_resume, wait_for
 from main import main
 from training.run import Run
@@ -112,6 +113,20 @@ def test_a_run_can_be_resumed_with_more_epochs(small_dataset, tmp_path, whole, m
     assert main(["--resume", str(folder), "--epochs", "6"]) == 0
     assert read_json(folder, "config.json")["epochs"] == 6
     assert_same(whole(**model), folder)
+
+
+def test_a_finished_run_that_trains_on_has_no_result_until_its_end(small_dataset, tmp_path, monkeypatch):
+    runs = tmp_path / "runs"
+    assert main(command(small_dataset, runs, epochs=2, **MODELS["lgn"])) == 0
+    folder = only(runs)
+    assert {"result.json", "test_ranking.npz"} <= {path.name for path in folder.iterdir()}
+
+    def die(*_):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(procedure, "train_epoch", die)
+    main(["--resume", str(folder), "--epochs", "6"])
+    assert not {"result.json", "test_ranking.npz"} & {path.name for path in folder.iterdir()}
 
 
 def test_a_resumed_run_remembers_its_patience(small_dataset, tmp_path, monkeypatch, whole):
