@@ -166,7 +166,7 @@ def stored_settings(named: Mapping[str, str]) -> tuple[dict[str, typing.Any], st
     return file_settings(named), file
 
 
-def run_settings(stored: typing.Any, source: str, model: str) -> dict[str, typing.Any]:
+def run_settings(stored: typing.Any, source: object, model: str) -> dict[str, typing.Any]:
     """The settings of a run. Raises UserError if --model names another model than that of the run."""
     settings = restorable(stored, source, model)
     own = settings.get("model", Config.model)
@@ -218,7 +218,7 @@ def restorable(stored: typing.Any, source: object, model: str = "") -> dict[str,
 def restored_config(stored: typing.Any, source: object, model: str = "", **changes: typing.Any) -> Config:
     """Config of a stored run with some settings changed, for other uses than training; see restorable."""
     values = {
-        **restorable(stored, source, model),
+        **run_settings(stored, source, model),
         "resume": "",
         "evaluate_only": 0,
         "checkpoint": "",

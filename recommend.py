@@ -26,7 +26,16 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from cli import Parser, one_process, run_tool
-from recommending.flags import FORMATS, FREE, add_run_flags, checkpoint_path, parse_splits
+from recommending.flags import (
+    FORMATS,
+    FREE,
+    HUB_FILES,
+    SIMILAR_BY,
+    TOPK,
+    add_run_flags,
+    checkpoint_path,
+    parse_splits,
+)
 from training.records import read_result
 from utils import UserError
 from world import Config
@@ -84,13 +93,13 @@ def make_parser() -> Parser:
     )
     how.add_argument(
         "--similar_by",
-        default="vectors",
-        choices=("vectors", "weights"),
+        default=SIMILAR_BY[0],
+        choices=SIMILAR_BY,
         help="similarity of items: the cosine of their vectors, or the weights of the neighbourhood term, "
         "which are larger the more often two items are bought together (default vectors; weights for a "
         "model that has no vectors)",
     )
-    how.add_argument("--topk", type=int, default=20, metavar="K", help="length of a list (default 20)")
+    how.add_argument("--topk", type=int, default=TOPK, metavar="K", help=f"length of a list (default {TOPK})")
     how.add_argument(
         "--exclude",
         default="",
@@ -100,7 +109,7 @@ def make_parser() -> Parser:
     )
     how.add_argument(
         "--format",
-        default="tsv",
+        default=FORMATS[0],
         choices=FORMATS,
         help="tsv and parquet: a row for each item; jsonl: a line for each user (default tsv)",
     )
@@ -139,11 +148,7 @@ def check_flags(args: argparse.Namespace) -> None:
             "--explain is for lists of users and items of the run: leave out --new_users, --similar_items, "
             "--cold_items and the exports"
         )
-    if exports(args) and (args.output or args.users or args.new_users or args.similar_items):
-        raise UserError(
-            "--export_embeddings, _faiss and _hub write all vectors to files of their own; --output, "
-            "--users, --new_users and --similar_items are for lists"
-        )
+    check_combination(args)
     if args.format == "parquet" and not exports(args):
         if not args.output:
             raise UserError("--format parquet needs --output FILE")
@@ -152,6 +157,10 @@ def check_flags(args: argparse.Namespace) -> None:
                 "--format parquet needs pyarrow: pip install -c constraints.txt -e '.[features]', "
                 "or take tsv or jsonl"
             )
+    if args.export_embeddings and not args.export_embeddings.endswith((".npz", ".safetensors")):
+        raise UserError(f"--export_embeddings {args.export_embeddings}: name it .npz or .safetensors")
+    if args.export_hub:
+        check_hub_folder(Path(args.export_hub))
     for target in filter(None, (args.export_embeddings, args.export_faiss, args.output)):
         if Path(target).is_dir() or not Path(target).parent.is_dir():
             raise UserError(
@@ -159,6 +168,32 @@ def check_flags(args: argparse.Namespace) -> None:
             )
     check_packages(args)
     check_request(args)
+
+
+def check_combination(args: argparse.Namespace) -> None:
+    """Raise UserError for a flag that would have no effect beside the others."""
+    lists = [f"--{name}" for name in ("output", "users", "new_users", "similar_items") if vars(args)[name]]
+    lists += ["--format"] * (args.format != FORMATS[0]) + ["--topk"] * (args.topk != TOPK)
+    if exports(args) and lists:
+        raise UserError(
+            "--export_embeddings, _faiss and _hub write all vectors to files of their own; "
+            f"{' and '.join(lists)} are for lists: leave them out"
+        )
+    if args.exclude and (args.new_users or args.similar_items or exports(args)):
+        raise UserError("--exclude is for lists of users of the run: leave it out")
+    if args.similar_by != SIMILAR_BY[0] and not args.similar_items:
+        raise UserError(f"--similar_by {args.similar_by} needs --similar_items")
+
+
+def check_hub_folder(folder: Path) -> None:
+    """Raise UserError if files in the folder would be lost that no earlier export has written."""
+    names = {path.name for path in folder.iterdir()} if folder.is_dir() else set()
+    foreign = sorted(name for name in names - {*HUB_FILES} if not name.startswith("."))
+    if foreign or (names & {*HUB_FILES} and HUB_FILES[0] not in names):
+        raise UserError(
+            f"--export_hub {folder}: has other files than those of an export "
+            f"({', '.join(foreign or sorted(names))[:60]}); name a new folder"
+        )
 
 
 def exports(args: argparse.Namespace) -> list[str]:
@@ -239,9 +274,10 @@ def export(args: argparse.Namespace, vectors: Vectors, config: Config) -> None:
 
 
 def result_of(run: str) -> dict[str, typing.Any]:
-    """The result.json of a run folder or of a checkpoint in it; {} if there is none."""
-    path = checkpoint_path(run).parent / "result.json"
-    return read_result(path) if path.exists() else {}
+    """The result.json that belongs to best.pt of a run; {} if there is none, and for another checkpoint."""
+    checkpoint = checkpoint_path(run)
+    path = checkpoint.with_name("result.json")
+    return read_result(path) if checkpoint.name == "best.pt" and path.exists() else {}
 
 
 def main(argv: Sequence[str] | None = None) -> int:

@@ -21,7 +21,7 @@ from optuna.trial import TrialState
 from tqdm import tqdm
 
 from dataloader import Dataset, Needs
-from models.registry import checked, find_model
+from models.registry import checked, find_model, is_external
 from outgoing import printable, shell_command, shell_comment
 from parse import restored_config
 from procedure import fit, format_metrics
@@ -194,10 +194,11 @@ def update_bar(bar: tqdm, search: Search) -> int:
 
 
 def config_of_trial(study: optuna.Study, trial: optuna.trial.FrozenTrial, model: str) -> Config:
-    """Config of a trial as a run of its own. model: --model, which a study of a user's own class needs."""
+    """Config of a trial as a run of its own. model: that of the command, which names a user's own class."""
     source = f"study '{study.study_name}'"
     settings = study_record(study)["settings"]
-    return restored_config(settings, source, model, **trial.params, **PROCESS_SETTINGS)
+    named = model if is_external(model) else ""
+    return restored_config(settings, source, named, **trial.params, **PROCESS_SETTINGS)
 
 
 def command_line(config: Config) -> str:

@@ -34,6 +34,7 @@ def near_by_users(history: sp.csr_matrix, k: int) -> Near:
     ones = sp.csr_matrix((np.ones(history.nnz), history.indices, history.indptr), history.shape)
     together, count = (ones.T @ ones).tocsr(), np.asarray(ones.sum(0)).ravel()
     n = together.shape[0]
+    k = min(k, n - 1)
     items, values = np.tile(np.arange(n)[:, None], (1, k)), np.zeros((n, k))
     for i in range(n):
         entries = slice(*together.indptr[i : i + 2])

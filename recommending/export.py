@@ -25,12 +25,12 @@ import numpy as np
 from models.base import ItemWeights
 from outgoing import tsv_line
 from recommending.card import card
+from recommending.flags import HUB_FILES
 from recommending.vectors import Vectors
 from utils import UserError, atomic_write, write_json, write_text
 from world import Config
 
 Arrays = dict[str, np.ndarray]
-HUB_FILES = ("embeddings.safetensors", "user_ids.tsv", "item_ids.tsv", "config.json", "README.md")
 
 
 def arrays_of(vectors: Vectors) -> Arrays:

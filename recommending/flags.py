@@ -10,6 +10,9 @@ from data.folders import SPLITS
 from utils import UserError
 from world import Config
 
+TOPK = 20  # length of a list
+SIMILAR_BY = ("vectors", "weights")  # similarities of items
+HUB_FILES = ("embeddings.safetensors", "user_ids.tsv", "item_ids.tsv", "config.json", "README.md")
 FORMATS = ("tsv", "jsonl", "parquet")  # of lists, see recommending.writers
 # Settings of the run that may differ here: where things are, and what computes.
 FREE = (

@@ -53,6 +53,8 @@ def select(table: Table, choices: str) -> Table:
             column, _, wanted = (part.strip() for part in value.partition("="))
             at = position(table[0], column)
             table = [table[0], *(row for row in table[1:] if row[at] == wanted)]
+            if len(table) == 1:
+                raise UserError(f"{choice!r}: no row has this value")
         elif kind == "columns":
             places = [position(table[0], name.strip()) for name in value.split(";")]
             table = [[row[place] for place in places] for row in table]

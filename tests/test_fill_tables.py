@@ -74,6 +74,7 @@ def test_a_table_without_a_report_stays(fill, capsys):
         ("Users, Baby | columns method; many", "no column 'many'; there are metric, method, few"),
         ("Users, Baby | rows best = 1", "no column 'best'"),
         ("Users, Baby | lines 3", "'lines 3': is neither"),
+        ("Users, Baby | rows metric = recal", "'rows metric = recal': no row has this value"),
     ],
 )
 def test_what_a_report_does_not_have_is_an_error(fill, comment, message):

@@ -168,7 +168,9 @@ def test_neighbours_by_each_similarity(recgoat, page):
 
 def test_items_bought_together_are_counted_by_users(lgn):
     model, dataset, _ = load(lgn)
-    found = near_by_users(make_explainer(model, dataset).history, 4)
+    history = make_explainer(model, dataset).history
+    assert near_by_users(history[:, :3], 8).items.shape == (3, 2)
+    found = near_by_users(history, 4)
     owners = [set() for _ in range(N_ITEMS)]
     for user, item in dataset.interactions.train.tolist():
         owners[item].add(user)

@@ -30,6 +30,11 @@ from recommending import writers
         (["--export_faiss", "no/such/x"], "no/such/x"),
         (["--export_hub", "hub", "--users", "1"], "are for lists"),
         (["--export_embeddings", "a.npz", "--output", "b"], "are for lists"),
+        (["--export_embeddings", "a.npz", "--format", "jsonl", "--topk", "5"], "--format and --topk are for"),
+        (["--export_embeddings", "a.parquet"], "name it .npz or .safetensors"),
+        (["--similar_by", "weights"], "needs --similar_items"),
+        (["--similar_items", "1", "--exclude", "test"], "--exclude is for lists of users"),
+        (["--model", "my_model.py:MyModel"], "was trained with --model lgn; drop --model"),
     ],
 )
 def test_flags(lgn, flags, word, capsys):

@@ -174,6 +174,24 @@ def test_text_of_a_dataset_is_quoted_in_a_card(small_dataset, tmp_path, run):
     assert "| dataset | a\\|b\\<script>\\`\\* |" in text
 
 
+def test_a_folder_keeps_what_no_export_has_written(lgn, run, tmp_path):
+    before = (lgn / "config.json").read_bytes()
+    code, _, err = run(lgn, "--export_hub", str(lgn), output=None)
+    assert code == 2 and "name a new folder" in err and (lgn / "config.json").read_bytes() == before
+    target = tmp_path / "hub"
+    target.mkdir()
+    (target / "README.md").write_text("mine")
+    assert run(lgn, "--export_hub", str(target), output=None)[0] == 2
+    (target / "README.md").unlink()
+    assert [run(lgn, "--export_hub", str(target), output=None)[0] for _ in range(2)] == [0, 0]
+
+
+def test_the_card_of_last_pt_has_no_metrics_of_best_pt(lgn, run, tmp_path):
+    for name, has_metrics in (("best", True), ("last", False)):
+        assert run(lgn / f"{name}.pt", "--export_hub", str(tmp_path / name), output=None)[0] == 0
+        assert ("| test | 5 |" in (tmp_path / name / "README.md").read_text()) == has_metrics
+
+
 def test_a_folder_that_cannot_be_made_is_refused(lgn, run, tmp_path):
     (tmp_path / "file").write_text("")
     code, _, err = run(lgn, "--export_hub", str(tmp_path / "file"), output=None)
