@@ -83,8 +83,8 @@ def train_epoch(
         terms = step(batch)
         progress.step += 1
         for name, value in terms.items():
-            progress.sums[name] = progress.sums.get(name, 0) + value.detach()
-        values = torch.stack([value.detach() for value in terms.values()])
+            progress.sums[name] = progress.sums.get(name, 0) + value
+        values = torch.stack([*terms.values()])
         first_bad = torch.where((first_bad < 0) & ~values.isfinite().all(), progress.step, first_bad)
         if not len(at_first_bad):
             at_first_bad = values
@@ -98,7 +98,7 @@ def train_epoch(
         bad = {name: value for name, value in found.items() if not math.isfinite(value)}
         named = sizes({name: value for name, value in bad.items() if name != "loss"} or bad)
         raise Diverged(f"epoch {progress.epoch + 1}, step {int(first_bad)}: the loss is not finite ({named})")
-    check_finite(model, progress, {name: value.detach() for name, value in terms.items()})
+    check_finite(model, progress, terms)
     return progress.step == len(sampler)
 
 

@@ -256,3 +256,6 @@ def process_as_it_was() -> Iterator[None]:
         set_random_state(state, cpu)
         if cuda:
             torch.cuda.set_rng_state_all(cuda)
+        else:
+            # The run has seeded the generators of GPUs, which have the seed of the CPU's until they are used.
+            torch.cuda.manual_seed_all(torch.initial_seed())

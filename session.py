@@ -17,7 +17,7 @@ from torch.distributed.distributed_c10d import Store
 
 from dataloader import Dataset, Needs, load_dataset
 from layers.agreement import from_all, from_first, together
-from layers.columns import rank, ranks
+from layers.columns import rank
 from layers.device import on_cpu
 from models.base import Recommender
 from models.registry import checked, find_model, label
@@ -114,8 +114,9 @@ def lock_folder(folder: Path) -> Iterator[None]:
 def set_up(config: Config) -> torch.device:
     """Prepare the process for a run: device, memory allocation and CPU threads."""
     device = choose_device(own_gpu(config))
-    if ranks() > 1 and not on_cpu(device):
-        torch.cuda.set_device(device)
+    if not on_cpu(device):
+        torch.cuda.set_device(device)  # where streams and CUDA graphs are made
+        torch.backends.cuda.matmul.allow_bf16_reduced_precision_reduction = False
     keep_freed_memory()
     if config.threads:
         torch.set_num_threads(config.threads)

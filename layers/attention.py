@@ -15,6 +15,7 @@ from layers.device import on_cpu
 from layers.dropout import Dropout
 from layers.kernels import attention, product
 from layers.sparse import csr_product, csr_tensor
+from utils import UserError
 
 # ---------------------------------------------------------------- the graph
 
@@ -157,7 +158,7 @@ class AttentionGraph(nn.Module):
         if on_cpu(values):
             sums, source = values.new_zeros(self.heads, self.n), self.source.expand(self.heads, -1)
             return sums.scatter_add_(1, source, values.view(self.heads, -1)).flatten()
-        # A scatter on a GPU adds in an undefined order; a product gives the same sums every time.
+        # A scatter on a GPU adds with atomics, one after the other where edges share a source.
         size = (self.heads * self.n, len(self.crow) - 1)
         values = gather_heads(values, self.transposed_edge, self.heads)
         return csr_tensor(self.transposed_crow, self.transposed_col, values, size) @ values.new_ones(size[1])
@@ -175,6 +176,11 @@ def repeat_heads(
     heads: int, crow: torch.Tensor, col: torch.Tensor, width: int
 ) -> tuple[torch.Tensor, torch.Tensor]:
     """Block-diagonal CSR pattern, int32, of the same pattern `heads` times; width: columns of one block."""
+    if heads * max(len(col), width) >= 2**31:
+        raise UserError(
+            f"--attn_heads {heads}: times {max(len(col), width)} edges or nodes is more than a graph can "
+            "have (2^31); take fewer heads or a smaller --item_knn_k"
+        )
     head = torch.arange(heads, dtype=torch.int32, device=col.device)[:, None]
     ends = crow[1:].int() + len(col) * head
     return torch.cat([ends.new_zeros(1), ends.flatten()]), (col.int() + width * head).flatten()

@@ -6,16 +6,14 @@ import sys
 import typing
 from pathlib import Path
 
-import torch
-
 from dataloader import Dataset, load_dataset
 from models.base import Recommender
 from models.registry import find_model
 from parse import restored_config
-from session import make_model
+from session import make_model, set_up
 from training.checkpoint import read_checkpoint
 from utils import UserError
-from world import Config, choose_device
+from world import Config
 
 
 def load_run(
@@ -29,9 +27,7 @@ def load_run(
     """
     state = read_checkpoint(path)
     config = restored_config(state["config"], path, model_name, **given)
-    device = choose_device(config)
-    if config.threads:
-        torch.set_num_threads(config.threads)
+    device = set_up(config)
     dataset = load_dataset(config, find_model(config.model).data_needs(config), device)
     model, source = make_model(config, dataset, device), dataset.interactions.source
     try:

@@ -431,11 +431,11 @@ def test_two_processes_share_the_trials_of_a_study(small_dataset):
     assert 0 < len(re.findall(r"^trial +\d+  ndcg", out, re.MULTILINE)) < 8
 
 
-def test_a_waiting_process_takes_over_the_trial_of_one_that_dies(small_dataset):
+def test_a_waiting_process_takes_over_the_trial_of_one_that_dies(small_dataset, monkeypatch):
     words = search(small_dataset, 1, epochs=10**6, patience=0, eval_every=10**6, save_every=10**6)
     with beside(small_dataset, *words) as other:
         timer = threading.Timer(1, other.kill)
         timer.start()
-        # Of the three seconds, it waits for one or two, and then trains.
-        assert tune.main([*words, "--max_minutes", "0.05"]) == 0
+        stop_after(monkeypatch, 1, lambda: os.kill(os.getpid(), signal.SIGTERM))
+        assert tune.main(words) == 143
     assert states(small_dataset) == [FAIL, FAIL, WAITING]

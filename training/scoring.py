@@ -74,8 +74,8 @@ def history_scores(
     crow, owned = history
     pair, entry = expand(crow[users], crow[users + 1] - crow[users])
     n = len(weights)
-    source = torch.repeat_interleave(weights.crow_indices().diff())
-    keys = source * n + weights.col_indices()  # ascending
+    source = torch.repeat_interleave(weights.crow_indices().diff().long())
+    keys = source * n + weights.col_indices()  # ascending; int64, as n^2 may exceed int32
     wanted = owned[entry] * n + items[pair]
     position = torch.searchsorted(keys, wanted).clamp_(max=len(keys) - 1)
     values = torch.where(keys[position] == wanted, weights.values()[position], 0)

@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
+import functools
 import typing
 from collections.abc import Callable, Iterator
 
@@ -41,7 +42,8 @@ class Step:
         self.optimizer.zero_grad(set_to_none=True)
         terms["loss"].backward()
         self.optimizer.step()
-        return terms
+        # Detached, so that nothing of this step's graph lives on into the next one, or into a capture.
+        return {name: value.detach() for name, value in terms.items()}
 
 
 class GraphedStep(Step):
@@ -58,7 +60,9 @@ class GraphedStep(Step):
         capture: Callable[[Callable[[], None]], Callable[[], None]] | None = None,
     ):
         super().__init__(model, optimizer)
-        self.sizes, self.capture = sizes, capture or capture_graph
+        # One stream for all steps before the capture and the capture itself.
+        self.stream = torch.cuda.Stream() if torch.cuda.is_available() else None
+        self.sizes, self.capture = sizes, capture or functools.partial(capture_graph, stream=self.stream)
         self.steps, self.failed = 0, False
         self.replay: Callable[[], None] | None = None
         self.batch: Batch | None = None  # what the graph reads
@@ -72,7 +76,7 @@ class GraphedStep(Step):
         padded = pad_batch(batch, self.sizes)
         if self.steps < WARM_UP:
             self.steps += 1
-            with side_stream(batch.users.device):
+            with side_stream(self.stream):
                 return super().__call__(padded)
         if self.batch is None and not self.begin(padded):
             return super().__call__(padded)
@@ -162,23 +166,26 @@ def pad(ids: torch.Tensor, size: int) -> torch.Tensor:
 
 
 @contextlib.contextmanager
-def side_stream(device: torch.device) -> Iterator[None]:
-    """A stream of its own for a block, as steps before a capture need it; nothing on a CPU."""
-    if not torch.cuda.is_available():
+def side_stream(stream: torch.cuda.Stream | None) -> Iterator[None]:
+    """A stream for a block, as steps before a capture need it; nothing on a CPU (None)."""
+    if stream is None:
         yield
         return
-    stream = torch.cuda.Stream(device)
-    stream.wait_stream(torch.cuda.current_stream(device))
+    stream.wait_stream(torch.cuda.current_stream())
     with torch.cuda.stream(stream):
         yield
-    torch.cuda.current_stream(device).wait_stream(stream)
+    torch.cuda.current_stream().wait_stream(stream)
 
 
-def capture_graph(work: Callable[[], None]) -> Callable[[], None]:
+def capture_graph(work: Callable[[], None], stream: torch.cuda.Stream | None) -> Callable[[], None]:
     """Record the kernels that work() starts, without running them. Returns the function that runs them."""
-    graph = torch.cuda.CUDAGraph()
-    with torch.cuda.graph(graph):
-        work()
+    graph, before = torch.cuda.CUDAGraph(), torch.cuda.current_stream()
+    try:
+        with torch.cuda.graph(graph, stream=stream):
+            work()
+    except RuntimeError:
+        torch.cuda.set_stream(before)  # which a capture that fails at its end does not do
+        raise
     return graph.replay
 
 

@@ -103,6 +103,8 @@ def first_step(model, batch, precision="highest"):
 @pytest.mark.usefixtures("cache")
 @pytest.mark.parametrize("precision", ["tf32", "bf16"])
 def test_narrow_products_change_loss_and_direction_slightly(precision):
+    if precision == "tf32" and torch.cuda.get_device_capability(GPU) < (8, 0):
+        pytest.skip("tf32 needs a GPU of the Ampere generation or later")
     ours = step.Ours(BABY, bench.baby_config(recdim=128, **NO_DROPOUT), "", GPU)
     ours.model.begin_step(0)
     loss, gradient = first_step(ours.model, ours.batches[0])
@@ -111,7 +113,10 @@ def test_narrow_products_change_loss_and_direction_slightly(precision):
         model = make_model(settings(**{**vars(ours.config), "precision": "bf16"}), ours.dataset, GPU)
         model.load_state_dict(ours.model.state_dict())
     narrow, narrow_gradient = first_step(model, ours.batches[0], "high" if precision == "tf32" else "highest")
-    assert narrow == pytest.approx(loss, rel=1e-2) and narrow != loss
+    # The order of sums differs between two steps on a GPU, too.
+    spread = (first_step(ours.model, ours.batches[0])[1] - gradient).norm()
+    assert narrow == pytest.approx(loss, rel=1e-2)
+    assert (narrow_gradient - gradient).norm() > 10 * spread
     assert torch.nn.functional.cosine_similarity(gradient, narrow_gradient, dim=0) > 0.99
     assert torch.get_float32_matmul_precision() == "highest"
 

@@ -65,6 +65,7 @@ def test_the_program_asks_for_the_kind_of_device_in_one_place_alone():
         "world.py": 1,  # bf16 on a processor that has no instructions for it
         "training/checkpoint.py": 1,  # a checkpoint is read onto the CPU
         "training/run.py": 3,  # the name of the device in a checkpoint
+        "training/final.py": 1,  # likewise
         "data/encoders.py": 2,  # its name in the output
     }
     folders = ("", "benchmarks/", "data/", "layers/", "models/", "reporting/", "training/")

@@ -1,7 +1,5 @@
 """Transport costs and plans, compared with broadcast formulas and with POT (Python Optimal Transport)."""
 
-import resource
-
 import numpy as np
 import ot
 import pytest
@@ -40,12 +38,10 @@ def test_cost_never_makes_a_cube(cost):
             return out
 
     x, y = (randn(n, d, seed=s, dtype=torch.float32, grad=True) for s in (1, 2))
-    before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
     with Watch():
         cost(x, y).sum().backward()
-    grown_mb = (resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before) / 1024
     # The cube of all differences has 320 million elements, 1220 MB.
-    assert len(sizes) > 3 and max(sizes) <= 4 * n * d and grown_mb < 300
+    assert len(sizes) > 3 and max(sizes) <= 4 * n * d
 
 
 def test_squared_cost_of_equal_columns_is_not_negative():

@@ -189,6 +189,17 @@ def test_the_term_comes_from_train_alone(small_dataset):
     assert torch.equal(before.to_dense(), after.to_dense())
 
 
+def test_history_scores_of_a_catalogue_whose_square_exceeds_int32():
+    n, rng = 50_000, np.random.default_rng(0)
+    matrix = sp.random(n, n, 2e-6, "csr", np.float32, rng)
+    assert matrix.nnz == 5_000
+    owned, items = matrix.nonzero()  # user i has item owned[i] alone
+    rows = torch.arange(len(owned) + 1), torch.from_numpy(owned.astype(np.int64))
+    weights = from_scipy(matrix, torch.device("cpu"))
+    found = history_scores(torch.arange(len(owned)), torch.from_numpy(items.astype(np.int64)), rows, weights)
+    np.testing.assert_array_equal(found.numpy(), matrix.data)
+
+
 def test_history_scores_of_pairs_equal_the_dense_product(small_dataset):
     model = build(small_dataset, model="mf", neighbour_weight=1.0)
     data = interactions_of(small_dataset)
