@@ -81,7 +81,8 @@ def add_common_flags(parser: argparse.ArgumentParser, model: str, missing: str) 
         "--ids",
         default="internal",
         choices=("internal", "original"),
-        help="ids used by the inputs; original ones are looked up in item_ids.tsv (user_ids.tsv)",
+        help="ids used by the inputs that are named by flags; original ones are looked up in item_ids.tsv "
+        "(user_ids.tsv)",
     )
 
 

@@ -93,13 +93,23 @@ def encode_texts(path: Path, texts: list[str], args: argparse.Namespace, counts:
     make_features(path, len(texts), batches, encode, encoder, inputs, output_settings(args), counts)
 
 
+def item_texts(
+    args: argparse.Namespace, folder: Path, n: int, ids: list[str] | None
+) -> tuple[list[str], dict[str, Any]]:
+    """(text of each of n items, counts) from --texts, or from item_text.jsonl, which has internal ids."""
+    if args.ids == "original" and not args.texts:
+        raise UserError(
+            f"--ids original: {folder / 'item_text.jsonl'} has internal ids; leave --ids out, or name a file "
+            "with original ids with --texts"
+        )
+    path = args.texts or folder / "item_text.jsonl"
+    return read_texts(path, n, ids, args.ids, args.id_field or "item", args.text_field)
+
+
 def text_command(args: argparse.Namespace) -> None:
     """Item texts -> text_feat.npy."""
     folder = dataset_path(args.data_root, args.name)
-    n, ids = catalogue_size(folder, "item")
-    texts, counts = read_texts(
-        args.texts or folder / "item_text.jsonl", n, ids, args.ids, args.id_field, args.text_field
-    )
+    texts, counts = item_texts(args, folder, *catalogue_size(folder, "item"))
     encode_texts(output_path(args, folder, "text_feat.npy"), texts, args, counts)
 
 
@@ -207,8 +217,7 @@ def ask_for_profiles(
     """(profiles, counts) of n users from the chat model; None if --until ends earlier."""
     histories = train_histories(folder)
     n_items, item_ids = catalogue_size(folder, "item")
-    path = args.texts or folder / "item_text.jsonl"
-    texts, _ = read_texts(path, n_items, item_ids, args.ids, args.id_field or "item", args.text_field)
+    texts, _ = item_texts(args, folder, n_items, item_ids)
     prompts = profiles.make_prompts(histories, texts, user_ids, item_ids, args.max_history, args.max_chars)
     if args.until == "prompts":
         profiles.write_prompts(folder / "user_prompts.jsonl", prompts)

@@ -141,6 +141,16 @@ def test_text_fields_ids_and_missing(models, folder, tmp_path):
     assert entry["rows_without_input"] == 10 and entry["filled_with"] == "mean"
 
 
+def test_original_ids_are_not_looked_up_in_item_text_jsonl(folder, capsys):
+    """Its "item" is an internal id, which a numeric original id of another item may equal."""
+    (folder / "item_ids.tsv").write_text("".join(f"{i}\t{(i + 1) % N}\n" for i in range(N)))
+    for command in (["text"], ["users", "--until", "prompts"]):
+        assert run(folder, *command, "--ids", "original") == 2
+        error = capsys.readouterr().err
+        assert "item_text.jsonl has internal ids" in error and "--texts" in error and error.count("\n") == 1
+    assert not (folder / "text_feat.npy").exists() and not (folder / "user_prompts.jsonl").exists()
+
+
 def test_features_json_describes_the_file(models, folder, capsys):
     """It holds model, revision, counts and the file's hash; other entries stay; no side file is left."""
     (folder / "features.json").write_text('{"audio_feat.npy": {"by": "hand"}}')
