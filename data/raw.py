@@ -56,8 +56,8 @@ CHUNK = 200_000
 MAX_LINE = 1 << 20
 # Characters of an id.
 MAX_ID = 1000
-# Characters that would break the lines of user_ids.tsv and item_ids.tsv.
-CONTROL_CHARACTERS = r"[\x00-\x1f\x7f\x85\u2028\u2029]"
+# Characters that outgoing.printable would change in user_ids.tsv and item_ids.tsv.
+CONTROL_CHARACTERS = r"[\x00-\x1f\x7f-\x9f\u2028\u2029\ud800-\udfff]"
 # A record of image_features_*.b.
 IMAGE = np.dtype([("id", "S10"), ("vector", "<f4", 4096)])
 
@@ -419,8 +419,11 @@ def row_ids(path: str | Path, n_rows: int, inputs: Inputs) -> list[str]:
 
 
 def decode_line(line: bytes, path: str | Path, number: int) -> str:
-    """A line as text without its line break. Raises UserError if it is not UTF-8."""
+    """A line as text without its line break and a mark at the start of the file.
+
+    Raises UserError if it is not UTF-8.
+    """
     try:
-        return line.decode().rstrip("\r\n")
+        return line.decode("utf-8-sig" if number == 1 else "utf-8").rstrip("\r\n")
     except UnicodeDecodeError:
         raise UserError(f"{path}, line {number}: is not UTF-8; save the file as UTF-8") from None

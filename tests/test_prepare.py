@@ -574,9 +574,10 @@ def test_own_features_are_reordered(layout, tmp_path):
     np.testing.assert_allclose(got[2], features[[5, 2, 7]].astype(float).mean(axis=0), rtol=2e-3)
 
 
-def test_user_features_are_ordered_by_user_ids(tmp_path):
+@pytest.mark.parametrize("encoding", ["utf-8", "utf-8-sig"])
+def test_user_features_are_ordered_by_user_ids(encoding, tmp_path):
     np.save(tmp_path / "f.npy", np.eye(3))
-    (tmp_path / "ids.txt").write_text("c\na\nb\n")
+    (tmp_path / "ids.txt").write_text("c\na\nb\n", encoding)
     rows = [(u, i) for u in "abc" for i in "xyz"]
     folder = run(
         tmp_path,
@@ -603,6 +604,8 @@ GOOD = "user,item,rating,timestamp\n" + "".join(
         ("t.csv", GOOD + ",x,5,1\n", "line 18: user '' is empty"),
         ("t.csv", GOOD + 'a,"x\ty",5,1\n', "line 18: item 'x\\ty' contains a tab"),
         ("t.csv", GOOD + "a,x\u2028y,5,1\n", "line 18: item"),
+        ("t.csv", GOOD + "a,i0\x92,5,1\na,i0\x93,5,1\n", "line 18: item"),
+        ("t.jsonl", '{"user": "a", "item": "i\\ud800"}\n', "line 1: item"),
         ("t.csv", GOOD + f"a,{'x' * 2000},5,1\n", "longer than 1000"),
         ("t.csv", GOOD + "a,new,much,1\n", "line 18: rating 'much' is not a number"),
         ("t.csv", GOOD + "a,new,0,1\n", "line 18: rating '0.0' is not positive"),
