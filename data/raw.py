@@ -39,7 +39,7 @@ COLUMNS = {
     "rating": ("rating", "overall"),
     "time": ("timestamp", "time", "unixReviewTime"),
 }
-# Amazon's ratings_*.csv have no header.
+# Columns of Amazon's ratings_*.csv, which have no header.
 AMAZON_RATINGS = ("user", "item", "rating", "timestamp")
 KINDS = {
     ".csv": "csv",
@@ -313,11 +313,10 @@ def tables(
 ) -> Iterator[Chunk]:
     """Yield (line numbers, frame) of a table of interactions: user, item as strings, rating, time as float64.
 
-    wanted: see pick_columns. columns: those of a file without a header, else None; ratings_*.csv is
-    recognised. Raises UserError for an empty or unusable id, and for a rating or time that is not a number.
+    wanted: see pick_columns. columns: those of a file without a header, else None; ratings_*.csv without one
+    is recognised. Raises UserError for an empty or unusable id, and for a rating or time that is not a number.
     """
-    is_amazon = re.fullmatch(r"ratings_.*\.csv(\.gz)?", Path(path).name)
-    if columns is None and not any(wanted.values()) and is_amazon:
+    if columns is None and not any(wanted.values()) and is_amazon_ratings(path):
         columns = AMAZON_RATINGS
     for lines, frame in frames(path, lambda names: pick_columns(names, wanted, path), columns, inputs):
         for role in ("user", "item"):
@@ -329,6 +328,20 @@ def tables(
         if "time" in frame:
             frame["time"] = to_times(frame["time"], path, lines)
         yield lines, frame
+
+
+def is_amazon_ratings(path: str | Path) -> bool:
+    """Whether a file is named as Amazon's ratings are, and has numbers in place of the header's last cells."""
+    if not re.fullmatch(r"ratings_.*\.csv(\.gz)?", Path(path).name):
+        return False
+    try:
+        with (gzip.open if str(path).endswith(".gz") else open)(path, "rb") as file:
+            cells = file.readline(MAX_LINE).decode("utf-8", "replace").split(",")
+    except (OSError, EOFError, zlib.error):
+        return False  # whoever reads the table says why it cannot be read
+    return len(cells) == len(AMAZON_RATINGS) and bool(
+        pd.to_numeric(pd.Series(cells[2:]).str.strip(), errors="coerce").notna().all()
+    )
 
 
 def refuse(bad: Any, cells: pd.Series, problem: str, role: str, path: str | Path, lines: np.ndarray) -> None:

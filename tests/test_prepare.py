@@ -386,6 +386,17 @@ def test_every_format_gives_the_same_folder(kind, tmp_path):
     assert got == want
 
 
+@pytest.mark.parametrize("name", ["ratings_mine.csv", "ratings_mine.csv.gz"])
+def test_a_header_in_a_file_named_as_amazons_is_read(name, tmp_path):
+    rows, header = events(), ("item", "user", "timestamp", "rating")
+    swapped = [(i, u, t, r) for u, i, r, t in rows]
+    expected = run(tmp_path / "a", "--interactions", write_csv(tmp_path / "t.csv", rows), "--core", 2)
+    mine = write_csv(tmp_path / name, swapped, header)
+    assert (run(tmp_path / "b", "--interactions", mine, "--core", 2) / "toy.inter").read_bytes() == (
+        expected / "toy.inter"
+    ).read_bytes()
+
+
 def test_the_chunk_size_does_not_matter(tmp_path, monkeypatch):
     table = write_csv(tmp_path / "t.csv", events())
     whole = run(tmp_path / "a", "--interactions", table)
