@@ -222,7 +222,8 @@ def ask_all(
 ) -> tuple[dict[int, str], dict[int, str]]:
     """Ask for the profiles that `path` lacks. Returns ({user: profile}, {user: reason why there is none}).
 
-    path: JSON lines of answers. Each answer is appended to <path>.partial when it arrives; at the end `path`
+    path: JSON lines of answers, also to requests with other settings: they have been paid for, and are used
+    again with those settings. Each answer is appended to <path>.partial when it arrives; at the end `path`
     holds all of them, sorted by user. Raises UserError if the endpoint refuses the model or the key,
     ConnectionError if it does not work.
     """
@@ -230,14 +231,15 @@ def ask_all(
     keys = {user: request_key(endpoint, prompt) for user, prompt in prompts.items()}
     partial = path.with_name(f"{path.name}.partial")
     drop_incomplete_line(partial)
-    profiles: dict[int, str] = {}
-    for earlier in (path, partial):
-        profiles |= {user: text for user, key, text in read_answers(earlier) if keys.get(user) == key}
+    answers = {
+        (user, key): text for earlier in (path, partial) for user, key, text in read_answers(earlier)
+    }
+    profiles = {user: answers[user, key] for user, key in keys.items() if (user, key) in answers}
     todo = {user: prompt for user, prompt in prompts.items() if user not in profiles}
     with open(partial, "a", encoding="utf-8") as file:
 
         def keep(user: int, text: str) -> None:
-            profiles[user] = text
+            profiles[user] = answers[user, keys[user]] = text
             file.write(answer_line(user, text, keys[user]))
             file.flush()
 
@@ -245,7 +247,7 @@ def ask_all(
     if not profiles:
         reason = next(iter(failed.values()), "no user has train items")
         raise ConnectionError(f"{endpoint.url}: returned no profile at all ({reason})")
-    write_answers(path, profiles, keys)
+    write_answers(path, answers)
     partial.unlink()
     return profiles, failed
 
@@ -337,11 +339,11 @@ def drop_incomplete_line(path: Path) -> None:
         file.truncate(content.rfind(b"\n") + 1)
 
 
-def write_answers(path: Path, profiles: dict[int, str], keys: dict[int, str]) -> None:
-    """Write all answers atomically, sorted by user."""
+def write_answers(path: Path, answers: dict[tuple[int, str], str]) -> None:
+    """Write all answers, {(user, key): profile}, atomically, sorted by user."""
     with atomic_write(path) as file:
-        for user in sorted(profiles):
-            file.write(answer_line(user, profiles[user], keys[user]).encode())
+        for (user, key), text in sorted(answers.items()):
+            file.write(answer_line(user, text, key).encode())
 
 
 def write_prompts(path: Path, prompts: dict[int, Prompt]) -> None:

@@ -267,10 +267,11 @@ def test_key_is_sent_and_never_stored(tmp_path, model, monkeypatch, capsys):
 
 
 def test_changed_settings_ask_again(tmp_path, model):
-    """Answers are kept per request: another model or temperature does not get old answers."""
+    """Answers are kept per request: another temperature does not get old answers, nor does it lose them."""
     folder, answer = dataset(tmp_path, write_txt), Model()
+    other = ("--temperature", "0.1")
     with serve(answer) as url:
-        for flags, asked in (((), USERS - 1), ((), 0), (("--temperature", "0.1"), USERS - 1)):
+        for flags, asked in (((), USERS - 1), ((), 0), (other, USERS - 1), ((), 0), (other, 0)):
             before = len(answer.requests)
             assert run(folder, url, model, "--until", "profiles", *flags) == 0
             assert len(answer.requests) - before == asked
