@@ -109,8 +109,9 @@ def item_texts(
 def text_command(args: argparse.Namespace) -> None:
     """Item texts -> text_feat.npy."""
     folder = dataset_path(args.data_root, args.name)
+    path = output_path(args, folder, "text_feat.npy")
     texts, counts = item_texts(args, folder, *catalogue_size(folder, "item"))
-    encode_texts(output_path(args, folder, "text_feat.npy"), texts, args, counts)
+    encode_texts(path, texts, args, counts)
 
 
 # ---------------------------------------------------------------- image
@@ -120,6 +121,7 @@ def image_command(args: argparse.Namespace) -> None:
     """Item pictures -> image_feat.npy."""
     folder = dataset_path(args.data_root, args.name)
     n, ids = catalogue_size(folder, "item")
+    path = output_path(args, folder, "image_feat.npy")
     paths, counts = item_pictures(args, folder, n, ids)
     encoder = picture_encoder(args)
     bar = progress_bar(sorted(paths.items()), desc="reading", unit="picture", leave=False, delay=2)
@@ -141,7 +143,6 @@ def image_command(args: argparse.Namespace) -> None:
                 return [], np.zeros((0, encoder.dim), np.float32)
             return list(found), encoder.encode(list(found.values()))
 
-        path = output_path(args, folder, "image_feat.npy")
         batches = batched(sorted(paths), args.batch_size)
         make_features(path, n, batches, encode, encoder, inputs, output_settings(args), counts)
     print_notes([f"{paths[row]}: {reason}" for row, reason in sorted(broken.items())])
@@ -199,8 +200,11 @@ def users_command(args: argparse.Namespace) -> None:
     """User profiles -> user_text_feat.npy."""
     folder = dataset_path(args.data_root, args.name)
     n, ids = catalogue_size(folder, "user")
+    path = output_path(args, folder, "user_text_feat.npy")
     if args.profiles and args.endpoint:
         raise UserError("give either --profiles FILE or --endpoint URL")
+    if args.profiles and args.until != "features":
+        raise UserError(f"--until {args.until}: --profiles FILE has finished texts; leave one of them out")
     if args.profiles:
         texts, counts = read_texts(args.profiles, n, ids, args.ids, args.id_field or "user", args.text_field)
     else:
@@ -208,7 +212,7 @@ def users_command(args: argparse.Namespace) -> None:
         if asked is None:
             return
         texts, counts = asked
-    encode_texts(output_path(args, folder, "user_text_feat.npy"), texts, args, counts)
+    encode_texts(path, texts, args, counts)
 
 
 def ask_for_profiles(

@@ -263,6 +263,11 @@ def test_bad_texts_end_in_one_line(folder, lines, message, capsys):
             ["--profiles", "x", "--endpoint", "http://x", "--llm", "x"],
             "either --profiles FILE or --endpoint URL",
         ),
+        ("users", ["--profiles", "x", "--until", "prompts"], "--until prompts: --profiles FILE has"),
+        # Before the inputs are read, and before a model is asked.
+        ("text", ["--texts", "absent.jsonl", "--out", "x.txt"], "must end in .npy"),
+        ("image", ["--pictures", "absent", "--out", "x.txt"], "must end in .npy"),
+        ("users", ["--endpoint", "http://x", "--llm", "x", "--out", "x.txt"], "must end in .npy"),
         ("sound", [], "invalid choice"),
     ],
 )
