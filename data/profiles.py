@@ -231,9 +231,7 @@ def ask_all(
     keys = {user: request_key(endpoint, prompt) for user, prompt in prompts.items()}
     partial = path.with_name(f"{path.name}.partial")
     drop_incomplete_line(partial)
-    answers = {
-        (user, key): text for earlier in (path, partial) for user, key, text in read_answers(earlier)
-    }
+    answers = {(user, key): text for earlier in (path, partial) for user, key, text in read_answers(earlier)}
     profiles = {user: answers[user, key] for user, key in keys.items() if (user, key) in answers}
     todo = {user: prompt for user, prompt in prompts.items() if user not in profiles}
     with open(partial, "a", encoding="utf-8") as file:

@@ -313,8 +313,8 @@ def tables(
 ) -> Iterator[Chunk]:
     """Yield (line numbers, frame) of a table of interactions: user, item as strings, rating, time as float64.
 
-    wanted: see pick_columns. columns: those of a file without a header, else None; ratings_*.csv without one
-    is recognised. Raises UserError for an empty or unusable id, and for a rating or time that is not a number.
+    wanted: see pick_columns. columns: those of a file without a header, else None; Amazon's ratings_*.csv are
+    recognised. Raises UserError for an empty or unusable id, and for a rating or time that is not a number.
     """
     if columns is None and not any(wanted.values()) and is_amazon_ratings(path):
         columns = AMAZON_RATINGS
@@ -331,7 +331,7 @@ def tables(
 
 
 def is_amazon_ratings(path: str | Path) -> bool:
-    """Whether a file is named as Amazon's ratings are, and has numbers in place of the header's last cells."""
+    """Whether a file is named as Amazon's ratings are, and begins with a rating and not with a header."""
     if not re.fullmatch(r"ratings_.*\.csv(\.gz)?", Path(path).name):
         return False
     try:
