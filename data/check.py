@@ -243,6 +243,8 @@ def make_parser() -> Parser:
 
 def command(args: argparse.Namespace) -> str:
     """Check a folder and print everything found. Returns the verdict."""
+    if args.seed < 0:
+        raise UserError(f"--seed {args.seed}: must be at least 0")
     folder, note = dataset_folder(argparse.Namespace(dataset=args.name, data_root=args.data_root))
     findings = check(folder, args, [note.removeprefix("note: ")] if note else [])
     print(findings.summary(), flush=True)

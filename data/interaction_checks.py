@@ -15,7 +15,8 @@ import pandas as pd
 
 from data.findings import Findings
 from data.folders import inter_path
-from data.formats import SPLITS, Interactions, join_splits, read_inter, read_txt
+from data.formats import SPLITS, Interactions, join_splits, names_of, read_inter, read_titles, read_txt
+from data.texts import read_texts
 from utils import UserError
 
 Tables = dict[str, pd.DataFrame]
@@ -205,16 +206,21 @@ def describe_split(split: str, pairs: np.ndarray, train: np.ndarray, findings: F
 
 
 def check_id_maps(folder: Path, data: Interactions, findings: Findings) -> None:
-    """user_ids.tsv, item_ids.tsv and item_text.jsonl need one line per id, in the order of the ids."""
-    sizes = {"user_ids.tsv": data.n_users, "item_ids.tsv": data.n_items, "item_text.jsonl": data.n_items}
-    for name, n_ids in sizes.items():
-        path = folder / name
-        if not path.exists():
-            continue
-        lines = path.read_bytes().removesuffix(b"\n").split(b"\n")
-        if len(lines) != n_ids:
-            findings.problem(f"{path}: has {len(lines)} lines for {n_ids} ids; line r + 1 must describe id r")
-        elif name.endswith(".tsv"):
-            first_column = [line.split(b"\t")[0] for line in lines]
-            if first_column != [b"%d" % row for row in range(n_ids)]:
-                findings.problem(f"{path}: its first column must list the ids 0 to {n_ids - 1} in order")
+    """What the readers of user_ids.tsv, item_ids.tsv and item_text.jsonl refuse is a problem."""
+
+    def read_item_text() -> None:
+        path = folder / "item_text.jsonl"
+        if read_titles(path, data.n_items) is None:
+            return
+        if n_without := data.n_items - read_texts(path, data.n_items)[1]["texts"]:
+            findings.note(f"{path}: {n_without:,} of {data.n_items:,} items have no text")
+
+    for read in (
+        lambda: names_of(folder / "user_ids.tsv", data.n_users, "users"),
+        lambda: names_of(folder / "item_ids.tsv", data.n_items, "items"),
+        read_item_text,
+    ):
+        try:
+            read()
+        except UserError as error:
+            findings.problem(str(error))

@@ -1,6 +1,7 @@
 """data/check.py: verdicts on correct and reordered features, real and synthetic; all faults are listed."""
 
 import io
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -230,12 +231,37 @@ def test_all_faults_are_listed(tmp_path, capsys):
         "1 rows are zero",
         "has 20 rows for 30 items",
         "audio_feat.npy: is not a plain .npy",
-        "item_ids.tsv: has 1 lines for 30 ids",
+        "item_ids.tsv: names 1 items for 30 in the data",
         "verdict: fail",
         "cold users",
     ):
         assert message in out, message
     assert out.count("\nproblem: ") == int(out.split("fail, ")[1].split()[0]) == 8
+
+
+@pytest.mark.parametrize(
+    "name, text, message",
+    [
+        ("item_ids.tsv", "".join(f"{row}\n" for row in range(30)), "line 1: must be '0', a tab, and"),
+        ("item_ids.tsv", "".join(f"{row}\ta\n" for row in range(30)), "line 2: the id 'a' is on line 1"),
+        ("user_ids.tsv", b"0\t\xff\n", "user_ids.tsv: cannot be read (not UTF-8)"),
+        ("item_text.jsonl", '{"item": 30, "title": "a"}\n', "line 1: must be"),
+        ("item_text.jsonl", '{"item": 3, "title": "a"}\n' * 2, "line 2: 'item' 3 is already on line 1"),
+    ],
+)
+def test_id_maps_and_texts_that_their_readers_refuse(name, text, message, small_dataset, tmp_path, capsys):
+    folder = shutil.copytree(small_dataset, tmp_path / "copy")
+    (folder / name).write_bytes(text if isinstance(text, bytes) else text.encode())
+    code, out = run(capsys, folder)
+    assert code == 1 and f"problem: {folder / name}" in out and message in out and out.endswith("1 problem\n")
+
+
+def test_texts_of_some_items_in_any_order_are_no_problem(small_dataset, tmp_path, capsys):
+    folder = shutil.copytree(small_dataset, tmp_path / "copy")
+    path = folder / "item_text.jsonl"
+    path.write_text('{"item": 7, "title": "a"}\n{"item": 2, "title": ""}\n{"item": 0, "description": "b"}\n')
+    code, out = run(capsys, folder)
+    assert code == 0 and f"note: {path}: 28 of 30 items have no text" in out
 
 
 def test_faults_of_an_inter_table(tmp_path, capsys):
@@ -321,6 +347,7 @@ def test_every_section_is_printed_as_soon_as_it_is_known(made, monkeypatch):
         ([], "NAME"),
         (["x", "--nonsense"], "--nonsense"),
         (["empty"], "neither train.txt nor a .inter"),
+        (["empty", "--seed", "-1"], "--seed -1: must be at least 0"),
     ],
 )
 def test_bad_usage_ends_in_one_line(flags, message, tmp_path, capsys):
