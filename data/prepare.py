@@ -385,6 +385,11 @@ def check_flags(args: argparse.Namespace, parser: Parser) -> None:
     for flag, low in (("core", 1), ("seed", 0)):
         if getattr(args, flag) < low:
             raise UserError(f"--{flag} {getattr(args, flag)}: must be at least {low}")
+    names = args.columns.split(",") if args.columns else []
+    if repeated := next((name for name in names if names.count(name) > 1), None):
+        raise UserError(
+            f"--columns {args.columns}: names {repeated} twice; give each column a name of its own"
+        )
     split_shares(args)
     cold_share(args)
 

@@ -68,7 +68,9 @@ def split_temporal(log: InteractionLog, rng: np.random.Generator, shares: Sequen
     if log.time is None:
         raise UserError("--split temporal: the table has no times; name their column with --time_column")
     times = np.sort(log.time)
-    valid_start, test_start = (times[int(len(times) * (1 - share))] for share in (sum(shares), shares[1]))
+    # A share that rounding would take for 0 is one interaction.
+    starts = (min(int(len(times) * (1 - share)), len(times) - 1) for share in (sum(shares), shares[1]))
+    valid_start, test_start = times[list(starts)]
     return (log.time >= valid_start).astype(np.int64) + (log.time >= test_start)
 
 

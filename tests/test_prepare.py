@@ -252,6 +252,13 @@ def test_temporal_has_the_same_cuts_for_all_users(tmp_path, capsys):
     assert "valid from 2001-09-" in out
 
 
+def test_temporal_with_a_tiny_share_holds_out_the_last_time(tmp_path):
+    table = write_csv(tmp_path / "t.csv", events())
+    shares = ["--split", "temporal", "--test_share", "1e-17"]
+    table = pd.read_csv(run(tmp_path, "--interactions", table, *shares) / "toy.inter", sep="\t")
+    assert set(table.timestamp[table.x_label == 2]) == {table.timestamp.max()}
+
+
 def test_temporal_reads_dates(tmp_path):
     """ISO 8601 dates are ordered as times, including time zones."""
     rows = [
@@ -668,10 +675,12 @@ def test_bad_tables_end_in_one_line(name, text, message, tmp_path, capsys):
         (["--seed", "-1"], "--seed -1"),
         (["--user_column", "who"], "no column who"),
         (["--columns", "a,b,c,d"], "no column user"),
+        (["--columns", "user,item,user"], "names user twice"),
         (["--valid_share", "0.2"], "its own rule"),
         (["--split", "random", "--valid_share", "0.6", "--test_share", "0.4"], "less than 1 together"),
         (["--split", "random", "--valid_share", "0.001"], "leaves the valid split empty"),
         (["--split", "temporal", "--time_column", ""], "no times"),
+        (["--split", "temporal", "--valid_share", "1e-17", "--test_share", "1e-17"], "valid split empty"),
         (["--convert", "txt"], "cannot be combined with --interactions"),
         (["--text_feat", "f.npy"], "FILE.npy=IDS"),
         (["--image_features", "x.b", "--image_feat", "f.npy=ids"], "give one"),
