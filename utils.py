@@ -131,7 +131,17 @@ def open_temporary(target: Path, mode: str, text: dict[str, Any]) -> tuple[IO[An
 @functools.lru_cache(maxsize=64)  # once for each process and folder, which may have many files
 def remove_abandoned(folder: Path) -> None:
     """Remove the files that processes left in a folder when they were killed in atomic_write."""
-    for path in folder.glob(f".*{TEMPORARY}"):
+    remove_unlocked(folder.glob(f".*{TEMPORARY}"))
+
+
+def remove_leftovers(folder: str | Path) -> None:
+    """Remove the files that processes left in or below a folder when they were killed in atomic_write."""
+    remove_unlocked(Path(folder).rglob(f".*{TEMPORARY}"))
+
+
+def remove_unlocked(paths: Iterable[Path]) -> None:
+    """Remove the files that no process has locked."""
+    for path in paths:
         with contextlib.suppress(OSError):
             file = os.open(path, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK)
             try:
@@ -141,12 +151,12 @@ def remove_abandoned(folder: Path) -> None:
                 os.close(file)
 
 
-def leftovers(folder: str | Path) -> set[Path]:
-    """Files in or below a folder that processes left when they were killed in atomic_write.
-
-    They may be removed where no other process is writing.
-    """
-    return set(Path(folder).rglob(".*.tmp"))
+def check_output(path: str | Path) -> None:
+    """Raise UserError if no file can stand at this path: before the work whose result it is to hold."""
+    if Path(path).is_dir() or not Path(path).parent.is_dir():
+        raise UserError(
+            f"{path}: is a folder, or its folder does not exist; name a file in an existing folder"
+        )
 
 
 def names_open_file(path: str | Path) -> bool:

@@ -34,7 +34,7 @@ from typing import Any, TypedDict
 import numpy as np
 
 from cli import Parser, run_tool
-from utils import UserError, atomic_write, leftovers, write_json, write_text
+from utils import UserError, atomic_write, remove_leftovers, write_json, write_text
 
 
 class FeatureSettings(TypedDict):
@@ -198,14 +198,12 @@ def write_dataset(folder: str | Path, dataset: SyntheticDataset, settings: dict[
     folder = Path(folder)
     try:
         folder.mkdir(parents=True, exist_ok=True)
-        if not (folder / MARK).exists() and set(folder.iterdir()) - leftovers(folder):
+        remove_leftovers(folder)
+        if not (folder / MARK).exists() and any(folder.iterdir()):
             raise UserError(f"{folder}: was not made by this tool; give another NAME, or remove it")
-        for path in leftovers(folder):
-            path.unlink(missing_ok=True)
+        # Removed first and written last: without it, as after a kill, the folder is no dataset.
+        (folder / "train.txt").unlink(missing_ok=True)
         write_json(folder / MARK, settings)
-        for split, items_of in dataset["splits"].items():
-            lines = (f"{user} {' '.join(map(str, items))}\n" for user, items in enumerate(items_of))
-            write_text(folder / f"{split}.txt", "".join(lines))
         for modality, matrix in dataset["features"].items():
             with atomic_write(folder / f"{modality}_feat.npy") as file:
                 np.save(file, matrix)
@@ -213,6 +211,10 @@ def write_dataset(folder: str | Path, dataset: SyntheticDataset, settings: dict[
         write_text(folder / "user_ids.tsv", "".join(f"{user}\tuser{user}\n" for user in range(users)))
         items = (f"{item}\titem{item}-topic{topic}\n" for item, topic in enumerate(dataset["topic"]))
         write_text(folder / "item_ids.tsv", "".join(items))
+        for split in ("test", "valid", "train"):
+            rows = enumerate(dataset["splits"][split])
+            lines = (f"{user} {' '.join(map(str, items))}\n" for user, items in rows)
+            write_text(folder / f"{split}.txt", "".join(lines))
     except OSError as error:
         raise UserError(f"{folder}: cannot be written ({error.strerror}); choose another place") from None
 

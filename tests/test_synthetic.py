@@ -75,6 +75,26 @@ def test_an_own_folder_is_replaced(tmp_path):
     assert (make(tmp_path, "--seed", "2") / "train.txt").read_bytes() != before
 
 
+def test_a_folder_whose_replacement_was_interrupted_is_no_dataset_until_it_is_made_again(
+    tmp_path, monkeypatch
+):
+    folder, expected = make(tmp_path, "--seed", "1"), make(tmp_path / "other", "--seed", "2")
+    (folder / ".notes.tmp").write_text("mine")
+    for failing in ("write_text", "atomic_write"):
+        with monkeypatch.context() as patch:
+            patch.setattr(synthetic, failing, interrupt)
+            assert synthetic.main(["toy", "--data_root", str(tmp_path), *SMALL, "--seed", "2"]) == 130
+        with pytest.raises(UserError, match="neither train"):
+            read_interactions(folder)
+    make(tmp_path, "--seed", "2")
+    assert {path.name for path in folder.iterdir()} == FILES | {".notes.tmp"}
+    assert all((folder / name).read_bytes() == (expected / name).read_bytes() for name in FILES)
+
+
+def interrupt(*_):
+    raise KeyboardInterrupt
+
+
 def test_loader_reads_it(tmp_path):
     folder = make(tmp_path)
     data = read_interactions(folder, min_items=200)

@@ -16,7 +16,7 @@ import torch
 
 from training.memory import peak_memory_mb
 from training.metrics import ranking_metrics
-from utils import UserError, atomic_write, content_hash, lock_file, write_text
+from utils import UserError, atomic_write, content_hash, lock_file, remove_leftovers, write_text
 
 ROOT = Path(__file__).resolve().parents[1]
 
@@ -271,6 +271,17 @@ def test_atomic_write_removes_what_killed_processes_left_and_nothing_else(tmp_pa
     assert [path.name for path in other.iterdir()] == ["a"] and (other / "a").read_text() == "theirs"
     write_text(tmp_path / "b", "ours")
     assert {path.name for path in tmp_path.iterdir()} == {".a.0badcafe.tmp", "b", "killed", "alive"}
+
+
+def test_leftovers_of_all_folders_are_removed_but_for_what_is_being_written(tmp_path):
+    (tmp_path / "inner").mkdir()
+    (tmp_path / "inner" / ".b.0badcafe.tmp").write_text("another program's")
+    (tmp_path / "inner" / ".b.0badcafe.recgoat.tmp").write_text("half")
+    with another_writer(tmp_path / "a") as pid:
+        remove_leftovers(tmp_path)
+        os.kill(pid, signal.SIGTERM)
+    assert [path.name for path in (tmp_path / "inner").iterdir()] == [".b.0badcafe.tmp"]
+    assert (tmp_path / "a").read_text() == "theirs"
 
 
 def test_text_that_utf8_lacks_is_written_as_question_marks(tmp_path):

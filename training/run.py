@@ -21,7 +21,7 @@ from training.folder import write_config
 from training.parallel import model_state, optimizer_state, own_model_state, own_optimizer_state
 from training.records import read_settings
 from training.step import Step, make_step
-from utils import TrainingError, UserError, atomic_write, leftovers
+from utils import TrainingError, UserError, atomic_write, remove_leftovers
 from world import Config
 
 
@@ -107,8 +107,7 @@ class Run:
     def resume(self) -> list[str]:
         """Restore the furthest checkpoint of the run folder, if there is one. Returns lines for the user."""
         if rank() == 0:
-            for path in leftovers(self.folder):
-                path.unlink(missing_ok=True)
+            remove_leftovers(self.folder)
         state, notes = newest_checkpoint(self.folder)
         if state:
             self.restore(state)

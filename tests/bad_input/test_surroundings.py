@@ -69,10 +69,13 @@ def test_projector_labels_with_odd_titles(dataset):
 def test_what_a_killed_process_left_in_the_projector_is_removed_on_resume(trained, tmp_path):
     folder = shutil.copytree(trained[1], tmp_path / "run")
     (folder / "projector").mkdir()
-    for path in (folder / ".last.pt.0badcafe.tmp", folder / "projector" / ".item_vectors.tsv.0badcafe.tmp"):
-        path.write_bytes(b"half")
+    left = [folder / ".last.pt.0badcafe", folder / "projector" / ".item_vectors.tsv.0badcafe"]
+    for path in left:
+        Path(f"{path}.recgoat.tmp").write_bytes(b"half")
+    other = folder / ".notes.tmp"
+    other.write_text("another program's")
     assert main(["--resume", str(folder)]) == 0
-    assert list(folder.rglob("*.tmp")) == []
+    assert list(folder.rglob("*.tmp")) == [other]
 
 
 def test_a_run_that_was_killed_before_it_wrote_its_settings(tmp_path, capsys):

@@ -196,7 +196,7 @@ def test_killed_between_the_log_and_a_checkpoint(
         with pytest.raises(Killed):
             main(command(small_dataset, tmp_path / "runs", **settings))
     folder = only(tmp_path / "runs")
-    (folder / ".last.pt.abc.tmp").write_bytes(b"half")
+    (folder / ".last.pt.abc.recgoat.tmp").write_bytes(b"half")
     assert main(["--resume", str(folder)]) == 0
     assert_same(whole(**settings), folder)
     assert not list(folder.glob(".*.tmp"))
