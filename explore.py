@@ -21,7 +21,7 @@ from pathlib import Path
 
 from cli import Parser, one_process, run_tool
 from recommending.flags import FREE, add_run_flags, checkpoint_path, parse_splits
-from utils import UserError, write_text
+from utils import UserError, check_output, write_text
 from world import Config
 
 
@@ -85,8 +85,7 @@ def check_flags(args: argparse.Namespace) -> Path:
     parse_splits(args.exclude, Config())
     run = Path(args.checkpoint)
     path = Path(args.output) if args.output else (run if run.is_dir() else run.parent) / "explore.html"
-    if path.is_dir() or not path.parent.is_dir():
-        raise UserError(f"{path}: is a folder, or its folder does not exist; name a file as --output")
+    check_output(path)
     return path
 
 

@@ -37,7 +37,7 @@ from recommending.flags import (
     parse_splits,
 )
 from training.records import read_result
-from utils import UserError
+from utils import UserError, check_output
 from world import Config
 
 if typing.TYPE_CHECKING:
@@ -162,10 +162,7 @@ def check_flags(args: argparse.Namespace) -> None:
     if args.export_hub:
         check_hub_folder(Path(args.export_hub))
     for target in filter(None, (args.export_embeddings, args.export_faiss, args.output)):
-        if Path(target).is_dir() or not Path(target).parent.is_dir():
-            raise UserError(
-                f"{target}: is a folder, or its folder does not exist; name a file in an existing folder"
-            )
+        check_output(target)
     check_packages(args)
     check_request(args)
 

@@ -20,7 +20,7 @@ import torch
 from cli import Parser, run_tool
 from data.graphs import nearest_neighbours, read_npz_array
 from data.progress import progress_bar
-from utils import UserError, atomic_write
+from utils import UserError, atomic_write, check_output
 
 MARGIN = 0.01  # by which the cosine of an unlisted pair should stay below the smallest listed one
 CPU = torch.device("cpu")
@@ -37,8 +37,12 @@ def read_graph(path: Path) -> tuple[torch.Tensor, torch.Tensor]:
     neighbours, cosines = arrays
     n = len(neighbours) if neighbours.ndim else 0
     is_table = neighbours.ndim == 2 and neighbours.shape == cosines.shape
-    if not is_table or not np.issubdtype(neighbours.dtype, np.integer):
-        raise UserError(f"{path}: nbr and cos must be tables [n, k] of the same shape, nbr of whole numbers")
+    is_numeric = np.issubdtype(neighbours.dtype, np.integer) and np.issubdtype(cosines.dtype, np.floating)
+    if not is_table or not is_numeric or not neighbours.size:
+        raise UserError(
+            f"{path}: nbr and cos must be tables [n, k] of the same shape, with k of 1 or more, nbr of whole "
+            "numbers and cos of floats"
+        )
     if n < 2 or neighbours.min() < 0 or neighbours.max() >= n:
         raise UserError(f"{path}: nbr must hold row numbers from 0 to {n - 1}")
     if not (np.abs(cosines) <= 1.001).all():
@@ -114,10 +118,15 @@ def reconstruct(args: argparse.Namespace) -> None:
     """Run the command."""
     if min(args.dim, args.epochs, args.block) < 1 or not args.lr > 0:
         raise UserError("--dim, --epochs, --block and --lr: must be positive")
+    if not 0 <= args.seed < 2**63:
+        raise UserError(f"--seed {args.seed}: must be at least 0 and below 2^63")
     if Path(args.output).suffix != ".npy":
         raise UserError(f"--output {args.output}: must end in .npy")
+    check_output(args.output)
     neighbours, cosines = read_graph(Path(args.graph))
     vectors = fit_vectors(neighbours, cosines, args.dim, args.epochs, args.lr, args.seed, args.block)
+    if not np.isfinite(vectors).all():
+        raise UserError(f"--lr {args.lr}: the fit has diverged; give a smaller one")
     with atomic_write(args.output) as file:
         np.save(file, vectors, allow_pickle=False)
     share, error = agreement(vectors, neighbours, cosines)

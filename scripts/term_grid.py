@@ -29,7 +29,7 @@ from recommending.trained import load_run
 from reporting.drawing import Line, draw_lines, encode
 from training.evaluation import final_scorer, make_splits
 from training.ranking import evaluate
-from utils import UserError, atomic_write
+from utils import UserError, atomic_write, check_output
 
 METRICS = ("recall@20", "ndcg@20")
 
@@ -55,6 +55,7 @@ def grid(run: str, weights: Sequence[float], contents: Sequence[float]) -> np.nd
 
 def command(args: argparse.Namespace) -> None:
     """Score, print and draw."""
+    check_output(args.output)
     found = np.stack([grid(run, args.weights, args.contents) for run in args.runs])  # [runs, ...]
     panels: dict[str, dict[str, Line]] = {}
     for index, name in enumerate(METRICS):

@@ -50,6 +50,8 @@ def test_vectors_have_the_neighbours_and_cosines_of_the_graph(tmp_path, capsys, 
     [
         (dict(nbr=np.zeros((N, K))), "nbr of whole numbers"),
         (dict(nbr=np.zeros((N, K + 1), int)), "tables [n, k] of the same shape"),
+        (dict(nbr=np.zeros((N, 0), int), cos=np.zeros((N, 0))), "with k of 1 or more"),
+        (dict(cos=np.full((N, K), "a")), "cos of floats"),
         (dict(nbr=np.full((N, K), N)), f"row numbers from 0 to {N - 1}"),
         (dict(nbr=np.full((N, K), -1)), f"row numbers from 0 to {N - 1}"),
         (dict(cos=np.full((N, K), 3.0)), "cosines, from -1 to 1"),
@@ -70,7 +72,19 @@ def test_bad_flags_and_absent_files_are_refused(tmp_path, capsys):
     for argv, words in (
         ([path, "--output", "a.npz"], "must end in .npy"),
         ([path, "--output", "a.npy", "--dim", "0"], "must be positive"),
+        ([path, "--output", "a.npy", "--seed", "-1"], "--seed -1: must be at least 0"),
+        ([path, "--output", "a.npy", "--seed", str(2**64)], "below 2^63"),
+        (
+            [str(tmp_path / "absent.npz"), "--output", str(tmp_path / "absent" / "a.npy")],
+            "its folder does not",
+        ),
+        (
+            [path, "--output", str(tmp_path / "a.npy"), "--epochs", "1", "--lr", "inf"],
+            "--lr inf: the fit has",
+        ),
         ([str(tmp_path / "absent.npz"), "--output", "a.npy"], "cannot be read"),
     ):
         assert main(argv) == 2
-        assert words in capsys.readouterr().err
+        error = capsys.readouterr().err
+        assert words in error and len(error.splitlines()) == 1
+    assert not (tmp_path / "a.npy").exists()

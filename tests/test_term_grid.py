@@ -35,6 +35,12 @@ def test_own_weights_give_the_metrics_of_the_run_and_others_give_others(run, tmp
     assert (tmp_path / "grid.png").read_bytes()[:4] == b"\x89PNG"
 
 
+def test_an_output_that_cannot_be_written_is_refused_first(tmp_path, capsys):
+    assert term_grid.main([str(tmp_path / "no run"), "--output", str(tmp_path / "absent" / "a.png")]) == 2
+    [line] = capsys.readouterr().err.splitlines()
+    assert "absent/a.png: is a folder, or its folder does not exist" in line
+
+
 def test_a_run_without_the_term_is_refused_in_one_line(small_dataset, tmp_path, capsys):
     assert main(command_line(small_dataset, tmp_path / "runs", epochs=1, model="lgn")) == 0
     [folder] = (tmp_path / "runs").iterdir()

@@ -307,7 +307,7 @@ def test_what_cannot_be_shown_is_refused(recgoat, small_dataset, tmp_path, capsy
         "--topk 0: must be": ["--topk", "0"],
         "different interactions": ["--compare", str(second)],
         "no such folder": ["--pictures", str(tmp_path / "absent")],
-        "name a file as --output": ["--output", str(tmp_path)],
+        "name a file in an existing folder": ["--output", str(tmp_path)],
         "needs the package umap-learn": ["--map", "umap"],
         "give some of": ["--exclude", "all"],
     }
