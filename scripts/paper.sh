@@ -3,7 +3,7 @@
 # report them.
 # Environment variables:
 #   SMALL=1            settings for a CPU: recdim 64, tuned for it on the validation split of Baby
-#   SEEDS="2025 1"     seeds (default: ten, or three with SMALL=1)
+#   SEEDS="2025 1"     seeds (default: ten, or three with SMALL=1 and for lastfm)
 #   JOBS=2             runs at a time (default 1)
 #   RUNS=runs/paper    folder of the runs; finished runs are skipped, others are resumed
 #   REPORTS=report     folder of the tables and figures
@@ -18,12 +18,8 @@ EXTRAS=${EXTRAS:-report}
 source "$(dirname "${BASH_SOURCE[0]}")/setup.sh"
 SMALL=${SMALL:-0} JOBS=${JOBS:-1} PRECISION=${PRECISION:-fp32} ONLY=${ONLY:-} FLAGS=${FLAGS:-}
 RUNS=${RUNS:-runs/paper} REPORTS=${REPORTS:-report} DATA_ROOT=${DATA_ROOT:-data}
-# shellcheck disable=SC2034  # SIZE is read by the calling script
-if [ "$SMALL" = 1 ]; then
-    SIZE=small SEEDS=${SEEDS:-2025 1 2}
-else
-    SIZE=full SEEDS=${SEEDS:-2025 1 2 3 4 5 6 7 8 9}
-fi
+# What the caller asked for: settings() decides SMALL and SEEDS anew for each dataset.
+ASKED_SMALL=$SMALL ASKED_SEEDS=${SEEDS:-}
 # Exit status of the calling script: run_all sets it to 1 when a run has not finished.
 FAILED=0
 
@@ -37,18 +33,25 @@ stop() {
 }
 trap stop INT TERM
 
-# settings DATASET: sets COMMON, the flags of every run, and SETTINGS[name], the flags of each row of the
-# tables.
+# settings DATASET: sets SMALL, SIZE and SEEDS, COMMON, the flags of every run, and SETTINGS[name], the flags of
+# each row of the tables.
 settings() {
-    local dataset=$1 recdim mf lightgcn vbpr freedom bm3 lattice mgcn smore baseline short recgoat plus
+    local dataset=$1 recdim=64 mf lightgcn vbpr freedom bm3 lattice mgcn smore baseline short recgoat plus
     local mf_term lightgcn_term vbpr_term freedom_term smore_term
+    SMALL=$ASKED_SMALL
     case $dataset in
         baby) recdim=800 ;;
         sports) recdim=600 ;;
         electronics) recdim=200 ;;
-        lastfm) recdim=64 SMALL=1 SIZE=small ;;
+        lastfm) SMALL=1 ;;
         *) echo "$dataset: unknown dataset; choose from baby, sports, electronics, lastfm" >&2; exit 2 ;;
     esac
+    # shellcheck disable=SC2034  # SIZE is read by the calling script
+    if [ "$SMALL" = 1 ]; then
+        SIZE=small SEEDS=${ASKED_SEEDS:-2025 1 2}
+    else
+        SIZE=full SEEDS=${ASKED_SEEDS:-2025 1 2 3 4 5 6 7 8 9}
+    fi
     COMMON="--dataset $dataset --data_root $DATA_ROOT --cache_dir $RUNS/.cache --bpr_batch 4096 --topks 10,20
         --valid_metric ndcg@20 ${TEXT:+ --text_feat $TEXT}${IMAGE:+ --image_feat $IMAGE}${AUDIO:+ --audio_feat $AUDIO}"
     if [ "$SMALL" = 1 ]; then

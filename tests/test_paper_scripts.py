@@ -45,7 +45,6 @@ def environment(small_dataset, tmp_path):
     return {
         **os.environ,
         "SMALL": "1",
-        "SEEDS": "1",
         "JOBS": "2",
         "DATA_ROOT": str(small_dataset.parent),
         "RUNS": str(tmp_path / "paper"),
@@ -57,7 +56,7 @@ def environment(small_dataset, tmp_path):
 def start(script, environment):
     return subprocess.Popen(
         [str(ROOT / "scripts" / script), "baby"],
-        env=environment,
+        env={"SEEDS": "1", **environment},
         start_new_session=True,
         stdout=subprocess.PIPE,
         stderr=subprocess.STDOUT,
@@ -81,26 +80,26 @@ def read_tables(environment):
     ]
 
 
-def record(script, environment, tmp_path):
+def record(script, environment, tmp_path, datasets=("baby",)):
     """(process, Config of every run) of a script whose runs are recorded and not made."""
-    done, calls = record_calls(script, environment, tmp_path)
+    done, calls = record_calls(script, environment, tmp_path, datasets)
     return done, [parse_args(call)[0] for call in calls]
 
 
-def record_calls(script, environment, tmp_path):
+def record_calls(script, environment, tmp_path, datasets=("baby",)):
     """(process, words of every command line) of a script whose commands are recorded and not run."""
     calls, python, scripts = tmp_path / "calls", tmp_path / "python", tmp_path / "scripts"
     python.write_text(RECORDER.format(calls=calls))
     python.chmod(0o755)
-    scripts.mkdir()
+    scripts.mkdir(exist_ok=True)
     for path in (ROOT / "scripts").glob("*.sh"):
         shutil.copy(path, scripts)
     (scripts / "setup.sh").write_text(f"cd {tmp_path}\nPYTHON={python}\n")
-    calls.touch()
+    calls.write_text("")
     (Path(environment["DATA_ROOT"]) / "baby" / "baby.inter").touch()  # cold.sh makes its split of this file
     done = subprocess.run(
-        [str(scripts / script), "baby"],
-        env={**environment, "FLAGS": "", "SEEDS": "1 2", "STEP": "50"},
+        [str(scripts / script), *datasets],
+        env={"SEEDS": "1 2", **environment, "FLAGS": "", "STEP": "50"},
         capture_output=True,
         text=True,
         check=False,
@@ -129,6 +128,16 @@ def test_the_settings_of_every_run_are_valid_and_no_two_runs_are_the_same(script
         for config in configs
     }
     assert len(settings) == len(configs)
+
+
+@pytest.mark.parametrize("datasets", [("lastfm", "baby"), ("baby", "lastfm")])
+def test_the_size_and_the_seeds_of_a_dataset_do_not_follow_from_those_before_it(
+    datasets, environment, tmp_path
+):
+    environment.update(ONLY="MF", SMALL="0", SEEDS="")
+    _, configs = record("table1.sh", environment, tmp_path, datasets)
+    runs = [(config.dataset, config.recdim, Path(config.path).parts[-3]) for config in configs]
+    assert sorted(runs) == [("baby", 800, "baby_full")] * 10 + [("lastfm", 64, "lastfm_small")] * 3
 
 
 def test_the_studies_of_the_search_are_valid_and_of_one_size(environment, tmp_path):
@@ -163,7 +172,6 @@ def test_the_best_trial_of_a_study_is_trained_with_every_seed(environment, tmp_p
     environment["ONLY"] = "MF"
     done, _ = record_calls("confirm.sh", environment, tmp_path)
     assert done.returncode == 2 and "baby_mf.best.sh: not found; scripts/search.sh makes it" in done.stderr
-    shutil.rmtree(tmp_path / "scripts")
     write_best_trial(environment)
     done, configs = record("confirm.sh", environment, tmp_path)
     assert done.returncode == 1 and "MF trial, seed 2: not finished" in done.stdout
@@ -206,8 +214,6 @@ def test_a_script_that_was_killed_as_it_began_to_write_its_flags(environment, tm
     folders = [Path(config.path) for config in configs if config.seed == 1]
     (folders[0] / "flags").write_text("")
     (folders[1] / "flags").write_text("--other flags\n")
-    shutil.rmtree(tmp_path / "scripts")
-    (tmp_path / "calls").unlink()
     done, again = record("table1.sh", environment, tmp_path)
     assert len(again) == len(configs) - 1 and "was made with other settings" in done.stderr
     assert folders[1] not in [Path(config.path) for config in again]
