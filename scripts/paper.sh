@@ -20,8 +20,9 @@ SMALL=${SMALL:-0} JOBS=${JOBS:-1} PRECISION=${PRECISION:-fp32} ONLY=${ONLY:-} FL
 RUNS=${RUNS:-runs/paper} REPORTS=${REPORTS:-report} DATA_ROOT=${DATA_ROOT:-data}
 # What the caller asked for: settings() decides SMALL and SEEDS anew for each dataset.
 ASKED_SMALL=$SMALL ASKED_SEEDS=${SEEDS:-}
-# Exit status of the calling script: run_all sets it to 1 when a run has not finished.
-FAILED=0
+# Exit status of the calling script: run_all sets it to 1 when a run has not finished with these settings. UNFINISHED
+# says the same of the dataset of the last settings().
+FAILED=0 UNFINISHED=0
 
 stop() {
     trap - INT TERM
@@ -38,7 +39,7 @@ trap stop INT TERM
 settings() {
     local dataset=$1 recdim=64 mf lightgcn vbpr freedom bm3 lattice mgcn smore baseline short recgoat plus
     local mf_term lightgcn_term vbpr_term freedom_term smore_term
-    SMALL=$ASKED_SMALL
+    UNFINISHED=0 SMALL=$ASKED_SMALL
     case $dataset in
         baby) recdim=800 ;;
         sports) recdim=600 ;;
@@ -135,23 +136,27 @@ rows() {
 
 # run_all GROUP NAME...: run every name with every seed in $RUNS/GROUP/NAME/seed_SEED, JOBS at a time.
 run_all() {
-    local group=$1 name seed
+    local group=$1 name seed folder words
     shift
     for seed in $SEEDS; do
         for name in "$@"; do
             while [ "$(jobs -rp | wc -l)" -ge "$JOBS" ]; do wait -n || true; done
-            # shellcheck disable=SC2086  # the settings are lists of words
-            run_one "$(run_folder "$group" "$name" "$seed")" \
-                --name "$name" --seed "$seed" $COMMON ${SETTINGS["$name"]} $FLAGS &
+            run_flags "$name" "$seed"
+            run_one "$(run_folder "$group" "$name" "$seed")" "${words[@]}" &
         done
     done
     wait
     for name in "$@"; do
         for seed in $SEEDS; do
-            is_finished "$(run_folder "$group" "$name" "$seed")" && continue
+            folder=$(run_folder "$group" "$name" "$seed")
+            run_flags "$name" "$seed"
+            # run_one has said what is wrong with other settings.
+            if ! has_other_flags "$folder" "${words[@]}"; then
+                is_finished "$folder" && continue
+                echo "$name, seed $seed: not finished"
+            fi
             # shellcheck disable=SC2034  # read by the calling script
-            FAILED=1
-            echo "$name, seed $seed: not finished"
+            FAILED=1 UNFINISHED=1
         done
     done
 }
@@ -159,8 +164,18 @@ run_all() {
 # run_folder GROUP NAME SEED: print the folder of a run.
 run_folder() { echo "$RUNS/$1/${2// /_}/seed_$3"; }
 
+# run_flags NAME SEED: set words to the flags of a run.
+run_flags() {
+    # shellcheck disable=SC2206  # the settings are lists of words
+    words=(--name "$1" --seed "$2" $COMMON ${SETTINGS["$1"]} $FLAGS)
+}
+
 # is_finished FOLDER: does the folder hold a finished run?
 is_finished() { grep -qs '"status": "finished"' "$1"/*/result.json; }
+
+# has_other_flags FOLDER FLAG...: does the folder hold a run with other flags? A script that was killed as it opened
+# the file leaves it empty.
+has_other_flags() { [ -s "$1/flags" ] && [ "$(cat "$1/flags")" != "${*:2}" ]; }
 
 # run_one FOLDER FLAG...: start the run, resume it, or skip it if it has finished. Its output goes to
 # FOLDER/log.
@@ -168,8 +183,7 @@ run_one() {
     local folder=$1 configs resume=()
     shift
     mkdir -p "$folder"
-    # A script that was killed as it opened the file leaves it empty.
-    if [ -s "$folder/flags" ] && [ "$(cat "$folder/flags")" != "$*" ]; then
+    if has_other_flags "$folder" "$@"; then
         echo "$folder: was made with other settings; remove it, or set another RUNS" >&2
         return
     fi
@@ -184,10 +198,15 @@ run_one() {
     exec $PYTHON main.py "$@" "${resume[@]}" --path "$folder" >>"$folder/log" 2>&1
 }
 
-# report GROUP NAME... [-- FLAG...]: write tables and figures of these rows to $REPORTS/${REPORT:-GROUP}.
+# report GROUP NAME... [-- FLAG...]: write tables and figures of these rows to $REPORTS/${REPORT:-GROUP}, unless one of
+# the runs of the dataset has not finished.
 report() {
     local group=$1 folders=()
     shift
+    if [ "$UNFINISHED" = 1 ]; then
+        echo "$REPORTS/${REPORT:-$group}: not made: correct the runs named above, or leave their rows out" >&2
+        return
+    fi
     while [ $# -gt 0 ] && [ "$1" != -- ]; do
         folders+=("$RUNS/$group/${1// /_}")
         shift

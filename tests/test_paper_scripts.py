@@ -219,6 +219,26 @@ def test_a_script_that_was_killed_as_it_began_to_write_its_flags(environment, tm
     assert folders[1] not in [Path(config.path) for config in again]
 
 
+def finish(configs):
+    """Make the folders of these runs those of finished ones."""
+    for config in configs:
+        (Path(config.path) / "attempt").mkdir()
+        (Path(config.path) / "attempt" / "result.json").write_text('{"status": "finished"}')
+
+
+def test_a_finished_run_with_other_settings_is_not_reported(environment, tmp_path):
+    environment["ONLY"] = "MF"
+    _, configs = record("table1.sh", environment, tmp_path)
+    finish(configs)
+    done, again = record("table1.sh", environment, tmp_path)
+    assert done.returncode == 0 and not again and not done.stderr
+    (Path(configs[0].path) / "flags").write_text("--other flags\n")
+    done, again = record("table1.sh", environment, tmp_path)
+    assert done.returncode == 1 and not again and "not finished" not in done.stdout
+    assert "MF/seed_1: was made with other settings" in done.stderr
+    assert "table1_baby_small: not made" in done.stderr
+
+
 @pytest.mark.slow
 def test_a_killed_script_ends_with_the_same_tables_when_it_is_started_again(environment, tmp_path):
     environment["ONLY"] = "MF,LightGCN,VBPR,FREEDOM,RecGOAT"
