@@ -9,11 +9,21 @@
 #   REPORTS=report     folder of the tables and figures
 #   DATA_ROOT=data     folder of the datasets
 #   TEXT= IMAGE= AUDIO=    feature files, if not text_feat.npy, ... of the dataset
+#                      (RUNS, DATA_ROOT and these may not contain white space)
 #   PRECISION=fp32     or bf16, tf32: precision of the large products of RecGOAT, MGCN and SMORE
 #   ONLY="MF,RecGOAT"  rows of table1.sh, released.sh, cold.sh, search.sh or confirm.sh (default: all)
 #   FLAGS=""           flags appended to every run, overriding its settings; use another RUNS with them
 # Datasets: baby, sports, electronics and, at the size of SMALL=1, lastfm.
 # RecGOAT has the settings of presets/DATASET-paper.json, with SMALL=1 of presets/baby-small.json.
+# The flags of a run are split into words, so none of the paths that they name may contain white space.
+for NAME in RUNS DATA_ROOT TEXT IMAGE AUDIO; do
+    case ${!NAME:-} in
+        *[[:space:]]*)
+            echo "$NAME='${!NAME}': contains white space; move the files, or link to them by a path without" >&2
+            exit 2
+            ;;
+    esac
+done
 EXTRAS=${EXTRAS:-report}
 source "$(dirname "${BASH_SOURCE[0]}")/setup.sh"
 SMALL=${SMALL:-0} JOBS=${JOBS:-1} PRECISION=${PRECISION:-fp32} ONLY=${ONLY:-} FLAGS=${FLAGS:-}

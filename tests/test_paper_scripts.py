@@ -130,6 +130,18 @@ def test_the_settings_of_every_run_are_valid_and_no_two_runs_are_the_same(script
     assert len(settings) == len(configs)
 
 
+@pytest.mark.parametrize("name", ["RUNS", "DATA_ROOT", "TEXT", "IMAGE", "AUDIO"])
+@pytest.mark.parametrize("script", ["table1.sh", "confirm.sh"])
+def test_paths_with_white_space_are_refused(script, name, environment, tmp_path):
+    """The flags of a run are split into words."""
+    folder = tmp_path / "my files"
+    shutil.copytree(environment["DATA_ROOT"], folder)
+    environment[name] = str(folder)
+    done, calls = record_calls(script, environment, tmp_path)
+    assert done.returncode == 2 and not calls
+    assert f"{name}='{folder}': contains white space" in done.stderr and done.stderr.count("\n") == 1
+
+
 @pytest.mark.parametrize("datasets", [("lastfm", "baby"), ("baby", "lastfm")])
 def test_the_size_and_the_seeds_of_a_dataset_do_not_follow_from_those_before_it(
     datasets, environment, tmp_path
