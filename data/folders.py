@@ -123,8 +123,9 @@ def check_header(path: str | Path, columns: Sequence[str]) -> None:
         else:
             remedy = "; a table without a split is converted by "
         flags = "".join(f" --{role}_column {name}" for role, name in found.items() if name)
-        name = Path(path).resolve().parent.name
-        remedy += f"python -m data.prepare {name}_split --interactions {path}{flags}"
+        folder = Path(path).resolve().parent
+        root = "" if folder.parent == Path("data").resolve() else f" --data_root {folder.parent}"
+        remedy += f"python -m data.prepare {folder.name}_split{root} --interactions {path}{flags}"
     raise UserError(
         f"{path}, line 1: the header lacks {', '.join(missing)}; it must name userID, itemID and x_label "
         f"(0 train, 1 valid, 2 test), separated by tabs{remedy}"

@@ -4,6 +4,7 @@ import os
 import shutil
 import signal
 import subprocess
+import sys
 import time
 from pathlib import Path
 
@@ -107,11 +108,26 @@ def record_calls(script, environment, tmp_path, datasets=("baby",)):
     return done, [line.split("\t") for line in calls.read_text().splitlines()]
 
 
-def test_cold_items_need_a_table_of_interactions(environment):
+@pytest.mark.parametrize("folder", ["baby", "baby_raw"])
+def test_cold_items_need_a_table_of_interactions(folder, environment):
+    """Which the command in the message makes."""
+    root = Path(environment["DATA_ROOT"])
+    (root / "baby").rename(root / folder)
     code, output = run("cold.sh", environment)
-    assert (
-        code == 2 and "baby.inter is missing; make it: python -m data.prepare baby --convert inter" in output
-    )
+    remedy = f"python -m data.prepare {folder} --data_root {root} --convert inter"
+    assert code == 2 and f"{root}/{folder}/baby.inter: is missing; make it: {remedy}" in output
+    subprocess.run([sys.executable, *remedy.split()[1:]], cwd=ROOT, check=True)
+    assert (root / folder / "baby.inter").exists()
+
+
+def test_splits_of_two_shares_of_cold_items_do_not_mix(environment, tmp_path):
+    environment["ONLY"] = "LightGCN"
+    paths = []
+    for share, dataset in (("0.2", "baby_cold"), ("0.1", "baby_cold_0.1")):
+        _, configs = record("cold.sh", {**environment, "COLD": share}, tmp_path)
+        assert {config.dataset for config in configs} == {dataset}
+        paths += [config.path for config in configs]
+    assert len(set(paths)) == len(paths) == 4
 
 
 @pytest.mark.parametrize("script", SCRIPTS)

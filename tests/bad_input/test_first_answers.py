@@ -119,14 +119,16 @@ def test_neither_help_nor_a_mistake_waits_for_torch_or_pandas(folder, command):
     assert done.stdout.endswith("\nset()\n")
 
 
-def test_the_command_that_is_named_converts_the_table(folder, capsys):
+@pytest.mark.parametrize("root", ["data", "other"])
+def test_the_command_that_is_named_converts_the_table(folder, capsys, root):
     from data.prepare import main as prepare
 
     rows = [f"u{user}\ti{item}\t3\t{user + item}" for user in range(30) for item in range(user % 3, 20, 3)]
-    table = folder / "data" / "ml" / "ml.inter"
+    table = folder / root / "ml" / "ml.inter"
+    table.parent.mkdir(parents=True, exist_ok=True)
     table.write_text("\n".join([RECBOLE.split("\n")[0], *rows]) + "\n")
-    assert main(["--dataset", "ml"]) == 2
+    assert main(["--dataset", "ml", "--data_root", root]) == 2
     command = capsys.readouterr().err.partition("python -m data.prepare ")[2].split()
     assert prepare(command) == 0
     run = ["--model", "mf", "--recdim", "4", "--epochs", "1", "--topks", "3", "--cuda", "0"]
-    assert main(["--dataset", "ml_split", *run]) == 0
+    assert main(["--dataset", "ml_split", "--data_root", root, *run]) == 0
