@@ -20,7 +20,7 @@ for dataset in "${@:-baby}"; do
     done
     run_all "${dataset}_$SIZE" "${ROWS[@]}"
     run_all "${dataset}_trials" "${TRIALS[@]}"
-    [ "$FAILED" = 0 ] || continue
+    [ "$UNFINISHED" = 0 ] || continue
     for seed in $SEEDS; do
         for name in "${ROWS[@]}"; do FOLDERS+=("$(run_folder "${dataset}_$SIZE" "$name" "$seed")"); done
         for name in "${TRIALS[@]}"; do FOLDERS+=("$(run_folder "${dataset}_trials" "$name" "$seed")"); done

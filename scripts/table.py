@@ -33,8 +33,8 @@ SPLIT_NAMES = {"valid": "Validation", "test": "Test"}
 class Row:
     """A finished run. folder: name of the folder above the run folder; metrics: {"recall@20": 0.1, ...}.
 
-    name is that of --name, or empty. metrics are those of one split, with those beyond accuracy and on cold
-    items if the run has them.
+    name is that of --name, or empty. selected_on is the split that the epoch was selected on. metrics are those
+    of one split, with those beyond accuracy and on cold items if the run has them.
     """
 
     folder: str
@@ -44,6 +44,7 @@ class Row:
     seed: int
     best_epoch: int
     seconds: float
+    selected_on: str
     metrics: dict[str, float]
 
 
@@ -63,6 +64,7 @@ def read_row(folder: Path, split: str) -> Row:
             seed=config["seed"],
             best_epoch=result["best_epoch"],
             seconds=result["seconds"],
+            selected_on=result.get("protocol", {}).get("selected_on", "valid"),
             metrics=every_metric(result, split),
         )
     except KeyError as error:
@@ -172,7 +174,8 @@ def command(args: argparse.Namespace) -> None:
     lines = (mean_table if args.mean else run_table)(rows, metrics)
     datasets = sorted({row.dataset for row in rows})
     title = f"{SPLIT_NAMES[args.split]} results on {printable(', '.join(datasets))}"
-    print(f"{title} at the epoch selected on validation")
+    selected_on = " or ".join(sorted({SPLIT_NAMES[row.selected_on].lower() for row in rows}))
+    print(f"{title} at the epoch selected on {selected_on}")
     print("\n".join(lines))
 
 

@@ -267,6 +267,28 @@ def test_a_finished_run_with_other_settings_is_not_reported(environment, tmp_pat
     assert "table1_baby_small: not made" in done.stderr
 
 
+@pytest.mark.parametrize("script", ["table1.sh", "confirm.sh"])
+def test_a_dataset_with_an_unfinished_run_does_not_take_the_table_of_the_next(script, environment, tmp_path):
+    environment["ONLY"] = "MF"
+    write_best_trial(environment)
+    best = Path(environment["RUNS"]) / "search" / "baby_mf.best.sh"
+    shutil.copy(best, best.with_name("sports_mf.best.sh"))
+    _, configs = record(script, environment, tmp_path, ["sports"])
+    finish(configs)
+    commands = tmp_path / "commands"
+    (tmp_path / "python").write_text(f'#!/usr/bin/env bash\necho "$*" >>"{commands}"\n')
+    done = subprocess.run(
+        [str(tmp_path / "scripts" / script), "baby", "sports"],
+        env={"SEEDS": "1 2", **environment, "FLAGS": ""},
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    tables = [line for line in commands.read_text().splitlines() if not line.startswith("main.py")]
+    assert done.returncode == 1 and len(tables) == 1
+    assert "sports_small/MF" in tables[0] and "baby" not in tables[0]
+
+
 @pytest.mark.slow
 def test_a_killed_script_ends_with_the_same_tables_when_it_is_started_again(environment, tmp_path):
     environment["ONLY"] = "MF,LightGCN,VBPR,FREEDOM,RecGOAT"

@@ -124,6 +124,15 @@ def test_validation_results_under_the_names_of_the_runs(tmp_path):
     assert row.split() == ["MGCN", "trial", "2", "0.2500", "±", "0.0707"]
 
 
+def test_the_title_names_the_split_that_the_epochs_were_selected_on(tmp_path):
+    folders = [write_run(tmp_path, name, 0, 0.1) for name in ("a", "b")]
+    path = Path(folders[0]) / "result.json"
+    path.write_text(json.dumps(json.loads(path.read_text()) | {"protocol": {"selected_on": "test"}}))
+    for runs, split in ((folders[:1], "test"), (folders[1:], "validation"), (folders, "test or validation")):
+        title = table(*runs).stdout.splitlines()[0]
+        assert title == f"Test results on toy at the epoch selected on {split}"
+
+
 def test_metrics_of_cold_items_are_columns(tmp_path):
     folder = write_run(tmp_path, "a", 0, 0.1)
     path = Path(folder) / "result.json"
