@@ -10,7 +10,7 @@ source "$(dirname "$0")/paper.sh"
 rows BM3 LATTICE MGCN FREEDOM SMORE RecGOAT
 for dataset in "${@:-baby}"; do
     settings "$dataset"
-    TRIALS=() FOLDERS=()
+    TRIALS=() FOUND=()
     for name in "${ROWS[@]}"; do
         best=$RUNS/search/${dataset}_${name,,}.best.sh
         [ -e "$best" ] || { echo "$best: not found; scripts/search.sh makes it" >&2; exit 2; }
@@ -21,11 +21,8 @@ for dataset in "${@:-baby}"; do
     run_all "${dataset}_$SIZE" "${ROWS[@]}"
     run_all "${dataset}_trials" "${TRIALS[@]}"
     [ "$UNFINISHED" = 0 ] || continue
-    for seed in $SEEDS; do
-        for name in "${ROWS[@]}"; do FOLDERS+=("$(run_folder "${dataset}_$SIZE" "$name" "$seed")"); done
-        for name in "${TRIALS[@]}"; do FOLDERS+=("$(run_folder "${dataset}_trials" "$name" "$seed")"); done
-    done
-    grep -lr --include=result.json '"status": "finished"' "${FOLDERS[@]}" |
-        xargs -d '\n' dirname | xargs -d '\n' "$PYTHON" scripts/table.py --mean --split valid
+    finished_runs "${dataset}_$SIZE" "${ROWS[@]}"
+    finished_runs "${dataset}_trials" "${TRIALS[@]}"
+    $PYTHON scripts/table.py --mean --split valid "${FOUND[@]}"
 done
 exit "$FAILED"

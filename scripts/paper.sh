@@ -1,5 +1,5 @@
 # shellcheck shell=bash
-# Sourced by table*.sh, figure*.sh and released.sh: settings of the experiments, and functions that run and
+# Sourced by table*.sh, figure*.sh, released.sh, lastfm.sh, ...: settings of the experiments, and functions that run and
 # report them.
 # Environment variables:
 #   SMALL=1            settings for a CPU: recdim 64, tuned for it on the validation split of Baby
@@ -182,6 +182,19 @@ run_flags() {
 
 # is_finished FOLDER: does the folder hold a finished run?
 is_finished() { grep -qs '"status": "finished"' "$1"/*/result.json; }
+
+# finished_runs GROUP NAME...: add the folders of the finished runs of these names to FOUND.
+finished_runs() {
+    local group=$1 name seed result
+    shift
+    for name in "$@"; do
+        for seed in $SEEDS; do
+            for result in "$(run_folder "$group" "$name" "$seed")"/*/result.json; do
+                if grep -qs '"status": "finished"' "$result"; then FOUND+=("${result%/*}"); fi
+            done
+        done
+    done
+}
 
 # has_other_flags FOLDER FLAG...: does the folder hold a run with other flags? A script that was killed as it opened
 # the file leaves it empty.

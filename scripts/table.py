@@ -33,8 +33,8 @@ SPLIT_NAMES = {"valid": "Validation", "test": "Test"}
 class Row:
     """A finished run. folder: name of the folder above the run folder; metrics: {"recall@20": 0.1, ...}.
 
-    name is that of --name, or empty. selected_on is the split that the epoch was selected on. metrics are those
-    of one split, with those beyond accuracy and on cold items if the run has them.
+    name is that of --name, or empty; selected_on is the split that the epoch was selected on. metrics are
+    those of one split, with those beyond accuracy and on cold items if the run has them.
     """
 
     folder: str

@@ -289,6 +289,41 @@ def test_a_dataset_with_an_unfinished_run_does_not_take_the_table_of_the_next(sc
     assert "sports_small/MF" in tables[0] and "baby" not in tables[0]
 
 
+def last_fm(tmp_path, environment):
+    """Environment variables for lastfm.sh with two runs of two epochs on the tiny dataset."""
+    source = tmp_path / "source"
+    shutil.copytree(Path(environment["DATA_ROOT"]) / "small", source)
+    (source / "text_feat.npy").rename(source / "audio_feat_vggish.npy")
+    return {**environment, "SOURCE": str(source), "ONLY": "lightgcn text_audio"}
+
+
+def test_an_attempt_at_last_fm_that_did_not_finish_is_resumed_and_a_failure_is_named(environment, tmp_path):
+    environment = last_fm(tmp_path, environment)
+    done, configs = record("lastfm.sh", environment, tmp_path, ())
+    assert done.returncode == 1 and "text_audio, seed 2: not finished" in done.stdout
+    names = [(config.name, config.seed) for config in configs]
+    assert sorted(names) == [("lightgcn", 1), ("lightgcn", 2), ("text_audio", 1), ("text_audio", 2)]
+    finish(configs)
+    attempt = Path(configs[0].path) / "attempt"
+    (attempt / "result.json").write_text('{"status": "interrupted"}')
+    (attempt / "config.json").write_text("{}")
+    done, calls = record_calls("lastfm.sh", environment, tmp_path, ())
+    assert done.returncode == 1 and [call[call.index("--resume") + 1] for call in calls] == [str(attempt)]
+
+
+def test_the_table_of_last_fm_is_of_finished_runs(environment, tmp_path):
+    environment = last_fm(tmp_path, environment)
+    _, configs = record("lastfm.sh", environment, tmp_path, ())
+    finish(configs)
+    # Killed before it had a result.
+    (Path(configs[0].path) / "aborted").mkdir()
+    done, calls = record_calls("lastfm.sh", environment, tmp_path, ())
+    assert done.returncode == 0, done.stderr
+    assert [sorted(call) for call in calls] == [
+        ["--mean", *sorted(f"{config.path}/attempt" for config in configs)]
+    ]
+
+
 @pytest.mark.slow
 def test_a_killed_script_ends_with_the_same_tables_when_it_is_started_again(environment, tmp_path):
     environment["ONLY"] = "MF,LightGCN,VBPR,FREEDOM,RecGOAT"
