@@ -2,7 +2,7 @@
 
     python explore.py --checkpoint RUN                               # RUN/explore.html
     python explore.py --checkpoint RUN --compare RUN2 --output both.html
-    python explore.py --checkpoint RUN --pictures shop/pictures      # with thumbnails
+    python explore.py --checkpoint RUN --pictures toy_shop/pictures  # with thumbnails
 
 The page has the lists of all users with held-out items (of more than 20,000 an even sample), for each item
 the parts of its score and the items of the user that speak for it, the neighbours of every item by modality,

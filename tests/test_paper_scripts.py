@@ -37,6 +37,13 @@ case "$1" in report.py | -m | -c) exit 0 ;; esac
 shift
 (IFS=$'\\t'; echo "$*") >>"{calls}"
 """
+# In place of python: runs what it is given on stdin, and writes a list in place of recommend.py.
+TOY_MAKER = """#!/usr/bin/env bash
+case "$1" in
+    -) exec "{python}" - ;;
+    recommend.py) printf 'user\\ttitle\\nc0000@example.org\\tgarden rake\\n' >toy_shop/recommendations.tsv ;;
+esac
+"""
 
 
 @pytest.fixture
@@ -322,6 +329,25 @@ def test_the_table_of_last_fm_is_of_finished_runs(environment, tmp_path):
     assert [sorted(call) for call in calls] == [
         ["--mean", *sorted(f"{config.path}/attempt" for config in configs)]
     ]
+
+
+def test_the_toy_shop_leaves_other_data_alone_and_is_made_anew_where_it_was_not_completed(tmp_path):
+    python, scripts = tmp_path / "python", tmp_path / "scripts"
+    python.write_text(TOY_MAKER.format(python=sys.executable))
+    python.chmod(0o755)
+    scripts.mkdir()
+    shutil.copy(ROOT / "scripts" / "own_data.sh", scripts)
+    (scripts / "setup.sh").write_text(f"cd {tmp_path}\nPYTHON={python}\n")
+    (tmp_path / "data" / "shop").mkdir(parents=True)
+    # A script that was killed as it made the toy.
+    (tmp_path / "toy_shop.tmp" / "pictures").mkdir(parents=True)
+    done = subprocess.run(
+        [str(scripts / "own_data.sh")], capture_output=True, text=True, check=False, timeout=60
+    )
+    assert done.returncode == 0, done.stderr
+    assert "of 1 recommended items" in done.stdout
+    assert len(list((tmp_path / "toy_shop" / "pictures").iterdir())) == 120
+    assert (tmp_path / "data" / "shop").exists() and not (tmp_path / "toy_shop.tmp").exists()
 
 
 @pytest.mark.slow
