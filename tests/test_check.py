@@ -292,7 +292,7 @@ def test_small_correct_folder_is_unknown(small_dataset, capsys):
     assert "test: 1 cold users" in out and "1 of 30 items have no interaction at all" in out
 
 
-NO_FEATURES = "no feature file: only --model mf and lgn can be trained on this folder"
+NO_FEATURES = "no feature file: only --model mf, lgn, itemknn and ease can be trained on this folder"
 
 
 @pytest.mark.parametrize("with_user_features", [False, True])
