@@ -114,7 +114,7 @@ def lock_folder(folder: Path) -> Iterator[None]:
 def set_up(config: Config) -> torch.device:
     """Prepare the process for a run: device, memory allocation and CPU threads."""
     device = choose_device(own_gpu(config))
-    if not on_cpu(device):
+    if torch.cuda.is_available() and not on_cpu(device):
         torch.cuda.set_device(device)  # where streams and CUDA graphs are made
         torch.backends.cuda.matmul.allow_bf16_reduced_precision_reduction = False
     keep_freed_memory()

@@ -319,6 +319,7 @@ def make_config(plan: Plan) -> Config:
         attn_heads=plan.heads,
         item_knn_k=plan.neighbours,
         plan_every=plan.plan_every,
+        cold_vectors=0,  # random interactions leave many items without any
     )
 
 

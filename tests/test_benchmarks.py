@@ -101,7 +101,7 @@ def test_profile_of_a_step_names_its_operations(monkeypatch, tmp_path):
     args = SimpleNamespace(shape=TINY, data="", recdim=16, batch=512, precision="fp32")
     figures = profile_step.measure(args, CPU)
     seconds = [operation["seconds"] for operation in figures["operations"].values()]
-    assert seconds == sorted(seconds, reverse=True) and 0.1 < figures["busy"] < 10
+    assert seconds == sorted(seconds, reverse=True) and 0 < figures["busy"] < 10
     # Forward and backward pass: a sampled product of each modality.
     assert figures["operations"]["aten::sparse_sampled_addmm"]["calls"] == 2
     lines = profile_step.table(figures, 3).splitlines()
