@@ -116,6 +116,7 @@ def set_up(config: Config) -> torch.device:
     device = choose_device(own_gpu(config))
     if torch.cuda.is_available() and not on_cpu(device):
         torch.cuda.set_device(device)  # where streams and CUDA graphs are made
+        # Sums of bf16 products stay in fp32.
         torch.backends.cuda.matmul.allow_bf16_reduced_precision_reduction = False
     keep_freed_memory()
     if config.threads:

@@ -81,8 +81,7 @@ def add_common_flags(parser: argparse.ArgumentParser, model: str, missing: str) 
         "--ids",
         default="internal",
         choices=("internal", "original"),
-        help="ids used by the inputs that are named by flags; original ones are looked up in item_ids.tsv "
-        "(user_ids.tsv)",
+        help="ids in the files that flags name; original ones are looked up in item_ids.tsv (user_ids.tsv)",
     )
 
 

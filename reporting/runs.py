@@ -54,7 +54,7 @@ class Run:
 
     @property
     def status(self) -> str:
-        """finished, interrupted, failed, unfinished, or of a trial tuned or pruned."""
+        """One of finished, interrupted, failed and unfinished; of a trial of tune.py, tuned or pruned."""
         return self.result.get("status", "unfinished")
 
     @property

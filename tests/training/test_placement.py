@@ -105,8 +105,13 @@ def test_a_model_is_made_of_data_on_the_device(small_dataset, changes):
         "features": {m: move(matrix) for m, matrix in dataset.features.items()},
         "user_features": None if dataset.user_features is None else move(dataset.user_features),
     }
+    torch.manual_seed(3)
+    expected = find_model(config.model)(config, dataset).state_dict()
     with pretend_cuda():
-        find_model(config.model)(config, dataclasses.replace(dataset, **moved))
+        torch.manual_seed(3)
+        state = find_model(config.model)(config, dataclasses.replace(dataset, **moved)).state_dict()
+        assert state.keys() == expected.keys()
+        assert all(torch.equal(tensor.cpu(), expected[name]) for name, tensor in state.items())
 
 
 @pytest.mark.parametrize("changes", SCORED.values(), ids=SCORED)
