@@ -208,13 +208,14 @@ def test_parallel_downloads_keep_all_records(server, tmp_path, monkeypatch):
 
 def test_the_record_waits_for_its_lock(server, run, tmp_path):
     (tmp_path / "toy").mkdir()
-    finished = threading.Thread(target=run)
+    finished, part = threading.Thread(target=run), tmp_path / "toy" / "rows.csv.part"
     with lock_file(tmp_path / "toy" / f".{RECORDS}.lock"):
         finished.start()
         deadline = time.monotonic() + 20
-        while time.monotonic() < deadline and not (tmp_path / "toy" / "rows.csv").exists():
+        while not (part.exists() and part.stat().st_size == len(BODY)):
+            assert time.monotonic() < deadline
             time.sleep(0.01)
-        finished.join(0.2)
+        finished.join(0.5)
         assert finished.is_alive() and not (tmp_path / "toy" / RECORDS).exists()
     finished.join(20)
     assert whole(tmp_path)

@@ -352,14 +352,14 @@ def test_the_toy_shop_leaves_other_data_alone_and_is_made_anew_where_it_was_not_
 
 @pytest.mark.slow
 def test_a_killed_script_ends_with_the_same_tables_when_it_is_started_again(environment, tmp_path):
-    environment["ONLY"] = "MF,LightGCN,VBPR,FREEDOM,RecGOAT"
+    environment["ONLY"] = "MF,LightGCN,RecGOAT"
     code, output = run("table1.sh", environment)
     assert code == 0, output
     expected = read_tables(environment)
     assert len(expected) == 3 and "RecGOAT" in expected[0]
     environment.update(RUNS=str(tmp_path / "again"), REPORTS=str(tmp_path / "report_again"))
-    # Killed during the first runs, and when two have finished.
-    for finished in (0, 2):
+    # Killed during the first runs, and when one has finished.
+    for finished in (0, 1):
         process, deadline = start("table1.sh", environment), time.monotonic() + 120
         results = Path(environment["RUNS"])
         while len(list(results.glob("*/*/*/*/result.json"))) < finished and time.monotonic() < deadline:
@@ -371,7 +371,7 @@ def test_a_killed_script_ends_with_the_same_tables_when_it_is_started_again(envi
     assert code == 0, output
     assert read_tables(environment) == expected
     # Finished runs were not started again.
-    assert len([line for line in output.splitlines() if "seed_1" in line]) < 5
+    assert len([line for line in output.splitlines() if "seed_1" in line]) < 3
 
 
 @pytest.mark.slow
