@@ -64,7 +64,7 @@ def make_parser(cls: type[Config] = Config) -> Parser:
         formatter_class=argparse.RawDescriptionHelpFormatter,
         description="RecGOAT (arXiv 2602.00682): multimodal recommendation with graphs. Trains a model,\n"
         "selects its best epoch on validation, scores the test split once, and writes a run folder.\n"
-        "[NAME] marks a flag that only the model NAME has.",
+        "[NAME] marks a flag that only the models NAME have.",
     )
     parser.elsewhere = {
         name: f"--model {model}" for model, entry in MODELS.items() for name in entry.settings

@@ -135,7 +135,7 @@ class Config:
         "symmetric",
         "data",
         "edges of the attention graphs; symmetric: from and to the neighbours, and a self loop; directed: "
-        "from the neighbours alone (eq. 2)",
+        "only from the neighbours (eq. 2)",
         choices=("symmetric", "directed"),
         models=RECGOAT,
     )
@@ -380,7 +380,7 @@ class Config:
     ot_scale: float = setting(
         1.0,
         "alignment",
-        "factor s of the cost (eq. 10); has an effect with --ot_unit absolute alone",
+        "factor s of the cost (eq. 10); has an effect only with --ot_unit absolute",
         low=1e-6,
         models=RECGOAT,
     )
@@ -533,7 +533,11 @@ class Config:
     path: str = setting("runs", "run", "folder in which the run folder is created", free=True)
     name: str = setting("", "run", "name of this run in tables (default: its model)", free=True)
     resume: str = setting(
-        "", "run", "run folder to continue, with its settings; only --epochs may grow", free=True
+        "",
+        "run",
+        "run folder to continue, with its settings; --epochs may grow, and what does not change the model "
+        "(--threads, --cuda, --save_every, ...) may differ",
+        free=True,
     )
     save_every: int = setting(1, "run", "epochs between two writes of last.pt", low=1, free=True)
     max_minutes: float = setting(

@@ -1,9 +1,9 @@
 """Print the test or validation results of finished runs as a table.
 
-    python scripts/table.py runs/demo/*/                # one row per run, best result last
+    python scripts/table.py runs/demo/TIME_SEED/*/      # one row per run, best result last
     python scripts/table.py --mean runs/lastfm/*/*/*/   # one row per name: mean and deviation over its seeds
-    python scripts/table.py --metrics ndcg@20,coverage@20,novelty@20 runs/demo/*/
-    python scripts/table.py --split valid runs/demo/*/  # validation results
+    python scripts/table.py --metrics ndcg@20,coverage@20,novelty@20 runs/demo/TIME_SEED/*/
+    python scripts/table.py --split valid runs/demo/TIME_SEED/*/  # validation results
 
 A run is called by its --name. Without one it is named after its model or, where the runs lie in different
 folders, after the folder that contains it.

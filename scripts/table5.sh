@@ -1,5 +1,5 @@
 #!/usr/bin/env bash
-# Table 5 of the paper: seconds per training epoch and per evaluation of the models of table 1. Needs an idle
+# Table 5 of the paper: seconds per training epoch and per evaluation, of five models. Needs an idle
 # machine.
 #   scripts/table5.sh baby
 #   SMALL=1 EPOCHS=5 scripts/table5.sh baby

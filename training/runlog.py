@@ -195,7 +195,7 @@ class RunLog:
 
 
 def about(config: Config, said: Iterable[str]) -> str:
-    """A run in Markdown: what the console said first, its command, and the settings that are no defaults."""
+    """A run in Markdown: what the console said first, its command, and the settings that are not defaults."""
     fields = ((field, getattr(config, field.name)) for field in dataclasses.fields(config))
     settings = [f"| {field.name} | {value} |" for field, value in fields if value != field.default]
     command = " ".join(map(shlex.quote, ["python", Path(sys.argv[0]).name, *sys.argv[1:]]))
