@@ -270,7 +270,8 @@ class Batch(typing.NamedTuple):
 def make_batches(users: torch.Tensor, pos: torch.Tensor, neg: torch.Tensor, size: int) -> list[Batch]:
     """Split triples (users, positives, negatives [n]) into batches of `size`; the last may be smaller.
 
-    Distinct users and items are found for all batches at once: one host synchronisation an epoch on a GPU.
+    Distinct users and items are found for all batches at once, so that a GPU waits a fixed number of times an
+    epoch, whatever the number of batches.
     """
     n = len(users)
     batch_of = torch.arange(n, device=users.device) // size

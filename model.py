@@ -20,7 +20,6 @@ from collections.abc import Collection
 import scipy.sparse as sp
 import torch
 from torch import nn
-from torch.nn import functional as F
 
 from dataloader import Batch, Dataset, Needs
 from layers.attention import AttentionGraph, Branch, mean_direction
@@ -39,7 +38,7 @@ from layers.columns import (
 )
 from layers.dropout import Dropout
 from layers.kernels import product, unit_info_nce
-from layers.losses import info_nce, squared_norm, total
+from layers.losses import directions, info_nce, squared_norm, total
 from layers.transport import COSTS, cost_unit, sinkhorn_exp, sinkhorn_log
 from models.base import Heatmap, HistoryPart, Recommender, batch_bpr, product_dtype, sparse_like
 from models.lightgcn import LightGCN
@@ -118,7 +117,8 @@ class Transport(nn.Module):
         self.potential.copy_(potential)
         sample = all_columns(z_m[:: max(len(z_m) // 1024, 1)])
         matrices = self.scale * own_part(plan, 1), self.residual
-        lengths = [row_norms(sample @ matrix).norm() / sample.norm() for matrix in matrices]
+        whole = sample.norm().clamp_min(1e-30)
+        lengths = [row_norms(sample @ matrix).norm() / whole for matrix in matrices]
         self.figures.copy_(torch.stack([(plan * cost).sum(), *lengths]))
 
     def forward(self, z_m: torch.Tensor, plan: torch.Tensor | None = None) -> torch.Tensor:
@@ -538,7 +538,7 @@ class RecGOAT(Recommender):
 
         rows: [n], the distinct rows that are anchors and candidates; index: [B], the row of each triple.
         """
-        views = [F.normalize(all_columns(view.index_select(0, rows)), dim=1) for view in views]
+        views = [directions(all_columns(view.index_select(0, rows))) for view in views]
         counts = self.counts(rows, index)
         return [
             unit_info_nce(a, b, self.config.temperature, dtype=product_dtype(self.config), counts=counts)

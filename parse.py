@@ -134,9 +134,11 @@ def parse_args(argv: Sequence[str] | None = None) -> tuple[Config, list[str]]:
         if given.pop(name, None) is not None
     ]
     given = {name: value for name, value in given.items() if name not in ("preset", "config")}
+    of_run = bool(named["resume"] or named["checkpoint"])
     if "recipe" in given:
-        given = {**recipe_settings(given["recipe"], given), **given}
-    elif not (named["resume"] or named["checkpoint"]):
+        explicit = given if of_run else {**stored, **given}
+        given = {**recipe_settings(given["recipe"], explicit), **given}
+    elif not of_run:
         # A value that is no text is refused later, with its name.
         stored = {**recipe_settings(str(stored.get("recipe", Config.recipe)), {**stored, **given}), **stored}
     if given.get("resume"):

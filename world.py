@@ -380,7 +380,7 @@ class Config:
     ot_scale: float = setting(
         1.0,
         "alignment",
-        "factor s of the cost (eq. 10); has an effect only with --ot_unit absolute",
+        "factor s of the cost (eq. 10), and so of W1; it changes the plan only with --ot_unit absolute",
         low=1e-6,
         models=RECGOAT,
     )
@@ -526,9 +526,9 @@ class Config:
     cuda_graph: str = setting(
         "0",
         "run",
-        "replay training steps from a CUDA graph; auto: where it is possible; no GPU has run this yet",
+        "replay training steps from a CUDA graph, with other dropout masks; auto: where it is possible; no "
+        "GPU has run this yet",
         choices=("auto", "0", "1"),
-        free=True,
     )
     path: str = setting("runs", "run", "folder in which the run folder is created", free=True)
     name: str = setting("", "run", "name of this run in tables (default: its model)", free=True)
@@ -727,10 +727,13 @@ def bf16_slowdown(size: int = 256, repeats: int = 5) -> float:
 def usable_precision(config: Config, device: torch.device) -> tuple[Config, list[str]]:
     """The config, with fp32 in place of bf16 on a processor that has no instructions for it, and a note.
 
-    A run that is resumed or scored keeps its precision, which its numbers depend on.
+    A run that is resumed or scored keeps its precision, which its numbers depend on. Raises UserError for
+    training in tf32 without a GPU.
     """
-    is_new = not (config.resume or config.evaluate_only)
-    if config.precision != "bf16" or device.type != "cpu" or not is_new or (slowdown := bf16_slowdown()) < 3:
+    on_cpu, is_new = device.type == "cpu", not (config.resume or config.evaluate_only)
+    if config.precision == "tf32" and on_cpu and not config.evaluate_only:
+        raise UserError("--precision tf32 needs an NVIDIA GPU, and this run is on the CPU: take fp32 or bf16")
+    if config.precision != "bf16" or not on_cpu or not is_new or (slowdown := bf16_slowdown()) < 3:
         return config, []
     note = f"note: --precision bf16 is {slowdown:.0f} times slower than fp32 on this processor; using fp32"
     return dataclasses.replace(config, precision="fp32"), [note]
@@ -741,10 +744,6 @@ def choose_device(config: Config) -> torch.device:
     import torch
 
     if not (config.cuda and torch.cuda.is_available()):
-        if config.precision == "tf32":
-            raise UserError(
-                "--precision tf32 needs an NVIDIA GPU, and this run is on the CPU: take fp32 or bf16"
-            )
         return torch.device("cpu")
     if config.gpu_id >= torch.cuda.device_count():
         raise UserError(

@@ -15,7 +15,7 @@ from collections.abc import Mapping, Sequence
 import torch
 from torch.nn import functional as F
 
-from layers.attention import AttentionGraph, Branch, GraphAttention
+from layers.attention import SLOPE, AttentionGraph, Branch, GraphAttention
 from model import RecGOAT, Transport
 from models.lightgcn import LightGCN
 from world import Config
@@ -62,7 +62,7 @@ def graph_attention(layer: GraphAttention, edges: Edges, x: torch.Tensor) -> tor
     n, heads = len(x), layer.heads
     h = (x @ layer.weight.T).view(n, heads, -1)
     target_scores, source_scores = (h * layer.a_dst).sum(-1), (h * layer.a_src).sum(-1)
-    scores = F.leaky_relu(target_scores[target] + source_scores[source], layer.slope)  # [E, H]
+    scores = F.leaky_relu(target_scores[target] + source_scores[source], SLOPE)  # [E, H]
     # Softmax over the edges of each target.
     index = target[:, None].expand_as(scores)
     maximum = torch.full((n, heads), -math.inf, device=x.device)

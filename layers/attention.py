@@ -17,6 +17,8 @@ from layers.kernels import attention, product
 from layers.sparse import csr_product, csr_tensor
 from utils import UserError
 
+SLOPE = 0.2  # of LeakyReLU for negative scores, as in GAT
+
 # ---------------------------------------------------------------- the graph
 
 
@@ -199,7 +201,7 @@ class GraphAttention(nn.Module):
     """One multi-head graph attention layer (Velickovic 2018, eq. 3) before its non-linearity.
 
     out_i = concat over heads h of sum_j alpha_ij^h W^h x_j + b, where alpha_ij^h is the softmax over the
-    neighbours j of i in the graph of LeakyReLU(a_dst^h . W^h x_i + a_src^h . W^h x_j) with slope 0.2.
+    neighbours j of i in the graph of LeakyReLU(a_dst^h . W^h x_i + a_src^h . W^h x_j).
 
     dtype: type that the operands of the projection W x are rounded to (None: not rounded); bias: False
     keeps the bias b at zero; init: initialisation, see initialise_attention. Of several processes each has
@@ -212,13 +214,12 @@ class GraphAttention(nn.Module):
         d: int,
         heads: int,
         attn_dropout: float = 0.0,
-        slope: float = 0.2,
         dtype: torch.dtype | None = None,
         bias: bool = True,
         init: str = "xavier",
     ):
         super().__init__()
-        self.heads, self.slope, self.dtype = heads // ranks(), slope, dtype
+        self.heads, self.dtype = heads // ranks(), dtype
         self.attn_dropout = Dropout(attn_dropout)
         weight, a_src, a_dst = (torch.empty(n, size) for n, size in ((d, d_in), *[(heads, d // heads)] * 2))
         initialise_attention(weight, a_src, a_dst, init)
@@ -236,7 +237,7 @@ class GraphAttention(nn.Module):
         if graph.nodes is not None:
             s_dst = s_dst.index_select(1, graph.nodes)
         dropout = self.attn_dropout.p if self.attn_dropout.training else 0.0
-        out = attention(h.flatten(0, 1), s_dst.flatten(), s_src.flatten(), graph, self.slope, dropout)
+        out = attention(h.flatten(0, 1), s_dst.flatten(), s_src.flatten(), graph, SLOPE, dropout)
         return out.view(self.heads, -1, h.shape[2]).transpose(0, 1).flatten(1) + self.bias
 
 
@@ -316,8 +317,7 @@ class Branch(nn.Module):
 
         x: [n, d_in] features of the nodes of `graph`; new: [m, d_in]. A new node attends to its k nearest
         nodes by cosine similarity (eq. 2), see append_targets; allowed: [n] bool, those to choose from (None:
-        all). Returns (vectors [m, d], the nearest nodes
-        [m, k] int64).
+        all). Returns (vectors [m, d], the nearest nodes [m, k] int64).
         """
         neighbours = nearest_rows(new, x, k, allowed)
         x = torch.cat([x, new.to(x.dtype)])

@@ -22,7 +22,6 @@ from collections.abc import Iterator
 import torch
 import torch.distributed as dist
 from torch import nn
-from torch.nn import functional as F
 
 from utils import LostProcess
 
@@ -168,15 +167,26 @@ def part_sizes(x: torch.Tensor, dim: int) -> list[int]:
 
 
 def row_norms(x: torch.Tensor) -> torch.Tensor:
-    """Euclidean norm over all columns of rows [n, own columns]: [n]."""
-    return x.norm(dim=1) if ranks() == 1 else sum_parts(x.square().sum(1)).sqrt()
+    """Euclidean norm over all columns of rows [n, own columns]: [n]. A row of zeros has the gradient 0."""
+    if ranks() == 1:
+        return x.norm(dim=1)
+    squares = sum_parts(x.square().sum(1))
+    is_zero = squares == 0
+    return squares.masked_fill(is_zero, 1).sqrt().masked_fill(is_zero, 0)
 
 
 def unit_rows(x: torch.Tensor) -> torch.Tensor:
-    """Rows [n, own columns] scaled to length 1 over all columns."""
-    if ranks() == 1:
-        return F.normalize(x, dim=1)
-    return x / shared(row_norms(x).clamp_min(1e-12))[:, None]
+    """Rows [n, own columns] scaled to length 1 over all columns; a row of zeros stays as it is."""
+    return divide_rows(x, shared(row_norms(x)))
+
+
+def divide_rows(x: torch.Tensor, lengths: torch.Tensor) -> torch.Tensor:
+    """Rows [n, c] divided by their lengths [n], where these are not 0.
+
+    F.normalize divides a row of zeros by 1e-12, and its gradient too: an item without features would fill
+    Adam's second moments with numbers that no later gradient of the layer can match.
+    """
+    return x / lengths.masked_fill(lengths == 0, 1)[:, None]
 
 
 class LayerNorm(nn.LayerNorm):

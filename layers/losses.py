@@ -7,7 +7,7 @@ from collections.abc import Iterable
 import torch
 from torch.nn import functional as F
 
-from layers.columns import sum_parts
+from layers.columns import divide_rows, sum_parts
 from layers.kernels import unit_info_nce
 
 
@@ -34,6 +34,11 @@ def squared_norm(*vectors: tuple[torch.Tensor, torch.Tensor]) -> torch.Tensor:
     return sum_parts(total(norms) / batch)
 
 
+def directions(x: torch.Tensor) -> torch.Tensor:
+    """Rows [n, d], of all columns, scaled to length 1; a row of zeros stays as it is."""
+    return divide_rows(x, x.norm(dim=1))
+
+
 def info_nce(
     a: torch.Tensor,
     b: torch.Tensor,
@@ -49,5 +54,4 @@ def info_nce(
     anchor (default: r); block: anchors processed at a time; dtype: type that operands of matrix products are
     rounded to (default: none); counts: see unit_info_nce.
     """
-    a, b = F.normalize(a, dim=1), F.normalize(b, dim=1)
-    return unit_info_nce(a, b, temperature, target, block, dtype, counts)
+    return unit_info_nce(directions(a), directions(b), temperature, target, block, dtype, counts)

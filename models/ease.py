@@ -35,7 +35,13 @@ class EASE(ItemModel):
                 f"--model ease: inverts a matrix of {data.n_items} x {data.n_items}, and {MAX_ITEMS} items "
                 "are the limit; take --model itemknn"
             )
-        weights = reconstruction_weights(data.train, data.n_users, data.n_items, own["ease_l2"])
+        try:
+            weights = reconstruction_weights(data.train, data.n_users, data.n_items, own["ease_l2"])
+        except torch.linalg.LinAlgError:  # type: ignore[attr-defined]
+            raise UserError(
+                f"--ease_l2 {own['ease_l2']:g}: too small for these data, the matrix has no inverse in "
+                "float32; raise it"
+            ) from None
         sparse = sp.csr_matrix(weights)
         return keep_largest(sparse, own["ease_k"]) if own["ease_k"] else sparse
 

@@ -18,8 +18,9 @@ from layers.attention import mean_direction, nearest_rows
 from layers.columns import own_outputs
 from layers.kernels import sparse_product
 from layers.losses import total
-from layers.sparse import bipartite_adjacency, from_scipy
+from layers.sparse import bipartite_adjacency
 from models.base import HistoryPart, Recommender, batch_bpr
+from models.item_graphs import with_transpose
 from models.lightgcn import LightGCN
 from models.mf import select
 from models.neighbours import graph_shares
@@ -51,9 +52,9 @@ class FREEDOM(LightGCN):
         graph = mean_neighbour_graph(
             dataset.neighbours, graph_shares(dataset.neighbours, config.item_graph_image)
         )
-        device = self.adjacency.device
-        self.register_buffer("item_graph", from_scipy(graph, device), persistent=False)
-        self.register_buffer("item_graph_transposed", from_scipy(graph.T, device), persistent=False)
+        item_graph, transposed = with_transpose(graph, self.adjacency.device)
+        self.register_buffer("item_graph", item_graph, persistent=False)
+        self.register_buffer("item_graph_transposed", transposed, persistent=False)
         for m, matrix in dataset.features.items():
             self.register_buffer(f"{m}_features", matrix, persistent=False)
         self.project = nn.ModuleDict(

@@ -42,10 +42,11 @@ class VBPR(MF):
         self, users: torch.Tensor | None = None, items: torch.Tensor | None = None
     ) -> tuple[torch.Tensor, torch.Tensor]:
         """User vectors [U, 2 d + 1], the last column 1, and item vectors [I, 2 d + 1], the last the bias."""
-        content, d = self.content(self.features), self.theta.shape[1]  # [I, d + 1]
-        item = torch.cat([self.item, content[:, :d], content[:, d:] + self.bias], 1)
-        user = torch.cat([self.user, self.theta, self.theta.new_ones(len(self.theta), self.bias.shape[1])], 1)
-        return select(user, users), select(item, items)
+        gamma, theta = select(self.user, users), select(self.theta, users)
+        user = torch.cat([gamma, theta, theta.new_ones(len(theta), self.bias.shape[1])], 1)
+        content, d = self.content(select(self.features, items)), theta.shape[1]  # [n, d + 1]
+        bias = content[:, d:] + select(self.bias, items)
+        return user, torch.cat([select(self.item, items), content[:, :d], bias], 1)
 
     def joined(self, features: dict[str, torch.Tensor]) -> torch.Tensor:
         """Features of all modalities, each divided by its mean length in the catalogue: [n, d_f]."""

@@ -73,6 +73,15 @@ def test_bf16_gives_way_to_fp32_where_the_processor_is_slow_at_it(
     assert read_json(folder, "config.json")["precision"] == precision
 
 
+def test_tf32_needs_a_gpu_to_train_and_none_to_score(small_dataset, tmp_path, capsys):
+    flags = words(small_dataset, "--model", "lgn_mm", "--cuda", "0")
+    assert main([*flags, "--precision", "tf32"]) == 2
+    assert "--precision tf32 needs an NVIDIA GPU" in capsys.readouterr().err
+    assert main([*flags, "--path", str(tmp_path / "runs")]) == 0
+    scored = ["--evaluate_only", "1", "--checkpoint", str(only(tmp_path / "runs") / "best.pt")]
+    assert main([*scored, "--precision", "tf32"]) == 0
+
+
 def test_the_slowdown_of_bf16_is_measured():
     assert 0.01 < bf16_slowdown() < 1000
 

@@ -135,6 +135,19 @@ def test_every_model_trains_with_missing_modalities(small_dataset, model, fill):
     assert all(np.isfinite(value) for value in result["test"].values())
 
 
+def test_items_without_features_leave_the_moments_of_adam_usable(small_dataset):
+    """In the first step their vectors are zeros, of which F.normalize makes gradients of 1e8 and more."""
+    run = start(small_dataset, epochs=1, missing="text:0.5")
+    fit(run)
+    moments = [state["exp_avg_sq"].max() for state in run.optimizer.state.values()]
+    assert max(moments) < 1
+
+
+def test_a_modality_that_all_items_lack(small_dataset):
+    _, result, _ = train(small_dataset, epochs=1, model="lgn_mm", missing="text:0.999")
+    assert result["status"] == "finished"
+
+
 def test_a_resumed_run_keeps_it(small_dataset):
     settings = dict(missing="text:0.5,image:0.3", missing_fill="id", epochs=3)
     _, whole, _ = train(small_dataset, **settings)

@@ -243,6 +243,21 @@ def test_a_file_that_does_not_exist_is_one_line(small_dataset, tmp_path, capsys)
         assert_refused(main.main, argv, capsys, f"--model {name}")
 
 
+@pytest.mark.parametrize(
+    "value, kind", [("torch.ones(3) > 0", "bool"), ("torch.eye(3).to_sparse_csr()", "sparse_csr")]
+)
+def test_a_state_that_no_checkpoint_can_hold_is_refused_before_training(
+    small_dataset, tmp_path, capsys, value, kind
+):
+    for name, flag in (("refused", ""), ("accepted", ", persistent=False")):
+        line = f'        self.register_buffer("mask", {value}{flag})\n'
+        path = tmp_path / f"{name}.py"
+        path.write_text(SOURCE.replace("        self.scale =", f"{line}        self.scale ="))
+    argv = words(small_dataset, tmp_path / "runs", model=f"{tmp_path}/refused.py:ScaledLightGCN")
+    assert_refused(main.main, argv, capsys, f"mask is {kind}; convert it")
+    train(small_dataset, tmp_path / "kept", model=f"{tmp_path}/accepted.py:ScaledLightGCN")
+
+
 # ---------------------------------------------------------------- search, report, recommendations
 
 

@@ -177,6 +177,12 @@ def test_fuse_drop_of_the_released_recipe_is_the_dropout_of_the_attention_layers
     assert (config.attn_dropout, config.feat_dropout, config.branch_dropout) == (0.0, 0.0, 0.0)
 
 
+def test_fuse_drop_of_a_file_counts_for_a_recipe_beside_it(tmp_path):
+    (tmp_path / "own.json").write_text('{"fuse_drop": 0.3}')
+    config, _ = parse_args(["--config", str(tmp_path / "own.json"), "--recipe", "released"])
+    assert (config.fuse_drop, config.attn_dropout, config.branch_dropout) == (0.3, 0.3, 0.3)
+
+
 def test_an_explicit_flag_equal_to_the_default_wins_over_the_recipe():
     config, _ = parse_args(["--recipe", "released", "--feat_dropout", "0", "--select_on", "valid"])
     assert (config.feat_dropout, config.select_on, config.branch_dropout) == (0.0, "valid", 0.1)

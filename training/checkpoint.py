@@ -85,13 +85,17 @@ def is_checkpoint(state: object) -> bool:
     )
 
 
+def is_storable(tensor: torch.Tensor) -> bool:
+    """Whether a checkpoint can hold this tensor: a dense one of float32 or int64."""
+    return tensor.layout == torch.strided and tensor.dtype in (torch.float32, torch.int64)
+
+
 def is_plain(tensor: object) -> bool:
-    """Whether this is a dense CPU tensor of float32 or int64 with no more elements than its storage has."""
+    """Whether this is a storable tensor on the CPU with no more elements than its storage has."""
     return (
         isinstance(tensor, torch.Tensor)
-        and tensor.layout == torch.strided
+        and is_storable(tensor)
         and tensor.device.type == "cpu"
-        and tensor.dtype in (torch.float32, torch.int64)
         and tensor.numel() * tensor.element_size() <= tensor.untyped_storage().nbytes()
     )
 

@@ -26,7 +26,8 @@ def warm_and_cold(
     """Metrics of a split by the kind of the relevant items; a kind without any is left out.
 
     cold: [c] int64 ids of the cold items, ascending. "warm" and "cold" rank all items; relevant are those of
-    the kind alone. "cold among cold" ranks the cold items alone, where they are as many as the largest K.
+    the kind alone. "cold among cold" ranks the cold items alone, where they are as many as the largest K;
+    with --neighbour_scale spread, the deviations are those over the cold items.
     """
     ids = torch.from_numpy(cold).to(split.users.device)
     is_cold = torch.zeros(len(scorer.item), dtype=torch.bool, device=ids.device).index_fill_(0, ids, True)

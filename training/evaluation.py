@@ -84,11 +84,15 @@ def scored_parts(
 
 
 def score(model: Recommender, data: Interactions, splits: list[HeldOut], config: Config) -> list[Metrics]:
-    """Metrics of a model on each split."""
-    with scoring_mode(model, config):
-        if not (config.eval_dropout and config.eval_dropout_users):
+    """Metrics of a model on each split. With --eval_dropout 1 all have the same dropout masks."""
+    if not (config.eval_dropout and config.eval_dropout_users):
+        with scoring_mode(model, config):
             return evaluate(make_scorer(model, data), splits, config.topks, config.eval_chunk)
-        return [score_parts(model, data, split, config)[0] for split in splits]
+    found = []
+    for split in splits:
+        with scoring_mode(model, config):
+            found.append(score_parts(model, data, split, config)[0])
+    return found
 
 
 def ranked_lists(model: Recommender, data: Interactions, split: HeldOut, config: Config) -> torch.Tensor:

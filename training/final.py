@@ -37,17 +37,21 @@ def score_checkpoint(model: Recommender, dataset: Dataset, config: Config, devic
         set_random_state(state["random"], device)  # the dropout masks with which the run was scored
     selection, test = make_splits(data, config, device)
     splits = {config.select_on: selection, "test": test}
-    scores = score(model, data, [selection, test], config)
+    scores = score(model, data, [*splits.values()], config)
     lists = {name: ranked_lists(model, data, split, config) for name, split in splits.items()}
     result = {
         "best_epoch": state["progress"]["epoch"],
-        config.select_on: scores[0],
-        "test": scores[1],
+        **dict(zip(splits, scores, strict=True)),
         "beyond_accuracy": {name: beyond(top, data, config) for name, top in lists.items()},
         **cold_results(model, data, splits, config),
         "protocol": protocol(config),
     }
-    return final_table(result, config)
+    table = final_table(result, config)
+    if state["data"] == dataset.fingerprint:
+        return table
+    return (
+        f"note: {data.source}, its features or its graphs differ from those of {config.checkpoint}\n{table}"
+    )
 
 
 def write_ranking(path: Path, top: torch.Tensor, split: HeldOut, dataset: Dataset) -> None:

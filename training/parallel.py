@@ -30,6 +30,7 @@ from cli import launched
 from layers.agreement import from_first
 from layers.columns import Share, all_parts, collective, own, own_part, rank, ranks, share_of, sum_parts
 from models.registry import MODELS
+from training.records import read_settings
 from utils import UserError
 from world import Config
 
@@ -144,7 +145,13 @@ def restarted(config: Config, store: Store | None) -> Config:
     def folder() -> str:
         return store.get(FOLDER).decode() if store.check([FOLDER]) else ""
 
-    return dataclasses.replace(config, resume=from_first(folder))
+    def precision() -> str:  # the first start may have replaced it, see usable_precision
+        return str(read_settings(Path(resume) / "config.json").get("precision", config.precision))
+
+    resume = from_first(folder)
+    if not resume:
+        return config
+    return dataclasses.replace(config, resume=resume, precision=from_first(precision))
 
 
 def remember_folder(folder: Path, store: Store | None) -> None:

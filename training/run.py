@@ -16,7 +16,7 @@ from layers.columns import rank
 from layers.device import on_cpu
 from models.base import Recommender
 from models.registry import source_hash
-from training.checkpoint import CHECKPOINT_FORMAT, newest_checkpoint, read_checkpoint
+from training.checkpoint import CHECKPOINT_FORMAT, is_storable, newest_checkpoint, read_checkpoint
 from training.folder import write_config
 from training.parallel import model_state, optimizer_state, own_model_state, own_optimizer_state
 from training.records import read_settings
@@ -159,7 +159,16 @@ class Run:
 def start_run(
     model: Recommender, dataset: Dataset, config: Config, folder: Path, device: torch.device
 ) -> Run:
-    """A run before its first step."""
+    """A run before its first step. Raises UserError for a model whose state a checkpoint cannot hold."""
+    for name, tensor in model.state_dict().items():
+        if not is_storable(tensor):
+            kind = str(tensor.layout if tensor.layout != torch.strided else tensor.dtype).removeprefix(
+                "torch."
+            )
+            raise UserError(
+                f"--model {config.model}: checkpoints hold dense tensors of float32 and int64, and {name} is "
+                f"{kind}; convert it, or register it with persistent=False"
+            )
     data = dataset.interactions
     sampler = Sampler(
         data.train,

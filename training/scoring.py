@@ -13,6 +13,7 @@ from layers.device import on_cpu
 from layers.sparse import csr_tensor
 from models.base import ItemWeights
 
+ENTRIES = 2**24  # of item weights, added to the scores of a GPU at a time
 GROUP = 64  # score matrices are padded to a multiple of this many columns, which rankings look at together
 
 
@@ -62,9 +63,13 @@ def add_history(
         torch.addmm(scores, chosen, padded, alpha=factor, out=scores)
         return
     crow, col, values = weights.crow_indices().long(), weights.col_indices(), weights.values()
-    which, entry = expand(crow[rows], crow[rows + 1] - crow[rows])
-    target = row[which] * scores.shape[1] + col[entry]
-    scores.view(-1).index_add_(0, target, values[entry], alpha=factor)
+    first, counts = crow[rows], crow[rows + 1] - crow[rows]
+    # In parts, because an entry takes about 48 bytes.
+    sizes = torch.bincount(counts.cumsum(0) // ENTRIES).tolist()
+    for part in zip(row.split(sizes), first.split(sizes), counts.split(sizes), strict=True):
+        which, entry = expand(*part[1:])
+        target = part[0][which] * scores.shape[1] + col[entry]
+        scores.view(-1).index_add_(0, target, values[entry], alpha=factor)
 
 
 def history_scores(

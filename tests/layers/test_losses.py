@@ -7,7 +7,7 @@ import torch
 from model_helpers import randn
 from torch.nn import functional as F
 
-from layers.losses import bpr_loss, info_nce, squared_norm, unit_info_nce
+from layers.losses import bpr_loss, directions, info_nce, squared_norm, unit_info_nce
 
 # ---------------------------------------------------------------- BPR and norms
 
@@ -67,6 +67,17 @@ def test_info_nce_gradcheck(n, m, target, block):
     target = None if target is None else torch.tensor(target)
     inputs = randn(n, 4, seed=1, grad=True), randn(m, 4, seed=2, grad=True)
     assert torch.autograd.gradcheck(lambda a, b: info_nce(a, b, 0.2, target, block), inputs)
+
+
+def test_a_row_of_zeros_has_the_gradient_of_a_row_of_length_one():
+    """In the first step the vectors of an item without features are zeros: F.normalize makes that 1e12."""
+    a, b = randn(6, 4, seed=1), randn(6, 4, seed=2, grad=True)
+    a[3] = 0
+    a.requires_grad_()
+    info_nce(a, b, 0.2).backward()
+    assert a.grad.isfinite().all() and 0 < a.grad[3].norm() < 10 and b.grad.isfinite().all()
+    unit = F.normalize(randn(6, 4, seed=1), dim=1)
+    torch.testing.assert_close(directions(randn(6, 4, seed=1)), unit, rtol=0, atol=0)
 
 
 @pytest.mark.parametrize("temperature", [0.01, 0.02, 0.2])

@@ -250,6 +250,13 @@ def test_ease_minimises_its_objective(small_dataset, l2):
     assert np.abs(gradient).max() < 1e-4 * l2 and not np.diag(weights).any() and np.abs(weights).max() > 1e-3
 
 
+def test_ease_refuses_a_regularisation_that_is_too_small():
+    pairs = np.random.default_rng(0).integers((10, 50), size=(300, 2))
+    dataset = SimpleNamespace(interactions=SimpleNamespace(n_items=50, n_users=10, train=pairs))
+    with pytest.raises(UserError, match="--ease_l2 1e-06: too small"):
+        EASE(settings(model="ease", ease_l2=1e-6), dataset)
+
+
 def test_ease_refuses_a_catalogue_that_does_not_fit():
     dataset = SimpleNamespace(interactions=SimpleNamespace(n_items=MAX_ITEMS + 1, n_users=2, train=None))
     with pytest.raises(UserError, match="take --model itemknn"):

@@ -15,7 +15,9 @@ P, N, D = 3, 5, 12
 
 def inputs():
     generator = torch.Generator().manual_seed(1)
-    return [torch.randn(N, D, generator=generator, dtype=torch.float64) for _ in range(2)]
+    a, b = (torch.randn(N, D, generator=generator, dtype=torch.float64) for _ in range(2))
+    a[2] = 0  # the vector of an item without features
+    return a, b
 
 
 def gradients(function):

@@ -1,5 +1,6 @@
 """Runs of main.py by several processes: the run folder of one, resuming with another number, and failures."""
 
+import dataclasses
 import json
 import os
 import resource
@@ -14,7 +15,8 @@ from parallel_helpers import ends, errors, run, start_main
 from small_runs import command_line, only, read_json, read_metrics, read_state
 
 import training.stop
-from training.parallel import first_to_fail
+from training.parallel import first_to_fail, remember_folder, restarted
+from world import Config
 
 TIMES = {"seconds", "epoch_seconds", "evaluation_seconds", "peak_memory_mb"}
 RUN = {"model": "lgn_mm", "attn_heads": 4, "neighbour_weight": 0.5, "bpr_batch": 128, "epochs": 3}
@@ -30,10 +32,11 @@ def in_float64(rank):
     """Train in float64, so that the order of sums has no effect on what is compared."""
     import session
     import training.checkpoint
+    import training.run
 
     make_model = session.make_model
     session.make_model = lambda *arguments: make_model(*arguments).double()
-    training.checkpoint.is_plain = lambda tensor: True
+    training.checkpoint.is_plain = training.run.is_storable = lambda tensor: True
 
 
 def complete(p, argv, log):
@@ -192,6 +195,16 @@ def test_processes_that_torchrun_starts_again_continue_the_run(folder, tmp_path)
     assert ends(again) == [0, 0] and not errors(tmp_path / "again")
     assert f"resumed after epoch {reached}" in (tmp_path / "again.out").read_text()
     assert read_state(only(runs) / "last.pt")["progress"]["step"] == 1
+
+
+def test_a_run_that_is_started_again_keeps_its_precision(tmp_path):
+    (tmp_path / "config.json").write_text('{"model": "lgn", "dataset": "a", "seed": 1, "precision": "fp32"}')
+    store = torch.distributed.HashStore()
+    config = Config(dataset="a", precision="bf16")
+    assert restarted(config, store) == config
+    remember_folder(tmp_path, store)
+    again = dataclasses.replace(config, resume=str(tmp_path), precision="fp32")
+    assert restarted(config, store) == again
 
 
 class SilentStore:

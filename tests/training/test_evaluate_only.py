@@ -1,5 +1,6 @@
 """--evaluate_only 1: scoring a checkpoint on validation and test without training."""
 
+import numpy as np
 import pytest
 from resume_helpers import MODELS, assert_refused
 from small_runs import read_json
@@ -27,12 +28,25 @@ def test_the_result_is_reproduced_and_nothing_is_written(whole, model, capsys):
     assert {path.name: path.read_bytes() for path in folder.iterdir()} == before
 
 
-def test_dropout_in_scoring_has_the_masks_of_the_run(whole, capsys):
-    folder = whole(model="lgn_mm", eval_dropout=1, fuse_drop=0.5)
+@pytest.mark.parametrize(
+    "changes",
+    [{}, {"eval_dropout_users": 7}, {"eval_dropout_users": 7, "select_on": "test"}, {"select_on": "test"}],
+)
+def test_dropout_in_scoring_has_the_masks_of_the_run(whole, capsys, changes):
+    folder = whole(model="lgn_mm", eval_dropout=1, fuse_drop=0.5, **changes)
     table = (folder / "train.log").read_text().split("best epoch")[1]
     capsys.readouterr()
     assert score(folder) == 0
     assert capsys.readouterr().out.split("best epoch")[1] == table
+
+
+def test_changed_features_are_noted(small_dataset, whole, capsys):
+    folder, path = whole(**MODELS["lgn_mm"]), small_dataset / "text_feat.npy"
+    capsys.readouterr()
+    assert score(folder) == 0 and "note:" not in capsys.readouterr().out
+    np.save(path, np.load(path)[::-1])
+    assert score(folder) == 0
+    assert f"differ from those of {folder / 'best.pt'}" in capsys.readouterr().out
 
 
 def test_resume_beside_it_is_refused(whole, capsys):

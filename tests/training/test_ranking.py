@@ -3,6 +3,7 @@
 import numpy as np
 import pytest
 import torch
+from model_helpers import choose_gpu_branches
 from naive_ranking import items_of, naive_metrics, naive_ranks, naive_top
 from small_runs import CPU
 
@@ -68,8 +69,12 @@ def test_rank_items_equals_a_loop_and_omits_masked_items():
         assert items == naive_top((scorer.user[u] @ scorer.item.T).tolist(), items_of(train, u), 9)
 
 
-def test_item_weights_add_the_rows_of_the_history():
-    """Scorer(user, item, weights, history) against dense matrices."""
+@pytest.mark.parametrize("entries", [0, 1, 7, 2**24])
+def test_item_weights_add_the_rows_of_the_history(monkeypatch, entries):
+    """Scorer(user, item, weights, history) against dense matrices; entries: on a GPU at a time."""
+    if entries:
+        choose_gpu_branches(monkeypatch)
+        monkeypatch.setattr("training.scoring.ENTRIES", entries)
     scorer, train, test = small_case()
     weights = torch.randn(12, 12) * (torch.rand(12, 12) < 0.4)
     history = held_out(train, [train], CPU).relevant
