@@ -25,7 +25,7 @@ from pathlib import Path
 from cli import one_process
 from main import check_files
 from models.registry import forget_classes, is_external
-from parse import parse_args
+from parse import make_parser, parse_args
 from recommending.flags import FREE, checkpoint_path
 from training.records import read_evaluations, read_result
 from utils import TrainingError, UserError, did_you_mean
@@ -216,7 +216,8 @@ def load(run: str | Path, model: str = "", **settings: typing.Any) -> Run:
             )
     if not (folder / "config.json").is_file():
         raise UserError(f"{folder}: is no run folder; name the one that main.py or recgoat.train has written")
-    return Run(folder, model, settings)
+    flags = [f"--{name}={as_text(value)}" for name, value in settings.items()]
+    return Run(folder, model, vars(make_parser().parse_args(flags)))
 
 
 def as_text(value: object) -> str:

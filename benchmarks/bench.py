@@ -143,6 +143,8 @@ def make_dataset(
     adjacency = normalised_adjacency(interactions, "one", device)
     features, neighbours = {}, {}
     for seed, (modality, dim) in enumerate((("text", shape.text), ("image", shape.image)), 1):
+        if not dim:
+            continue
         matrix = make_features(interactions.n_items, dim, seed)
         neighbours[modality] = find_neighbours(matrix).astype(np.int32)
         features[modality] = column_major(torch.from_numpy(matrix).to(device))

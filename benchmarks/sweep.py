@@ -38,7 +38,7 @@ from data.synthetic import make_dataset, write_dataset
 from models.registry import MODELS, config_class
 
 DATASET = {"users": 60, "items": 54, "interactions_per_user": 8, "seed": 3}
-# Short runs. These may be drawn too, but only with values that are impossible.
+# Short runs. Those in SIZES may be drawn too.
 FIXED = {"epochs": "2", "eval_every": "1", "threads": "1", "bpr_batch": "256", "recdim": "8", "topks": "5,10"}
 # Whole numbers up to which runs are short, and others that are short although they may be large.
 SIZES = {"recdim": 40, "layer": 4, "item_branch_layers": 3, "user_branch_layers": 3, "item_graph_layers": 4}

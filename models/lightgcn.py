@@ -59,14 +59,18 @@ class LightGCN(MF):
 
         That is the user's row of (E^0 + ... + E^L) / (L + 1), E^{l+1} = A E^l, with a zero vector at layer 0:
         layer l of the user comes from layer l - 1 of the items. Where ratings weigh the edges, those of new
-        users count as 1.
+        users count as 1. Items without TRAIN interactions, whose embeddings are untrained, do not count.
         """
         layers = self.config.layer
         if not layers:
             return Recommender.new_user_vectors(self, histories, item)
-        count = np.asarray(histories.sum(1)).ravel()
         edges = self.adjacency.crow_indices().diff()[len(self.user) :].cpu().numpy()
+        histories = histories @ sp.diags((edges > 0).astype(float))
+        count = np.asarray(histories.sum(1)).ravel()
         degree = edges + 1.0  # the edge of the new user counts too
-        weights = sp.diags(count**-0.5) @ histories @ sp.diags(degree**-0.5)
+        weights = sp.diags(np.maximum(count, 1) ** -0.5) @ histories @ sp.diags(degree**-0.5)
         _, below = mean_of_layers(self.adjacency, layers - 1, (self.user, self.item))
-        return sparse_like(weights, item) @ below * (layers / (layers + 1)), []
+        user = sparse_like(weights, item) @ below * (layers / (layers + 1))
+        lost = int((count == 0).sum())
+        note = f"note: {lost} new users have only items that were not in training; their vectors are zeros"
+        return user, [note] if lost else []

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import typing
 from collections.abc import Mapping
 from pathlib import Path
@@ -12,7 +13,7 @@ from world import Config
 
 METRICS = ("recall", "ndcg", "precision", "map", "hitrate")
 HEADER = """---
-license: mit
+license: other
 library_name: recgoat
 tags:
 - recommender-system
@@ -107,14 +108,16 @@ def metrics_section(config: Config, result: Mapping[str, typing.Any]) -> str:
     """Protocol and metrics."""
     if result.get("status") != "finished":
         return "## Metrics\nUnknown: the run of these vectors has not finished.\n"
-    masked = markdown_text(" and ".join(result["protocol"]["masked_at_test"]))
+    # Results of other versions may lack entries.
+    masked = markdown_text(" and ".join(result.get("protocol", {}).get("masked_at_test", ["unknown"])))
+    epoch = result.get("best_epoch", "unknown")
     protocol = (
-        f"Full ranking over all items, {masked} items masked at test. The epoch ({result['best_epoch']}) was "
+        f"Full ranking over all items, {masked} items masked at test. The epoch ({epoch}) was "
         f"selected by {config.selection_metric} on {markdown_text(config.select_on)}"
     )
     leak = ": these figures leak and are not comparable" if config.select_on == "test" else ""
     rows = [
-        (split, k, *(f"{result[split][f'{name}@{k}']:.4f}" for name in METRICS))
+        (split, k, *(f"{result.get(split, {}).get(f'{name}@{k}', math.nan):.4f}" for name in METRICS))
         for split in dict.fromkeys((config.select_on, "test"))
         for k in config.topks
     ]

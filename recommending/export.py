@@ -23,6 +23,7 @@ from pathlib import Path
 import numpy as np
 
 from models.base import ItemWeights
+from models.registry import is_external, label
 from outgoing import tsv_line
 from recommending.card import card
 from recommending.flags import HUB_FILES
@@ -79,7 +80,7 @@ def export_index(vectors: Vectors, path: str) -> list[str]:
     import faiss  # an optional dependency, whose presence recommend.py has checked
 
     index = faiss.IndexFlatIP(vectors.item.shape[1])
-    index.add(arrays_of(vectors)["item"])
+    index.add(vectors.item.float().cpu().contiguous().numpy())
     with atomic_write(path) as file:
         file.write(faiss.serialize_index(index).tobytes())
     write_ids(f"{path}.item_ids.tsv", vectors.item_ids)
@@ -94,18 +95,20 @@ def export_hub(vectors: Vectors, config: Config, result: dict[str, typing.Any], 
     except OSError as error:
         raise UserError(f"{folder}: cannot be created ({error.strerror}); name another folder") from None
     arrays = arrays_of(vectors)
+    text = card(config, result, {name: array.shape for name, array in arrays.items()})
     embeddings, user_ids, item_ids, settings, readme = (target / name for name in HUB_FILES)
     write_safetensors(embeddings, arrays)
     write_ids(user_ids, vectors.user_ids)
     write_ids(item_ids, vectors.item_ids)
     write_json(settings, shared_settings(config))
-    write_text(readme, card(config, result, {name: array.shape for name, array in arrays.items()}))
+    write_text(readme, text)
     return [str(target / name) for name in HUB_FILES]
 
 
 def shared_settings(config: Config) -> dict[str, typing.Any]:
     """The settings that the result depends on: no paths, nothing about the machine."""
-    values = config.as_dict() | {"dataset": Path(config.dataset).name}
+    model = label(config.model) if is_external(config.model) else config.model
+    values = config.as_dict() | {"dataset": Path(config.dataset).name, "model": model}
     return {f.name: values[f.name] for f in dataclasses.fields(config) if not f.metadata["free"]}
 
 

@@ -14,7 +14,7 @@ import torch
 from dataloader import Dataset, HeldOut, Rows
 from models.base import ItemWeights, Recommender
 from recommending.explanations import make_explainer
-from recommending.flags import parse_splits
+from recommending.flags import SIMILAR_BY, parse_splits
 from recommending.requests import indices_of, items_of_splits, read_histories
 from recommending.trained import tell
 from recommending.vectors import Vectors
@@ -62,8 +62,8 @@ class Request:
     def __post_init__(self) -> None:
         if self.topk < 1:
             raise UserError(f"--topk {self.topk}: must be at least 1")
-        if self.similar_by not in ("vectors", "weights"):
-            raise UserError(f"--similar_by {self.similar_by}: choose from vectors, weights")
+        if self.similar_by not in SIMILAR_BY:
+            raise UserError(f"--similar_by {self.similar_by}: choose from {', '.join(SIMILAR_BY)}")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -110,11 +110,24 @@ def make_lists(
         query = users_query(users, parse_splits(args.exclude, config), vectors, dataset)
     scorer = list_scorer(query, item, weights)
     chunks = top_lists(scorer, query.seen, args.topk, config.eval_chunk)
+    if args.similar_items != "" and weights is not None:
+        chunks = with_weights(chunks)
     why = None
     if args.explain:
         explainer, numbers = make_explainer(model, dataset), typing.cast("list[int]", query.numbers)
         why = Why(explainer.names, lambda row, items: explainer.explain(numbers[row], items))
     return Lists(columns, query.names, vectors.item_ids, vectors.titles, chunks, why)
+
+
+def with_weights(chunks: Iterator[tuple[int, list[TopList]]]) -> Iterator[tuple[int, list[TopList]]]:
+    """The lists of top_lists without items that have no weight, or a negative one; notes those left empty."""
+    empty = 0
+    for start, lists in chunks:
+        lengths = [sum(score > 0 for score in scores) for _, scores in lists]
+        empty += lengths.count(0)
+        yield start, [(items[:n], scores[:n]) for (items, scores), n in zip(lists, lengths, strict=True)]
+    if empty:
+        tell(f"note: {empty} items have no weights to others; their lists are empty")
 
 
 def items_query(asked: str | Sequence[str], vectors: Vectors, item: torch.Tensor) -> Query:
@@ -150,4 +163,4 @@ def users_query(users: Sequence[int], exclude: Sequence[str], vectors: Vectors, 
 
 def list_scorer(query: Query, item: torch.Tensor, weights: ItemWeights | None) -> Scorer:
     """The scorer of a query's lists."""
-    return Scorer(query.user, item, weights, to_rows(query.history.tocsr(), item.device))
+    return Scorer(query.user, item, weights, to_rows(query.history, item.device))

@@ -203,7 +203,7 @@ has_other_flags() { [ -s "$1/flags" ] && [ "$(cat "$1/flags")" != "${*:2}" ]; }
 # run_one FOLDER FLAG...: start the run, resume it, or skip it if it has finished. Its output goes to
 # FOLDER/log.
 run_one() {
-    local folder=$1 configs resume=()
+    local folder=$1 configs arguments
     shift
     mkdir -p "$folder"
     if has_other_flags "$folder" "$@"; then
@@ -212,13 +212,18 @@ run_one() {
     fi
     if is_finished "$folder"; then return; fi
     echo "$*" >"$folder/flags"
-    # The folders of attempts are named by time, so the last one is the latest.
+    # The folders of attempts are named by time, so the last one is the latest. It has these settings.
     shopt -s nullglob
     configs=("$folder"/*/config.json)
-    [ ${#configs[@]} = 0 ] || resume=(--resume "$(dirname "${configs[-1]}")")
-    echo "$folder${resume[*]:+ (resumed)}"
+    if [ ${#configs[@]} = 0 ]; then
+        echo "$folder"
+        arguments=("$@" --path "$folder")
+    else
+        echo "$folder (resumed)"
+        arguments=(--resume "$(dirname "${configs[-1]}")")
+    fi
     # exec: signals sent to the job have to reach Python.
-    exec $PYTHON main.py "$@" "${resume[@]}" --path "$folder" >>"$folder/log" 2>&1
+    exec $PYTHON main.py "${arguments[@]}" >>"$folder/log" 2>&1
 }
 
 # report GROUP NAME... [-- FLAG...]: write tables and figures of these rows to $REPORTS/${REPORT:-GROUP}, unless one of

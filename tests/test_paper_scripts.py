@@ -375,6 +375,19 @@ def test_a_killed_script_ends_with_the_same_tables_when_it_is_started_again(envi
 
 
 @pytest.mark.slow
+def test_a_run_with_a_preset_is_resumed(environment):
+    environment |= {"FLAGS": f"{TINY} --epochs 150 --patience 0", "ONLY": "RecGOAT"}
+    process, deadline = start("table1.sh", environment), time.monotonic() + 120
+    while not list(Path(environment["RUNS"]).glob("*/*/*/*/last.pt")):
+        assert time.monotonic() < deadline
+        time.sleep(0.05)
+    os.killpg(process.pid, signal.SIGKILL)
+    process.communicate()
+    code, output = run("table1.sh", environment)
+    assert code == 0 and "RecGOAT/seed_1 (resumed)" in output, output
+
+
+@pytest.mark.slow
 def test_a_failed_run_is_named_and_other_settings_are_refused(environment):
     # FREEDOM and RecGOAT fail: there are only 30 items.
     environment.update(FLAGS=f"{environment['FLAGS']} --item_knn_k 30", ONLY="MF,FREEDOM,RecGOAT")

@@ -72,6 +72,13 @@ def test_recommendations_are_those_of_the_command(run, tmp_path, stored):
         pd.testing.assert_frame_equal(again, written)
 
 
+def test_settings_of_load_are_taken_as_those_of_train(run, settings):
+    again = recgoat.load(run.folder, cuda=False, data_root=Path(settings["data_root"]), threads=1)
+    assert again.recommend(k=3).equals(run.recommend(k=3))
+    with pytest.raises(UserError, match="--threads"):
+        recgoat.load(run.folder, threads="many")
+
+
 def test_embeddings_are_those_of_the_model(run):
     found = recgoat.load(run.folder).embeddings()
     user, item = (part.detach().numpy() for part in run.model.embeddings())

@@ -1,6 +1,7 @@
 """Exports of recommend.py: from the files alone, other programs make the same lists and scores."""
 
 import json
+import shutil
 import sys
 
 import numpy as np
@@ -131,7 +132,7 @@ def test_a_folder_for_a_hub_is_complete(hub, small_dataset, tmp_path):
     folder, header, text = hub(lr=0.03)
     names = {"README.md", "config.json", "embeddings.safetensors", "item_ids.tsv", "user_ids.tsv"}
     assert {path.name for path in folder.iterdir()} == names
-    assert header["license"] == "mit" and "recommender-system" in header["tags"]
+    assert header["license"] == "other" and "recommender-system" in header["tags"]
     assert read_ids(folder / "item_ids.tsv")[3] == "B0003"
     settings = json.loads((folder / "config.json").read_text())
     assert settings["lr"] == 0.03 and settings["dataset"] == "small" and "data_root" not in settings
@@ -148,6 +149,18 @@ def test_a_folder_for_a_hub_is_complete(hub, small_dataset, tmp_path):
     ):
         assert words in text, words
     assert "neighbourhood" not in text
+
+
+def test_a_card_of_a_result_that_lacks_entries(lgn, run, tmp_path):
+    copy = tmp_path / "older"
+    shutil.copytree(lgn, copy)
+    result = json.loads((copy / "result.json").read_text())
+    for entry in ("protocol", "best_epoch", "valid"):
+        del result[entry]
+    (copy / "result.json").write_text(json.dumps(result))
+    assert run(copy, "--export_hub", str(tmp_path / "hub"), output=None)[0] == 0
+    text = (tmp_path / "hub" / "README.md").read_text()
+    assert "The epoch (unknown)" in text and "| valid | 5 | nan |" in text
 
 
 def test_the_code_of_a_card_rebuilds_the_scores(hub, small_dataset, tmp_path, run, monkeypatch):

@@ -23,7 +23,8 @@ from data.formats import read_interactions
 def dense_propagation(model, dataset, histories):
     """Vectors of new users by LightGCN on a dense adjacency matrix, with layer 0 of the new users zero.
 
-    The matrix has a row, but no column, for each new user: other nodes do not see them.
+    The matrix has a row, but no column, for each new user: other nodes do not see them. Items without train
+    interactions are left out of the histories.
     """
     u, i, n = len(model.user), len(model.item), len(histories)
     train = np.zeros((u, i))
@@ -33,8 +34,9 @@ def dense_propagation(model, dataset, histories):
     a = np.zeros((u + i + n, u + i + n))
     a[:u, u : u + i], a[u : u + i, :u] = normalised, normalised.T
     for row, items in enumerate(histories):
-        for item in items:
-            a[u + i + row, u + item] = 1 / math.sqrt(len(items) * (degree[item] + 1))
+        known = [item for item in items if degree[item]]
+        for item in known:
+            a[u + i + row, u + item] = 1 / math.sqrt(len(known) * (degree[item] + 1))
     vectors = [model.user.detach().numpy(), model.item.detach().numpy(), np.zeros((n, model.user.shape[1]))]
     layer = total = np.concatenate(vectors).astype(float)
     for _ in range(model.config.layer):
@@ -53,11 +55,11 @@ def new_user_vectors(model, histories):
 def test_vectors_of_lightgcn(lgn):
     model, dataset, _ = load(lgn)
     # The last item has no train interaction.
-    histories = [[3, 5, 8], [N_ITEMS - 1], [0, 1, 2, 3, 4, 5]]
+    histories = [[3, 5, 8], [N_ITEMS - 1], [0, 1, 2, 3, 4, N_ITEMS - 1]]
     vectors, notes = new_user_vectors(model, histories)
     expected = dense_propagation(model, dataset, histories)
     np.testing.assert_allclose(vectors, expected, rtol=1e-4, atol=1e-6)
-    assert notes == []
+    assert not vectors[1].any() and len(notes) == 1 and "1 new users have only items" in notes[0]
 
 
 def test_with_one_layer_a_new_user_is_a_known_user_with_a_zero_vector_at_layer_0(small_dataset, tmp_path):

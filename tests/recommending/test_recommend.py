@@ -212,6 +212,17 @@ def test_similar_items_by_the_weights_of_the_term(small_dataset, run, tmp_path):
         assert all(weights[int(item), int(other)] == pytest.approx(2 * s, abs=1e-5) for other, s, *_ in rows)
 
 
+def test_items_without_a_weight_are_not_similar(small_dataset, run, tmp_path):
+    folder = train(small_dataset, tmp_path / "runs", "itemknn", itemknn_k=3)
+    weights = load(folder)[0].item_weights().matrix.to_dense().numpy()
+    untrained = len(weights) - 1
+    flags = ["--similar_items", f"4,{untrained}", "--similar_by", "weights", "--topk", "8"]
+    _, out, err = run(folder, *flags)
+    lists = read_table(out)[1]
+    assert {int(item) for item in items_of(lists["4"])} == {*np.flatnonzero(weights[4])}
+    assert str(untrained) not in lists and "1 items have no weights to others" in err
+
+
 def test_similar_items_by_weights_need_a_run_that_has_them(lgn, run):
     code, _, err = run(lgn, "--similar_items", "4", "--similar_by", "weights")
     assert code == 2 and len(err.splitlines()) == 1 and "--neighbour_weight" in err
