@@ -58,6 +58,7 @@ class Recorder:
     def __init__(self, device: torch.device, machine: bench.Machine):
         self.device, self.machine = device, machine
         self.figures: bench.Figures = {}
+        self.highest = 0.0  # peak memory of the calls within the present one
 
     def measure(
         self,
@@ -74,9 +75,11 @@ class Recorder:
         """
         if warm_up and not on_cpu(self.device):
             call()
+        outer, self.highest = self.highest, 0.0
         bench.reset_peak_memory()
         seconds, result = bench.time_call(call, self.device)
-        seconds, peak = scale * seconds, bench.peak_memory(self.device)
+        seconds, peak = scale * seconds, max(bench.peak_memory(self.device), self.highest)
+        self.highest = max(outer, peak)
         self.figures[name] = {"seconds": seconds, "floor": floor, "peak_memory_mb": peak}
         bound = f"   {seconds / floor:>5.1f} times its floor" if floor else ""
         print(f"{name:<28}{seconds:>9.3g} s   peak memory {peak:>6.0f} MB{bound}", flush=True)
