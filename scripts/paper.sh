@@ -141,13 +141,27 @@ settings() {
 # rows NAME...: set ROWS, the rows of a table, to these, or to those that ONLY names.
 rows() {
     # shellcheck disable=SC2034  # ROWS is read by the calling script
-    if [ -n "$ONLY" ]; then IFS=, read -ra ROWS <<<"$ONLY"; else ROWS=("$@"); fi
+    if [ -n "$ONLY" ]; then IFS=, read -ra ROWS <<<"${ONLY//, /,}"; else ROWS=("$@"); fi
+}
+
+# check_rows ARRAY NAME...: exit unless the associative array, of settings by row, has all of these.
+check_rows() {
+    local -n known=$1
+    local name
+    shift
+    for name in "$@"; do
+        if [ -z "${known[$name]+set}" ]; then
+            echo "ONLY='$ONLY': there is no row '$name'; choose from: $(IFS=,; echo "${!known[*]}")" >&2
+            exit 2
+        fi
+    done
 }
 
 # run_all GROUP NAME...: run every name with every seed in $RUNS/GROUP/NAME/seed_SEED, JOBS at a time.
 run_all() {
     local group=$1 name seed folder words
     shift
+    check_rows SETTINGS "$@"
     for seed in $SEEDS; do
         for name in "$@"; do
             while [ "$(jobs -rp | wc -l)" -ge "$JOBS" ]; do wait -n || true; done

@@ -31,6 +31,7 @@ declare -A STUDIES=(
     [RecGOAT]="--preset baby-small --precision $PRECISION --space $both item_knn_k=5,10,20
         contrastive_weight=2e-2..0.5:log modality_consistency_weight=0.1..1 modality_decay=1e-2..1:log"
 )
+check_rows STUDIES "${ROWS[@]}"
 mkdir -p "$RUNS/search"
 for dataset in "${@:-baby}"; do
     settings "$dataset"

@@ -374,6 +374,14 @@ def test_a_killed_script_ends_with_the_same_tables_when_it_is_started_again(envi
     assert len([line for line in output.splitlines() if "seed_1" in line]) < 3
 
 
+@pytest.mark.parametrize("script", ["table1.sh", "search.sh"])
+def test_a_row_that_does_not_exist_is_named(environment, tmp_path, script):
+    environment["ONLY"] = "MF, RecGoat"
+    done, configs = record(script, environment, tmp_path)
+    assert done.returncode == 2 and not configs
+    assert len(done.stderr.splitlines()) == 1 and "there is no row 'RecGoat'; choose from: " in done.stderr
+
+
 @pytest.mark.slow
 def test_a_run_with_a_preset_is_resumed(environment):
     environment |= {"FLAGS": f"{TINY} --epochs 150 --patience 0", "ONLY": "RecGOAT"}

@@ -10,13 +10,16 @@ import typing
 from layers.agreement import largest
 from layers.columns import rank, ranks
 
+GRACE, GRACE_OF_SEVERAL = 1, 5  # seconds: of one process, and of several
+
 
 class Stop:
     """A condition that becomes true on SIGINT or SIGTERM, or when the time is up.
 
-    Call it to ask. A second signal ends the process at once (under torchrun after some seconds, because the
-    first may come from a batch queue and from torchrun). Use it as a context manager: the signal handlers
-    are restored on exit. minutes: time limit, 0 for none.
+    Call it to ask. A second signal ends the process at once, unless it follows within GRACE seconds: a
+    terminal sends the first to a script and its runs, and the script passes it on; so do a batch queue and
+    torchrun. Use it as a context manager: the signal handlers are restored on exit. minutes: time limit, 0
+    for none.
     """
 
     def __init__(self, minutes: float = 0.0):
@@ -44,7 +47,7 @@ class Stop:
     def handle(self, number: int, frame: object) -> None:
         """Signal handler."""
         if self.handled is not None:
-            if ranks() == 1 or time.monotonic() - self.handled > 5:
+            if time.monotonic() - self.handled > (GRACE if ranks() == 1 else GRACE_OF_SEVERAL):
                 os._exit(128 + number)
             return
         self.signal, self.handled = number, time.monotonic()

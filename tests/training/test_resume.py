@@ -79,16 +79,18 @@ def test_a_process_that_gets_a_signal_saves_and_ends(small_dataset, tmp_path):
     assert read_json(folder)["status"] == "interrupted" and (folder / "last.pt").exists()
 
 
-def test_a_second_signal_ends_a_process_at_once():
+@pytest.mark.parametrize("seconds, code", [(0, 0), (1.1, 143)])
+def test_a_second_signal_ends_a_process_at_once_unless_it_is_the_first_one_passed_on(seconds, code):
     process = os.fork()
     if not process:
         signal.alarm(60)
         with Stop() as stop:
-            os.kill(os.getpid(), signal.SIGTERM)
-            assert stop() and stop.exit_code == 143
+            os.kill(os.getpid(), signal.SIGINT)
+            assert stop() and stop.exit_code == 130
+            time.sleep(seconds)
             os.kill(os.getpid(), signal.SIGTERM)
         os._exit(0)
-    assert os.waitstatus_to_exitcode(os.waitpid(process, 0)[1]) == 143
+    assert os.waitstatus_to_exitcode(os.waitpid(process, 0)[1]) == code
 
 
 def test_max_minutes_stops_a_run_which_can_be_resumed(small_dataset, tmp_path, whole, model):
