@@ -59,9 +59,10 @@ def json_in_html(value: Any) -> str:
 
 def markdown_text(value: object) -> str:
     """Text in a Markdown paragraph or table cell."""
-    return re.sub(r"[\\`*<|\[]|&(?=[#\w])", r"\\\g<0>", printable(value))
+    return re.sub(r"[\\`*<|\[\]]|&(?=[#\w])", r"\\\g<0>", printable(value))
 
 
+# After the end of a row, \\ or \toprule, "[" and "*" would be read as its argument.
 LATEX = {
     "\\": r"\textbackslash{}",
     "~": r"\textasciitilde{}",
@@ -73,6 +74,8 @@ LATEX = {
     "×": r"$\times$",
     "<": r"\textless{}",
     ">": r"\textgreater{}",
+    "[": "{[}",
+    "*": "{*}",
     **{character: "\\" + character for character in "&%$#_{}"},
 }
 

@@ -7,9 +7,10 @@
     python report.py runs/weights --triangle       # metrics over the fusion weights alpha and beta
 
 Each table row is a name (main.py --name, by default the model's) with mean and standard deviation over its
-seeds. Runs of the same name must differ in nothing but the seed; otherwise the report is refused. Runs on
-different data or with different evaluation protocols get separate tables. Unfinished runs are listed and left
-out. Results published in papers are added from reporting/published.csv.
+seeds. Runs of the same name must have the same data, protocol and settings, apart from the seed and settings
+without effect on the result; otherwise the report is refused. --epochs has no effect where --patience ended
+the training before. Runs on different data or with different evaluation protocols get separate tables.
+Unfinished runs are listed and left out. Results published in papers are added from reporting/published.csv.
 """
 
 import argparse

@@ -6,6 +6,7 @@ sections = make_sections(groups)                    # groups that may share a ta
 
 import collections
 import dataclasses
+import itertools
 from collections.abc import Sequence
 
 import numpy as np
@@ -15,7 +16,8 @@ from reporting.runs import CONFIG_FIELDS, Run, SettingValue
 from utils import UserError, content_hash
 from world import Config
 
-# Settings in which the seeds of one row must agree. Free settings, such as threads, do not affect the result.
+# Settings in which the seeds of one row must agree. Free settings, such as threads, do not affect the result,
+# apart from epochs, see differences().
 COMPARED_SETTINGS = [
     field.name for field in dataclasses.fields(Config) if not field.metadata["free"] and field.name != "seed"
 ]
@@ -63,7 +65,7 @@ def in_words(value: SettingValue) -> str:
 class Section:
     """Groups that share a table: same data, protocol and cut-offs.
 
-    number: 1, or 2, 3, ... for further sections on the same dataset.
+    number: 1, or a higher one for further sections on the same dataset.
     """
 
     groups: list[Group]
@@ -121,11 +123,12 @@ def make_groups(runs: Sequence[Run], vary: Sequence[str] = ()) -> list[Group]:
 def check_group(group: Group) -> None:
     """Raise UserError unless the runs of a group differ in their seeds and in nothing else that matters."""
     where = f"{group.name} on {group.first.dataset}"
-    for other in group.runs[1:]:
-        changes = differences(group.first, other)
+    # All pairs, because runs that --patience ended may be averaged with either of two that may not.
+    for run, other in itertools.combinations(group.runs, 2):
+        changes = differences(run, other)
         if changes:
             raise UserError(
-                f"{where}: {group.first.folder} and {other.folder} differ in {', '.join(changes)}, so their "
+                f"{where}: {run.folder} and {other.folder} differ in {', '.join(changes)}, so their "
                 "mean would be meaningless; report them separately or train each with its own --name "
                 "(--list shows all runs)"
             )
@@ -138,9 +141,13 @@ def check_group(group: Group) -> None:
 
 
 def differences(run: Run, other: Run) -> list[str]:
-    """Differences that a mean over seeds must not hide, as ["lr (0.001, 0.01)", ...]."""
+    """Differences that a mean over seeds must not hide, as ["lr (0.001, 0.01)", ...].
+
+    epochs is among them unless --patience ended both runs, whose results then do not depend on it.
+    """
     own_settings = sorted((run.settings.keys() | other.settings.keys()) - CONFIG_FIELDS)
-    names = [*COMPARED_SETTINGS, *own_settings]
+    limit = ["epochs"] if run.reached_limit or other.reached_limit else []
+    names = [*COMPARED_SETTINGS, *limit, *own_settings]
     pairs: dict[str, tuple] = {name: (run.setting(name), other.setting(name)) for name in names}
     # With --missing each seed has other features, of which the settings and the hash of "features" tell all.
     for part in ("interactions", "features" if run.config.missing else "all"):
@@ -156,16 +163,18 @@ def differences(run: Run, other: Run) -> list[str]:
 
 def make_sections(groups: Sequence[Group]) -> list[Section]:
     """Collect the groups that may share a table, and put the rows of each table in order."""
-    tables, numbers = collections.defaultdict(list), collections.Counter[str]()
+    tables = collections.defaultdict(list)
     for group in groups:
         run = group.first
         tables[run.dataset, run.interactions_hash, run.protocol, run.config.topks].append(group)
-    sections = []
-    for (dataset, *_), members in tables.items():
-        # Counted by file name, so that "A b" and "A_b" do not overwrite each other's files.
-        numbers[file_name(dataset)] += 1
-        sections.append(Section(sorted(members, key=row_order), numbers[file_name(dataset)]))
-    return sections
+    sections: dict[str, Section] = {}
+    for members in tables.values():
+        section = Section(sorted(members, key=row_order))
+        # By file name, so that "A b" and "A_b", or "A" (2) and "A_2", do not overwrite each other's files.
+        while section.slug in sections:
+            section = dataclasses.replace(section, number=section.number + 1)
+        sections[section.slug] = section
+    return list(sections.values())
 
 
 def row_order(group: Group) -> tuple:

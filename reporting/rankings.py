@@ -96,8 +96,8 @@ def read_ranking(run: Run) -> Ranking | None:
         return None
     try:
         with np.load(path, allow_pickle=False) as file:
-            stored = [name for name in LIFTS if name in file]
-            arrays = {name: file[name] for name in (*ARRAYS, *stored)}
+            lifts = [name for name in LIFTS if name in file]
+            arrays = {name: file[name] for name in (*ARRAYS, *lifts)}
             ranking = evaluate_ranking(arrays, sorted(run.config.topks))
     except (OSError, ValueError, KeyError, IndexError, RuntimeError, zipfile.BadZipFile) as error:
         reason = str(error).splitlines()[0][:80]

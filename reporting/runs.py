@@ -10,6 +10,7 @@ from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
+from incoming import read_object
 from models.registry import config_class, find_model, is_external, label
 from outgoing import json_text
 from parse import make_config
@@ -56,6 +57,11 @@ class Run:
     def status(self) -> str:
         """One of finished, interrupted, failed and unfinished; of a trial of tune.py, tuned or pruned."""
         return self.result.get("status", "unfinished")
+
+    @property
+    def reached_limit(self) -> bool:
+        """Whether --epochs ended the training, rather than --patience; True if that is unknown."""
+        return self.result.get("epochs", self.config.epochs) >= self.config.epochs
 
     @property
     def interactions_hash(self) -> str:
@@ -131,14 +137,29 @@ def find_run_folders(paths: Iterable[str | Path]) -> list[Path]:
     """Run folders at or below these paths, each once. Raises UserError for a path without any."""
     found: dict[Path, Path] = {}
     for path in map(Path, paths):
-        if (path / "config.json").exists():
+        if is_run_folder(path):
             folders = [path]
         else:
-            folders = sorted(file.parent for file in path.rglob("config.json"))
+            below = sorted(file.parent for file in path.rglob("config.json"))
+            folders = [folder for folder in below if is_run_folder(folder)]
         if not folders:
             raise UserError(
-                f"{path}: no run folder here or below (a run folder contains config.json); "
+                f"{path}: no run folder here or below (a run folder contains a config.json with provenance); "
                 "name the folder given to main.py as --path, such as runs"
             )
         found |= {folder.resolve(): folder for folder in folders}
     return list(found.values())
+
+
+def is_run_folder(folder: Path) -> bool:
+    """Whether a folder has the config.json of a run, rather than that of an export, which lacks provenance.
+
+    A damaged config.json counts as one of a run, so that read_run says what is wrong with it.
+    """
+    path = folder / "config.json"
+    if not path.exists():
+        return False
+    try:
+        return "provenance" in read_object(path, LEAVE_OUT)
+    except UserError:
+        return True

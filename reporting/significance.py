@@ -27,7 +27,9 @@ NOTE = (
     "Two-sided paired tests, not corrected for multiple comparisons. Over seeds, the two runs of a seed form "
     "a pair: would other training runs give the same answer? Over users, the two values of a user (each "
     "averaged over seeds) form a pair: would other users give the same answer? The latter ignores the "
-    "randomness of training."
+    "randomness of training. gain: between the means over all seeds of each row, as in the results; seeds: "
+    "those that both rows have, to which the tests over seeds are confined. A dash: fewer than two pairs, or "
+    "the same difference in all of them, as between models that do not depend on the seed."
 )
 # With fewer pairs, no exact two-sided Wilcoxon p value is below 0.05.
 MIN_WILCOXON_PAIRS = 6
@@ -36,14 +38,17 @@ MIN_WILCOXON_PAIRS = 6
 def paired_tests(ours: ArrayLike, other: ArrayLike) -> tuple[float, float]:
     """Two-sided p values of the paired t-test and the Wilcoxon signed-rank test on two arrays [n].
 
-    NaN for n < 2, and 1 if the arrays are equal.
+    1 if the arrays are equal. NaN for n < 2, and if all differences are the same: pairs without variation are
+    copies of one pair.
     """
     difference = np.asarray(ours) - np.asarray(other)
     if len(difference) < 2:
         return float("nan"), float("nan")
     if not difference.any():
         return 1.0, 1.0
-    # scipy warns of lost precision when all differences are equal.
+    if np.allclose(difference, difference[0], rtol=1e-9, atol=0):
+        return float("nan"), float("nan")
+    # scipy warns of lost precision when the differences are nearly equal.
     with warnings.catch_warnings(action="ignore"):
         return float(stats.ttest_rel(ours, other).pvalue), float(stats.wilcoxon(difference).pvalue)
 

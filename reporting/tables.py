@@ -163,15 +163,19 @@ def published_table(
 
 
 def cold_table(section: Section) -> Table | None:
-    """Recall and NDCG of warm and cold items at the largest K; None for data without cold items."""
+    """Recall and NDCG of warm and cold items at the largest K, a dash for kinds without results.
+
+    None if no row has such results, as on data without cold items.
+    """
     k = max(section.first.config.topks)
     names = [(kind, f"{name}@{k}") for kind in COLD_KINDS for name in ("recall", "ndcg")]
     rows: list[list[Cell]] = []
     for group in section.groups:
         found = [run.result.get("cold_items", {}) for run in group.runs]
-        if all(names[-1][1] in entry.get("test", {}).get(COLD_KINDS[-1], {}) for entry in found):
-            columns = ([entry["test"][kind][name] for entry in found] for kind, name in names)
-            rows.append([group.name, found[0]["vectors"], *map(mean_with_sd, columns)])
+        if all(entry.get("test") for entry in found):
+            columns = ([entry["test"].get(kind, {}).get(name) for entry in found] for kind, name in names)
+            cells = (Number(None) if None in values else mean_with_sd(values) for values in columns)
+            rows.append([group.name, found[0]["vectors"], *cells])
     if not rows:
         return None
     return Table(
@@ -181,7 +185,8 @@ def cold_table(section: Section) -> Table | None:
         rows,
         "Cold items are held out of training entirely. warm, cold: the relevant items are those alone, and "
         "all items are ranked; cold among cold: cold items alone are ranked. Users without such relevant "
-        "items are left out of a column. docs/robustness.md has the protocol.",
+        "items are left out of a column. A dash: there are no such users, or fewer cold items than "
+        f"{k} to rank. docs/robustness.md has the protocol.",
     )
 
 

@@ -29,7 +29,7 @@ def write_run(root, seed, recall, status="finished", data="one", protocol=PROTOC
     config = Config(**{"dataset": "baby_raw", "topks": (5, 10), "seed": seed, **settings})
     folder = root / f"run_{len(list(root.glob('*')))}"
     folder.mkdir(parents=True)
-    (folder / "config.json").write_text(json.dumps(config.as_dict()))
+    (folder / "config.json").write_text(json.dumps({**config.as_dict(), "provenance": {}}))
     evaluations = [
         {
             "epoch": epoch,

@@ -1,5 +1,6 @@
 """Which runs share a row or a table, and which must not be averaged."""
 
+import csv
 import json
 
 import pytest
@@ -16,6 +17,8 @@ import report
         ({"data": "two"}, "data: interactions (one, two)"),
         ({"protocol": {**PROTOCOL, "eval_dropout": 1}}, "protocol"),
         ({"select_on": "test"}, "select_on (valid, test)"),
+        # Runs of write_run trained 6 epochs: the limit ended the second one, patience the first.
+        ({"epochs": 6}, "epochs (1000, 6)"),
     ],
 )
 def test_different_runs_of_one_name_are_refused(root, capsys, changes, message):
@@ -42,7 +45,23 @@ def test_two_runs_of_one_seed_are_refused(root, capsys):
     assert all(str(folder) in error for folder in folders)
 
 
-def test_rows_are_separated_by_name_but_not_by_free_settings(root):
+def test_all_pairs_of_a_row_are_compared(root, capsys):
+    """The first run fits both others: it has the limit of one, and patience ended it and the other."""
+    folders = [write_run(root, seed, 0.1, epochs=limit) for seed, limit in ((1, 6), (2, 6), (3, 1000))]
+    edit_json(folders[0] / "result.json", {"epochs": 5})
+    assert run_report(root) == 2
+    assert f"{folders[1]} and {folders[2]} differ in epochs (6, 1000)" in capsys.readouterr().err
+
+
+def test_runs_that_reached_the_same_limit_share_a_row(root):
+    for seed in (1, 2):
+        write_run(root, seed, 0.1, epochs=6)
+    assert run_report(root, "--figures", "0") == 0
+    assert [row["seeds"] for row in read_table(root, "baby_results")] == ["2"]
+
+
+def test_rows_are_separated_by_name_but_not_by_settings_without_effect(root):
+    """threads has none, and epochs none on runs that patience ended after 6 epochs."""
     write_run(root, 1, 0.1)
     write_run(root, 2, 0.1, threads=2, epochs=7)
     write_run(root, 1, 0.2, lr=0.5, name="fast")
@@ -77,6 +96,15 @@ def test_different_data_and_protocols_get_separate_tables(root, capsys):
     assert f"## Baby (2)\n\n{protocol}hash of the interactions: two." in out
     assert run_report(root, "--list") == 0
     assert capsys.readouterr().out.count("leaks: epoch selected on test") == 1
+
+
+@pytest.mark.parametrize("order", [("demo", "demo_2", "demo"), ("demo", "demo", "demo_2")])
+def test_no_section_overwrites_the_files_of_another(root, order):
+    for seed, dataset in enumerate(order, 1):
+        write_run(root, seed, seed / 10, dataset=dataset, data=str(seed), name=f"row {seed}")
+    assert run_report(root, "--figures", "0") == 0
+    tables = [list(csv.DictReader(path.open())) for path in (root.parent / "out").glob("*_results.csv")]
+    assert sorted(row["recall@5"] for rows in tables for row in rows) == ["0.1", "0.2", "0.3"]
 
 
 def test_different_environments_are_noted(root, capsys):

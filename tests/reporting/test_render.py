@@ -37,6 +37,22 @@ def test_latex_escapes():
     assert [text.count(rule) for rule in (r"\toprule", r"\midrule", r"\bottomrule")] == [1, 1, 1]
 
 
+def test_a_latex_row_is_no_argument_of_the_end_of_the_row_before():
+    rows = [["[5pt] MF", 1], ["*LightGCN", Number(0.5, mark="best")]]
+    lines = render.latex_table(Table("t", "t", ["[method]", "x"], rows)).splitlines()
+    assert {r"{[}method] & x \\", r"{[}5pt] MF & 1 \\", r"{*}LightGCN & \textbf{0.5000} \\"} <= set(lines)
+
+
+def test_a_name_makes_no_link_in_a_caption(root):
+    for beta in (0.1, 0.5):
+        write_run(root, 1, 0.1, model="lgn_mm", beta=beta, name="RecGOAT](https://evil.example/x.png)")
+    assert run_report(root, "--triangle") == 0
+    lines = (root.parent / "out" / "report.md").read_text().splitlines()
+    images = [re.sub(r"\\.", "", line) for line in lines if line.startswith("![")]
+    assert [image.count("](") for image in images] == [1] * len(images)
+    assert images[0].endswith("](baby_triangle.png)")
+
+
 def test_csv_keeps_full_precision():
     value = 0.1 + 0.2
     rows = [["x,y", Number(value, 1 / 3), 7], ['"', Number(float("nan")), 8]]

@@ -41,10 +41,12 @@ def test_unfinished_runs_are_listed_and_left_out(root, capsys):
         ("result.json", "[]", "is not a JSON object"),
         ("result.json", '{"status": "finished", "test": {}}', "lacks test metrics"),
         ("result.json", '{"status": "finished", "test": []}', "test is not an object"),
-        ("config.json", '{"lerning": 1}', "unknown settings"),
-        ("config.json", '{"model": "lgn", "lerning": 1}', "unknown settings"),
-        ("config.json", '{"lr": -1}', "--lr -1"),
-        ("config.json", '{"model": "own.py:Wide", "lr": -1}', "--lr -1"),
+        ("config.json", "{", "is not JSON"),
+        ("config.json", "[]", "is not a JSON object"),
+        ("config.json", '{"provenance": {}, "lerning": 1}', "unknown settings"),
+        ("config.json", '{"provenance": {}, "model": "lgn", "lerning": 1}', "unknown settings"),
+        ("config.json", '{"provenance": {}, "lr": -1}', "--lr -1"),
+        ("config.json", '{"provenance": {}, "model": "own.py:Wide", "lr": -1}', "--lr -1"),
         ("test_ranking.npz", "PK", "is damaged"),
     ],
 )
@@ -67,6 +69,20 @@ def test_folders_without_runs(tmp_path, capsys):
 def test_folder_given_twice_is_read_once(root):
     folder = write_run(root, 1, 0.1)
     assert runs.find_run_folders([root, folder, root.parent]) == [folder]
+
+
+def test_exports_are_no_runs(root, capsys):
+    """A config.json of recommend.py --export_hub has no provenance; it is below, beside and above a run."""
+    folder = write_run(root, 1, 0.1)
+    settings = json.loads((folder / "config.json").read_text())
+    del settings["provenance"]
+    exports = [folder / "hub", root / "hub", root]
+    for export in exports:
+        export.mkdir(exist_ok=True)
+        (export / "config.json").write_text(json.dumps(settings))
+    assert runs.find_run_folders([root]) == [folder]
+    assert report.main([str(root / "hub"), "--list"]) == 2
+    assert "a config.json with provenance" in capsys.readouterr().err
 
 
 # ---------------------------------------------------------------- a user's own model

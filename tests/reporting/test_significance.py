@@ -43,6 +43,23 @@ def test_p_values_of_a_single_pair_and_of_equal_values():
     assert paired_tests([1.0, 2.0], [1.0, 2.0]) == (1, 1)
 
 
+@pytest.mark.parametrize("n", [2, 3, 6])
+@pytest.mark.parametrize("gap", [0.1, -0.1])
+def test_equal_differences_are_no_sample(n, gap):
+    """As of two models that do not depend on the seed, or the results of which differ in rounding alone."""
+    assert np.isnan(paired_tests(np.full(n, 0.2 + gap), np.full(n, 0.2))).all()
+    values = np.linspace(0.2, 0.3, n)
+    assert np.isnan(paired_tests(values + gap, values)).all()
+
+
+def test_models_that_do_not_depend_on_the_seed_have_no_p_value(root, capsys):
+    write_two_models(root, recgoat=(0.3,) * 6, lightgcn=(0.2,) * 6)
+    assert run_report(root, "--figures", "0") == 0
+    for row in read_table(root, "baby_significance"):
+        assert (row["seeds"], row["t-test p (seeds)"], row["Wilcoxon p (seeds)"]) == ("6", "", "")
+    assert "A dash: fewer than two pairs, or the same difference in all of them" in capsys.readouterr().out
+
+
 def test_comparison_with_the_best_other_row(root, capsys):
     write_two_models(root)
     # The best other row by its mean, with one seed in common.
@@ -52,7 +69,9 @@ def test_comparison_with_the_best_other_row(root, capsys):
     assert (row["best other"], row["seeds"], row["t-test p (seeds)"], row["users"]) == ("MF", "1", "", "0")
     assert float(row["gain"]) == pytest.approx(1.01 / 3 - 0.28)
     assert float(row["gain (%)"]) == pytest.approx(100 * (1.01 / 3 / 0.28 - 1))
-    assert "Too few seeds" in capsys.readouterr().out
+    out = capsys.readouterr().out
+    assert "Too few seeds" in out
+    assert "gain: between the means over all seeds of each row" in out
 
 
 def test_ours_names_the_row_to_compare(root, capsys):

@@ -119,3 +119,15 @@ def test_warm_and_cold_items(root):
     assert row["method"] == "VBPR" and row["cold items by"] == "features"
     values = [float(row[f"{kind} {name}@10"]) for kind in COLD_KINDS for name in ("recall", "ndcg")]
     assert values == pytest.approx([0.15, 0.15, 0.3, 0.3, 0.45, 0.45])
+
+
+@pytest.mark.parametrize("kinds", [("warm",), ("cold", "cold among cold"), ("warm", "cold")])
+def test_a_kind_of_items_without_results_has_a_dash(root, kinds):
+    """No user has relevant items of the kind, or there are fewer cold items than the largest K."""
+    folder = write_run(root, 1, 0.2, model="vbpr")
+    found = {kind: {f"{name}@{k}": 0.5 for name in ("recall", "ndcg") for k in (5, 10)} for kind in kinds}
+    edit_json(folder / "result.json", {"cold_items": {"items": 9, "vectors": "features", "test": found}})
+    assert run_report(root, "--figures", "0") == 0
+    (row,) = read_table(root, "baby_cold")
+    for kind in COLD_KINDS:
+        assert row[f"{kind} recall@10"] == row[f"{kind} ndcg@10"] == ("0.5" if kind in kinds else "")
