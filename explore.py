@@ -80,6 +80,11 @@ def check_flags(args: argparse.Namespace) -> Path:
         raise UserError(f"--topk {args.topk}: must be at least 1")
     if args.pictures and not Path(args.pictures).is_dir():
         raise UserError(f"--pictures {args.pictures}: no such folder")
+    if args.pictures and importlib.util.find_spec("PIL") is None:
+        raise UserError(
+            "--pictures needs the package pillow: install it with pip install -c constraints.txt -e "
+            "'.[features]', or leave the flag out"
+        )
     if args.map == "umap" and importlib.util.find_spec("umap") is None:
         raise UserError("--map umap needs the package umap-learn: install it, or take pca")
     parse_splits(args.exclude, Config())
@@ -100,6 +105,15 @@ def command(args: argparse.Namespace) -> None:
         make(args, path)
 
 
+def models_to_run(paths: Sequence[Path], model: str) -> list[str]:
+    """--model for each checkpoint: "" for one of a built-in model where the flag is meant for another."""
+    from models.registry import is_external
+    from parse import checkpoint_settings
+
+    own = [bool(model) and is_external(str(checkpoint_settings(str(path)).get("model"))) for path in paths]
+    return [model if each or not any(own) else "" for each in own]
+
+
 def make(args: argparse.Namespace, path: Path) -> None:
     """Load the runs and write the page."""
     from exploring.page import make_page
@@ -111,17 +125,20 @@ def make(args: argparse.Namespace, path: Path) -> None:
     started = time.perf_counter()
     given = {name: value for name, value in vars(args).items() if name in FREE}
     folders = [args.checkpoint, *([args.compare] if args.compare else [])]
-    runs = [load(*load_run(checkpoint_path(folder), given, args.model)) for folder in folders]
+    paths = [checkpoint_path(folder) for folder in folders]
+    models = models_to_run(paths, args.model)
+    runs = [load(*load_run(each, given, model)) for each, model in zip(paths, models, strict=True)]
     n_items = len(runs[0].vectors.item)
     if args.topk > n_items:
         raise UserError(f"--topk {args.topk}: there are only {n_items} items; give a smaller K")
     if args.compare:
         check_same_data(*runs)
     exclude = parse_splits(args.exclude, runs[0].config)
-    data = payload(runs, run_names(runs, folders), args.topk, exclude, args.map)
-    if args.pictures:
-        data["pictures"], note = thumbnails(args.pictures, runs[0].vectors.item_ids)
+    pictures = {}
+    if args.pictures:  # before the lists, which take longer: there may be no picture of these items
+        pictures["pictures"], note = thumbnails(args.pictures, runs[0].vectors.item_ids)
         tell(note)
+    data = payload(runs, run_names(runs, folders), args.topk, exclude, args.map) | pictures
     write_text(path, make_page(f"{data['runs'][0]['name']} on {data['dataset']}", data))
     tell(
         f"{path}: {len(data['users']['ids'])} users, {n_items} items, {path.stat().st_size / 1e6:.1f} MB, "

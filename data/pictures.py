@@ -69,13 +69,13 @@ def open_picture(source: Path | BinaryIO) -> Any:
 
 
 def find_pictures(
-    folder: str | Path, n: int, ids: Sequence[str] | None = None
+    folder: str | Path, n: int, ids: Sequence[str] | None = None, remedy: str = "or change --ids"
 ) -> tuple[dict[int, Path], int]:
     """({internal id: path} of the pictures below a folder, number of pictures of unknown items).
 
     The file name without suffix is the internal id or, if `ids` (list of original ids) is given, the original
     id, as it is or percent-encoded. Raises UserError for two pictures of one item, or if none belongs to an
-    item.
+    item; remedy: what the user can do about that, beside naming the files by item ids.
     """
     rows = {name: row for row, name in enumerate(ids if ids is not None else map(str, range(n)))}
     paths: dict[int, Path] = {}
@@ -94,7 +94,7 @@ def find_pictures(
         kind = "internal" if ids is None else "original"
         raise UserError(
             f"{folder}: holds no picture of the {n} items of the dataset ({n_unknown} of other items); name "
-            f"the files by {kind} item ids, or change --ids"
+            f"the files by {kind} item ids, {remedy}"
         )
     return paths, n_unknown
 

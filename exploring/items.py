@@ -8,25 +8,29 @@ import numpy as np
 import scipy.sparse as sp
 import torch
 
-from data.graphs import nearest_neighbours
+from data.graphs import nearest_neighbours, unit_rows
 
 Array = np.ndarray
-
-AGREEMENT_NEIGHBOURS = 10
 
 
 class Near(typing.NamedTuple):
     """The nearest items of each item and how near they are: cosines, or counts of users."""
 
     items: Array  # [I, k] int64, best first; the item itself where there is no other
-    values: Array  # [I, k]
+    values: Array  # [I, k]: cosines are float32, counts int64
 
 
-def near_by_cosine(vectors: Array, k: int) -> Near:
-    """The k items of the largest cosine similarity to each; vectors: [I, d]."""
-    unit = unit_rows(vectors)
-    items = nearest_neighbours(unit, min(k, len(unit) - 1), torch.device("cpu"))
-    return Near(items, np.einsum("nd,nkd->nk", unit, unit[items]))
+def near_by_cosine(vectors: Array, k: int, device: torch.device) -> Near:
+    """The k items of the largest cosine similarity to each, found on the device; vectors: [I, d] float32."""
+    items = nearest_neighbours(vectors, min(k, len(vectors) - 1), device)
+    return Near(items, cosines(unit_rows(torch.from_numpy(vectors).to(device)), items))
+
+
+def cosines(unit: torch.Tensor, others: Array, block: int = 256) -> Array:
+    """Inner products of each row of unit [I, d] with those of others [I, k]: [I, k]."""
+    blocks = zip(unit.split(block), torch.from_numpy(others).to(unit.device).split(block), strict=True)
+    # The gathered rows of all items may not fit in memory.
+    return torch.cat([torch.einsum("nd,nkd->nk", rows, unit[ids]) for rows, ids in blocks]).cpu().numpy()
 
 
 def near_by_users(history: sp.csr_matrix, k: int) -> Near:
@@ -35,7 +39,7 @@ def near_by_users(history: sp.csr_matrix, k: int) -> Near:
     together, count = (ones.T @ ones).tocsr(), np.asarray(ones.sum(0)).ravel()
     n = together.shape[0]
     k = min(k, n - 1)
-    items, values = np.tile(np.arange(n)[:, None], (1, k)), np.zeros((n, k))
+    items, values = np.tile(np.arange(n)[:, None], (1, k)), np.zeros((n, k), np.int64)
     for i in range(n):
         entries = slice(*together.indptr[i : i + 2])
         others, counts = together.indices[entries], together.data[entries]
@@ -45,21 +49,26 @@ def near_by_users(history: sp.csr_matrix, k: int) -> Near:
     return Near(items, values)
 
 
-def agreement(features: dict[str, Array]) -> Array | None:
-    """How far an item's neighbours by the first modality are near by the second: [I]; None for one modality.
+def agreement(first: Near, second: Near, features: Array, device: torch.device) -> Array:
+    """How far the neighbours of each item by one modality are near by a second: [I].
 
-    The mean cosine by the second modality of the 10 nearest by the first, on a scale where 0 is that of a
-    random item and 1 that of the 10 nearest by the second; cut off at 0 and 1.
+    first, second: the nearest items by each; features: those of the second [I, d] float32. The mean cosine by
+    the second of the neighbours by the first, on a scale where 0 is that of a random item and 1 that of the
+    neighbours by the second; cut off at 0 and 1. NaN for an item without features of one of the two.
     """
-    if len(features) < 2:
-        return None
-    first, second = (unit_rows(matrix) for matrix in list(features.values())[:2])
-    k = min(AGREEMENT_NEIGHBOURS, len(first) - 1)
-    others = nearest_neighbours(first, k, torch.device("cpu"))
-    cosine = np.einsum("nd,nkd->nk", second, second[others]).mean(1)
-    best = near_by_cosine(second, k).values.mean(1)
-    chance = second @ second.mean(0)
-    return np.clip((cosine - chance) / np.maximum(best - chance, 1e-6), 0, 1)
+    unit = unit_rows(torch.from_numpy(features).to(device))
+    known = (features != 0).any(1)
+    found = mean_of_others(cosines(unit, first.items), first.items, known)
+    best = mean_of_others(second.values, second.items, known)
+    chance = (unit @ (unit.sum(0) / max(int(known.sum()), 1))).cpu().numpy()
+    return np.clip((found - chance) / np.maximum(best - chance, 1e-6), 0, 1)
+
+
+def mean_of_others(values: Array, items: Array, known: Array) -> Array:
+    """Mean of the values [I, k] of those items [I, k] that are not the row itself and known [I]; else NaN."""
+    counts = known[items] & (items != np.arange(len(items))[:, None])
+    total, n = (values * counts).sum(1), counts.sum(1)
+    return np.divide(total, n, out=np.full(len(items), np.nan), where=n > 0)
 
 
 def item_map(vectors: Array, method: str) -> Array:
@@ -78,9 +87,3 @@ def on_grid(places: Array) -> Array:
     """Places [I, 2] as whole numbers from 0 to 65535; the outermost 0.5 % on each side lie on the border."""
     low, high = np.quantile(places, (0.005, 0.995), axis=0)
     return np.round(65535 * np.clip((places - low) / np.maximum(high - low, 1e-12), 0, 1))
-
-
-def unit_rows(vectors: Array) -> Array:
-    """Rows scaled to length 1, float32; rows of zeros stay."""
-    length = np.linalg.norm(vectors, axis=1, keepdims=True)
-    return (vectors / np.maximum(length, 1e-12)).astype(np.float32)

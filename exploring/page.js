@@ -33,6 +33,7 @@ const { users, items } = data;
 const K = data.topk;
 const REASONS = 3;
 const NONE = items.ids.length; // stands for "no item"
+const UNKNOWN = 255; // the agreement of an item without features
 const trainOf = unpackRows(users.train);
 const validOf = unpackRows(users.valid);
 const testOf = unpackRows(users.test);
@@ -81,17 +82,17 @@ function hasHit(user) {
   return list.some((item) => item !== NONE && hitOf(user, item));
 }
 
-// recall@K and ndcg@K of a user's test items; null without any.
-function metricsOf(run, user) {
+// ndcg@K of a user's test items; null without any.
+function ndcgOf(run, user) {
   const relevant = testOf(user);
   if (!relevant.length) return null;
-  let hits = 0, gain = 0, ideal = 0;
+  let gain = 0, ideal = 0;
   for (let rank = 0; rank < K; rank++) {
     const worth = 1 / Math.log2(rank + 2);
     if (rank < relevant.length) ideal += worth;
-    if (relevant.includes(run.items[user * K + rank])) { hits++; gain += worth; }
+    if (relevant.includes(run.items[user * K + rank])) gain += worth;
   }
-  return { recall: hits / relevant.length, ndcg: gain / ideal };
+  return gain / ideal;
 }
 
 // ---------------------------------------------------------------- elements
@@ -141,6 +142,9 @@ function badge(user, item) {
   const hit = hitOf(user, item);
   return hit ? element("span", { class: "badge" }, `${hit} item`) : null;
 }
+
+// How far two modalities agree on an item, from 0 to 1; null where that is unknown.
+const agreementOf = (item) => !agreement || agreement[item] === UNKNOWN ? null : agreement[item] / (UNKNOWN - 1);
 
 const bought = (item) => element("span", { class: "quiet number" }, `bought ${count[item].toLocaleString("en")}\u00d7`);
 
@@ -228,9 +232,10 @@ function piece(left, width, background) {
 function drawItem(item) {
   const head = element("div", { class: "name" },
     picture(item), element("h2", {}, titleOf(item)), element("span", { class: "quiet" }, idUnlessTitle(item)), bought(item));
-  const agrees = agreement
-    ? element("p", { class: "quiet" }, `${items.agreementOf.map(label).join(" and ")} agree: ${(agreement[item] / 255).toFixed(2)} of 1`)
-    : null;
+  const share = agreementOf(item);
+  const agrees = share === null
+    ? null
+    : element("p", { class: "quiet" }, `${items.agreementOf.map(label).join(" and ")} agree: ${share.toFixed(2)} of 1`);
   document.getElementById("item").replaceChildren(head, ...(agrees ? [agrees] : []),
     element("div", { class: "columns" }, ...near.map((kind) => neighbours(kind, item))));
   drawMap(item);
@@ -260,8 +265,9 @@ function rampColour(share) {
   return `rgb(${from.map((value, n) => Math.round(value + rest * (to[n] - value))).join(" ")})`;
 }
 
+// Where an item stands on the ramp, from 0 to 1; null where that is unknown.
 function shareOf(item) {
-  if (map.by === "agreement") return agreement[item] / 255;
+  if (map.by === "agreement") return agreementOf(item);
   return Math.log1p(count[item]) / Math.log1p(map.most);
 }
 
@@ -322,22 +328,29 @@ function drawMap(item) {
   draw.setTransform(scale, 0, 0, scale, 0, 0);
   draw.clearRect(0, 0, width, height);
   draw.globalAlpha = 0.75;
-  const radius = NONE > 2000 ? 2 : 4;
-  for (let other = 0; other < NONE; other++) dot(draw, other, radius, rampColour(shareOf(other)));
-  draw.globalAlpha = 1;
-  draw.lineWidth = 2.5;
   draw.strokeStyle = getComputedStyle(document.body).color;
-  dot(draw, item, radius + 3, rampColour(shareOf(item)));
+  const radius = NONE > 2000 ? 2 : 4;
+  for (let other = 0; other < NONE; other++) dot(draw, other, radius);
+  draw.globalAlpha = 1;
+  dot(draw, item, radius + 3);
+  draw.lineWidth = 2.5;
   draw.stroke();
   map.paintRamp();
 }
 
-function dot(draw, item, radius, fill) {
+// A disc in the colour of the item, or a ring where that is unknown.
+function dot(draw, item, radius) {
   const [x, y] = pointOf(item);
-  draw.fillStyle = fill;
+  const share = shareOf(item);
   draw.beginPath();
   draw.arc(x, y, radius, 0, 2 * Math.PI);
-  draw.fill();
+  if (share === null) {
+    draw.lineWidth = 1;
+    draw.stroke();
+  } else {
+    draw.fillStyle = rampColour(share);
+    draw.fill();
+  }
 }
 
 // ---------------------------------------------------------------- two runs
@@ -349,8 +362,8 @@ const MANY = 20; // users in each list of the largest differences
 function compareUsers() {
   const rows = [];
   for (let user = 0; user < users.ids.length; user++) {
-    const [a, b] = runs.map((run) => metricsOf(run, user));
-    if (a) rows.push({ user, length: trainOf(user).length, a, b, gain: b.ndcg - a.ndcg });
+    const [a, b] = runs.map((run) => ndcgOf(run, user));
+    if (a !== null) rows.push({ user, length: trainOf(user).length, a, b, gain: b - a });
   }
   return rows;
 }
@@ -371,7 +384,7 @@ function drawCompare(rows) {
 
 function gainTable(bins) {
   const rows = bins.map(({ name, rows: members }) => {
-    const mean = (key) => sum(members.map((row) => row[key].ndcg)) / members.length;
+    const mean = (key) => sum(members.map((row) => row[key])) / members.length;
     return { name, n: members.length, a: mean("a"), b: mean("b"), better: [1, -1].map((sign) => members.filter((row) => row.gain * sign > 0).length) };
   });
   const most = Math.max(1e-12, ...rows.map((row) => Math.abs(row.b - row.a)));

@@ -6,16 +6,19 @@ import typing
 from collections.abc import Sequence
 
 import numpy as np
+import torch
 
 from data.feature_files import feature_paths, load_features, open_features
 from data.folders import dataset_folder
 from data.formats import Interactions
 from exploring.items import Near, agreement, item_map, near_by_cosine, near_by_users, on_grid
-from exploring.packing import pack, pack_ids, pack_rows
+from exploring.packing import Packed, pack, pack_ids, pack_rows
 from exploring.runs import LoadedRun, lists_of
 
 MAX_USERS = 20_000
-NEIGHBOURS = 8  # of an item, by each similarity
+NEIGHBOURS = 8  # of an item that are shown, by each similarity
+AGREEMENT_NEIGHBOURS = 10  # of an item by a modality, with which modalities are compared
+UNKNOWN = 255  # the agreement of an item without features
 
 Array = np.ndarray
 
@@ -53,33 +56,46 @@ def features_of(run: LoadedRun) -> dict[str, Array]:
     return {m: load_features(open_features(path), path, len(run.vectors.item)) for m, path in paths.items()}
 
 
-def similarities(run: LoadedRun, features: dict[str, Array]) -> dict[str, Near]:
+def similarities(run: LoadedRun, features: dict[str, Array], device: torch.device) -> dict[str, Near]:
     """The nearest items of each item by each modality, by ID vector, and by the users that have both."""
-    kinds = {m: near_by_cosine(matrix, NEIGHBOURS) for m, matrix in features.items()}
+    kinds = {m: near_by_cosine(matrix, AGREEMENT_NEIGHBOURS, device) for m, matrix in features.items()}
     own = run.explainer.parts.get("id", run.explainer.parts.get("vectors"))
     if own is not None:
-        kinds["id"] = near_by_cosine(own, NEIGHBOURS)
+        kinds["id"] = near_by_cosine(own.astype(np.float32), NEIGHBOURS, device)
     return kinds | {"together": near_by_users(run.explainer.history, NEIGHBOURS)}
+
+
+def pack_near(near: Near, n_items: int) -> dict[str, Packed]:
+    """The first NEIGHBOURS of each item and their values; counts of users are exact."""
+    items, values = near.items[:, :NEIGHBOURS], near.values[:, :NEIGHBOURS]
+    counts = np.issubdtype(values.dtype, np.integer)
+    packed = pack_ids(values, int(values.max(initial=0))) if counts else pack(values, "bf16")
+    return {"items": pack_ids(items, n_items), "values": packed}
+
+
+def pack_agreement(agrees: Array) -> Packed:
+    """Numbers from 0 to 1 in 254 steps, and UNKNOWN for NaN; agrees: [I]."""
+    return pack(np.where(np.isnan(agrees), UNKNOWN, np.round((UNKNOWN - 1) * agrees)), "u8")
 
 
 def items_payload(run: LoadedRun, method: str) -> dict[str, typing.Any]:
     """Names, popularity, places and neighbours of all items."""
     data, vectors, features = run.dataset.interactions, run.vectors, features_of(run)
-    n_items = len(vectors.item)
+    n_items, device = len(vectors.item), vectors.item.device
     count = np.bincount(data.train[:, 1], minlength=n_items)
     on_map = run.explainer.item if run.explainer.parts else next(iter(features.values()), None)
-    agrees = agreement(features)
+    near, agrees = similarities(run, features, device), None
+    if len(features) > 1:
+        first, second = list(features)[:2]
+        agrees = pack_agreement(agreement(near[first], near[second], features[second], device))
     return {
         "ids": vectors.item_ids,
         "titles": vectors.titles,
         "count": pack_ids(count, int(count.max())),
         "places": None if on_map is None else pack(on_grid(item_map(on_map, method)), "u16"),
-        "agreement": None if agrees is None else pack(np.round(255 * agrees), "u8"),
+        "agreement": agrees,
         "agreementOf": list(features)[:2],
-        "near": {
-            kind: {"items": pack_ids(near.items, n_items), "values": pack(near.values, "bf16")}
-            for kind, near in similarities(run, features).items()
-        },
+        "near": {kind: pack_near(each, n_items) for kind, each in near.items()},
     }
 
 

@@ -50,12 +50,19 @@ def check_same_data(first: LoadedRun, second: LoadedRun) -> None:
         )
 
 
-def run_names(runs: Sequence[LoadedRun], folders: Sequence[str]) -> list[str]:
-    """A short name for each run: its own or its model's, with the folder where they are the same."""
+def run_names(runs: Sequence[LoadedRun], paths: Sequence[str]) -> list[str]:
+    """A short name for each run: its own or its model's, and what it takes to tell them apart.
+
+    That is the name of the folder, else the path, else a number. paths: run folders or checkpoints, as the
+    user names them.
+    """
     names = [run.config.name or label(run.config.model) for run in runs]
-    if len(set(names)) == len(names):
-        return names
-    return [f"{name} ({Path(folder).name})" for name, folder in zip(names, folders, strict=True)]
+    folders = [path if path.is_dir() else path.parent for path in map(Path, paths)]
+    for added in (None, [folder.resolve().name for folder in folders], paths):
+        shown = [f"{name} ({more})" for name, more in zip(names, added, strict=True)] if added else names
+        if len(set(shown)) == len(shown):
+            return shown
+    return [f"{name} {number}" for number, name in enumerate(names, 1)]
 
 
 def lists_of(run: LoadedRun, users: Sequence[int], k: int, exclude: Sequence[str]) -> dict[str, typing.Any]:

@@ -19,7 +19,7 @@ def thumbnails(folder: str, item_ids: list[str]) -> tuple[dict[str, typing.Any],
     folder: pictures named by original item id; an item without one, or with a broken one, has no bytes.
     Raises UserError for a folder that has none of them.
     """
-    paths, _ = find_pictures(folder, len(item_ids), item_ids)
+    paths, _ = find_pictures(folder, len(item_ids), item_ids, "or leave --pictures out")
     files = [thumbnail(paths[i]) if i in paths else b"" for i in range(len(item_ids))]
     start = [0]
     for file in files:

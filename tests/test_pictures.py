@@ -210,6 +210,16 @@ def test_a_damaged_list_of_refusals_is_ignored(tmp_path):
         assert pictures.read_refused(tmp_path / "refused.json") == {}
 
 
+def test_a_folder_without_pictures_of_the_items_is_refused_with_the_callers_remedy(tmp_path):
+    Image.new("RGB", (4, 4)).save(tmp_path / "z.png")
+    with pytest.raises(
+        UserError, match=r"\(1 of other items\); name the files by original item ids, or wait$"
+    ):
+        pictures.find_pictures(tmp_path, 1, ["x"], "or wait")
+    with pytest.raises(UserError, match=r"by internal item ids, or change --ids$"):
+        pictures.find_pictures(tmp_path, 1)
+
+
 def test_percent_encoded_file_names(tmp_path):
     Image.new("RGB", (4, 4)).save(tmp_path / "a%2Fb.png")
     assert pictures.find_pictures(tmp_path, 2, ["x", "a/b"]) == ({1: tmp_path / "a%2Fb.png"}, 0)

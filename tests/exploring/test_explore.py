@@ -14,16 +14,29 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from helpers import write_txt
+from pretend_cuda import CUDA, move, pretend_cuda
 from recommend_helpers import N_ITEMS, N_USERS, load, train, write_names
+from torch.utils._python_dispatch import TorchDispatchMode
 
 import explore
 import recommend
-from exploring.items import agreement, item_map, near_by_cosine, near_by_users, on_grid
+from data.graphs import nearest_neighbours
+from exploring.items import agreement, cosines, item_map, near_by_cosine, near_by_users, on_grid
 from exploring.packing import pack, pack_rows
+from exploring.payload import UNKNOWN
+from exploring.runs import run_names
 from outgoing import json_in_html
 from recommending.explanations import make_explainer
 
 ROOT = Path(__file__).resolve().parents[2]
+CPU = torch.device("cpu")
+OWN_MODEL = """from models.lightgcn import LightGCN
+
+
+class MyModel(LightGCN):
+    pass
+"""
 HOSTILE = [
     "</script><script>alert(1)</script>",
     "<img src=x onerror=alert(1)>",
@@ -181,6 +194,38 @@ def test_items_bought_together_are_counted_by_users(lgn):
         assert found.values[i].tolist() == [both[j] for j in best] + [0] * (4 - len(best))
 
 
+def test_many_common_buyers_are_counted_exactly(tmp_path, page):
+    """257 has more digits than a bf16 number."""
+    every = [(user, item) for user in range(257) for item in (0, 1)]
+    folder = tmp_path / "data" / "many"
+    write_txt(
+        folder, train=[*every, *((user, 2) for user in range(9)), (256, 3)], valid=[(0, 3)], test=[(1, 3)]
+    )
+    near = page(train(folder, tmp_path / "runs", "itemknn", topks="2"), "--topk", "2")[1]["items"]["near"]
+    assert unpack(near["together"]["values"]).tolist() == [257, 9, 1, 257, 9, 1, 9, 9, 0, 1, 1, 0]
+
+
+def test_neighbours_by_a_modality_are_computed_once(recgoat, page, monkeypatch):
+    searched = []
+
+    def search(vectors, k, device):
+        searched.append((vectors.shape[1], k))
+        return nearest_neighbours(vectors, k, device)
+
+    monkeypatch.setattr("exploring.items.nearest_neighbours", search)
+    page(recgoat)
+    assert searched[:2] == [(12, 10), (20, 10)] and len(searched) == 3  # the third are ID vectors
+
+
+def test_the_agreement_of_items_without_features_is_unknown(small_dataset, tmp_path, page):
+    for m, item in (("text", 3), ("image", 4)):
+        features = np.load(small_dataset / f"{m}_feat.npy")
+        features[item] = 0
+        np.save(small_dataset / f"{m}_feat.npy", features)
+    packed = page(train(small_dataset, tmp_path / "runs", "mf"))[1]["items"]["agreement"]
+    assert np.flatnonzero(unpack(packed) == UNKNOWN).tolist() == [3, 4]
+
+
 def test_a_run_without_vectors_or_features_has_a_page(small_dataset, tmp_path, page):
     folder = train(small_dataset, tmp_path / "runs", "itemknn")
     for name in ("text_feat.npy", "image_feat.npy"):
@@ -194,9 +239,59 @@ def test_a_run_without_vectors_or_features_has_a_page(small_dataset, tmp_path, p
 
 def test_modalities_agree_fully_with_themselves_and_not_with_noise():
     x, y = np.random.default_rng(0).standard_normal((2, 400, 16)).astype(np.float32)
-    assert agreement({"text": x}) is None
-    assert agreement({"text": x, "image": 3 * x}).min() > 0.99
-    assert agreement({"text": x, "image": y}).mean() < 0.2
+    near_x, near_y = (near_by_cosine(vectors, 10, CPU) for vectors in (x, y))
+    assert agreement(near_x, near_x, 3 * x, CPU).min() > 0.99
+    assert agreement(near_x, near_y, y, CPU).mean() < 0.2
+
+
+def test_agreement_is_about_items_with_features_of_both_modalities():
+    """Against a loop; 40 items lack the first, 60 others the second."""
+    x, y = np.random.default_rng(3).standard_normal((2, 200, 16)).astype(np.float32)
+    y += x
+    x[:40], y[40:100] = 0, 0
+    near_x, near_y = (near_by_cosine(vectors, 10, CPU) for vectors in (x, y))
+    found = agreement(near_x, near_y, y, CPU)
+    assert np.isnan(found[:100]).all()
+    unit = y / np.maximum(np.linalg.norm(y, axis=1, keepdims=True), 1e-12)
+    for i in range(100, 200):
+        others, best = ([j for j in near.items[i] if y[j].any()] for near in (near_x, near_y))
+        means = [np.mean([unit[i] @ unit[j] for j in items]) for items in (others, best)]
+        chance = np.mean([unit[i] @ unit[j] for j in range(200) if y[j].any()])
+        expected = np.clip((means[0] - chance) / (means[1] - chance), 0, 1)
+        assert found[i] == pytest.approx(expected, abs=1e-4)
+
+
+class Largest(TorchDispatchMode):
+    """Records the number of entries of the largest tensor that is made."""
+
+    entries = 0
+
+    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+        result = func(*args, **(kwargs or {}))
+        if isinstance(result, torch.Tensor):
+            self.entries = max(self.entries, result.numel())
+        return result
+
+
+def test_cosines_of_many_items_take_little_memory():
+    unit = torch.nn.functional.normalize(torch.randn(3000, 32, generator=torch.Generator().manual_seed(0)))
+    others = np.random.default_rng(0).integers(0, 3000, (3000, 10))
+    with Largest() as largest:
+        found = cosines(unit, others)
+    assert largest.entries <= 256 * 10 * 32 < found.size * 32
+    np.testing.assert_allclose(found, np.take_along_axis((unit @ unit.T).numpy(), others, 1), atol=1e-6)
+
+
+def test_neighbours_are_found_on_a_gpu():
+    vectors = np.random.default_rng(2).standard_normal((300, 8)).astype(np.float32)
+    expected = near_by_cosine(vectors, 4, CPU)
+    with pretend_cuda():
+        found = near_by_cosine(vectors, 4, CUDA)
+        assert cosines(move(torch.from_numpy(vectors)), found.items).shape == (300, 4)
+        share = agreement(found, found, vectors, CUDA)
+    np.testing.assert_array_equal(found.items, expected.items)
+    np.testing.assert_allclose(found.values, expected.values, atol=1e-6)
+    np.testing.assert_allclose(share, agreement(expected, expected, vectors, CPU), atol=1e-5)
 
 
 def test_the_map_has_the_plane_of_largest_variance():
@@ -233,7 +328,7 @@ def test_packed_numbers_are_as_exact_as_their_type():
 
 def test_rows_without_direction_are_near_to_nothing():
     vectors = np.float32([[1, 0], [1, 0.1], [0, 0]])
-    near = near_by_cosine(vectors, 2)
+    near = near_by_cosine(vectors, 2, CPU)
     assert near.items[2].tolist() == [2, 2] and 2 not in near.items[:2, 0]
 
 
@@ -293,6 +388,52 @@ def test_thumbnails_of_a_folder(recgoat, small_dataset, tmp_path, page, capsys):
 # ---------------------------------------------------------------- refusals
 
 
+@pytest.fixture
+def no_payload(monkeypatch):
+    """What takes long must not be reached."""
+
+    def payload(*args):
+        raise AssertionError("the lists were made before the pictures were looked for")
+
+    monkeypatch.setattr("exploring.payload.payload", payload)
+
+
+def assert_refused(argv, capsys, *messages):
+    """Assert exit code 2 and one line on stderr with these messages."""
+    capsys.readouterr()
+    code, err = explore.main([*map(str, argv), "--cuda", "0"]), capsys.readouterr().err
+    assert code == 2 and err.count("error:") == 1 and all(message in err for message in messages), err
+    return err
+
+
+def test_a_folder_without_pictures_of_the_items_is_refused_first(recgoat, tmp_path, capsys, no_payload):
+    pytest.importorskip("PIL.Image")
+    (tmp_path / "nothing").mkdir()
+    argv = ["--checkpoint", recgoat, "--pictures", tmp_path / "nothing"]
+    err = assert_refused(argv, capsys, "holds no picture of the 30 items", "or leave --pictures out")
+    assert "--ids" not in err
+
+
+def test_pictures_without_pillow_are_refused_before_a_run_is_loaded(tmp_path, capsys, monkeypatch):
+    monkeypatch.setitem(sys.modules, "PIL", None)
+    (tmp_path / "best.pt").write_bytes(b"not read")
+    argv = ["--checkpoint", tmp_path, "--pictures", tmp_path]
+    assert_refused(argv, capsys, "--pictures needs the package pillow: install it with pip install")
+
+
+def test_a_class_of_the_users_own_beside_a_built_in_model(small_dataset, tmp_path, page, capsys):
+    (tmp_path / "my_model.py").write_text(OWN_MODEL)
+    model = f"{tmp_path}/my_model.py:MyModel"
+    own = train(small_dataset, tmp_path / "own", model)
+    lgn = train(small_dataset, tmp_path / "lgn", "lgn")
+    for first, second in ((own, lgn), (lgn, own)):
+        data = page(first, "--compare", str(second), "--model", model)[1]
+        assert {run["name"] for run in data["runs"]} == {"MyModel", "LightGCN"}
+    assert_refused(["--checkpoint", own, "--compare", lgn], capsys, f"add --model {model}")
+    assert_refused(["--checkpoint", lgn, "--model", model], capsys, "drop --model")
+    assert page(lgn, "--model", "lgn")[1]["runs"][0]["name"] == "LightGCN"
+
+
 def test_what_cannot_be_shown_is_refused(recgoat, small_dataset, tmp_path, capsys):
     other = small_dataset.with_name("other")
     other.mkdir()
@@ -331,3 +472,16 @@ def test_runs_of_the_same_name_are_told_apart(small_dataset, tmp_path, page):
     names = [run["name"] for run in page(first, "--compare", str(second))[1]["runs"]]
     assert names == [f"MF ({first.name})", f"MF ({second.name})"]
     assert [run["name"] for run in page(first, "--compare", str(third))[1]["runs"]] == ["MF", "LightGCN"]
+    files = page(first / "best.pt", "--compare", str(second / "best.pt"))[1]
+    assert [run["name"] for run in files["runs"]] == names
+
+
+def test_names_of_runs_always_differ(tmp_path):
+    run = types.SimpleNamespace(config=types.SimpleNamespace(name="", model="mf"))
+    for folder in ("a/run", "b/run"):
+        (tmp_path / folder).mkdir(parents=True)
+    a, b = (str(tmp_path / folder) for folder in ("a/run", "b/run"))
+    assert run_names([run, run], [a, b]) == [f"MF ({a})", f"MF ({b})"]
+    last = run_names([run, run], [f"{a}/best.pt", f"{a}/last.pt"])
+    assert last == [f"MF ({a}/best.pt)", f"MF ({a}/last.pt)"]
+    assert run_names([run, run], [a, a]) == ["MF 1", "MF 2"]

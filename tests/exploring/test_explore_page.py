@@ -13,6 +13,7 @@ import explore
 pytestmark = pytest.mark.skipif(chromium.PROGRAM is None, reason="needs chromium: apt install chromium")
 
 HOSTILE = '</script><img src=x onerror="window.stolen = 1">\'`'
+WITHOUT_IMAGE = 7  # an item
 RESULT, CHOSEN = ".results button", ".results button[aria-current]"
 
 
@@ -24,7 +25,9 @@ def page(tmp_path_factory):
     folder = root / "data" / "small"
     write_txt(folder, **random_pairs(0, N_USERS, N_ITEMS, 6))
     for m, size in (("text", 12), ("image", 20)):
-        np.save(folder / f"{m}_feat.npy", random_features(N_ITEMS, size, seed=size))
+        features = random_features(N_ITEMS, size, seed=size)
+        features[WITHOUT_IMAGE] *= m != "image"
+        np.save(folder / f"{m}_feat.npy", features)
     write_names(folder)
     titles = [{"item": i, "title": HOSTILE if i == 5 else f"Title of {i}"} for i in range(N_ITEMS)]
     (folder / "item_text.jsonl").write_text("".join(json.dumps(title) + "\n" for title in titles))
@@ -136,6 +139,18 @@ def test_choose_an_item_and_a_neighbour(browser):
     name = browser.texts("#item .near li > button")[0]
     browser.click("#item .near li > button")
     browser.until(f"document.querySelector('#item h2').innerText === {json.dumps(name)}")
+
+
+def test_an_item_without_features_has_no_agreement_and_no_colour(browser):
+    path, colour = browser.run("location.pathname"), []
+    for item in (WITHOUT_IMAGE, 4):
+        browser.open(path, address=f"#items/B000{item}")
+        browser.until("document.querySelector('canvas').width > 300")
+        assert any("text and image agree" in text for text in browser.texts("#item p")) == (item == 4)
+        place = f"pointOf({item}).map((at) => Math.round(at * devicePixelRatio))"
+        pixel = f"[...map.canvas.getContext('2d').getImageData(...{place}, 1, 1).data]"
+        colour.append(browser.run(pixel))
+    assert colour[0][3] == 0 and colour[1][3] == 255  # transparent inside of a ring
 
 
 def test_the_map_finds_the_item_under_the_pointer(browser):
