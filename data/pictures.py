@@ -61,7 +61,7 @@ def open_picture(source: Path | BinaryIO) -> Any:
             if picture.width * picture.height > MAX_PIXELS:
                 raise BrokenPicture(f"{picture.width} x {picture.height} pixels, more than {MAX_PIXELS}")
             return picture.convert("RGB")
-    except BrokenPicture:
+    except (BrokenPicture, MemoryError):  # a lack of memory says nothing of the picture
         raise
     # Damaged pictures make Pillow raise OSError, SyntaxError, ValueError, struct.error and more.
     except Exception as error:
@@ -135,7 +135,7 @@ def url_records(path: str | Path, id_field: str, url_field: str) -> Iterator[tup
         yield from json_lines(path)
         return
     try:
-        lines = Path(path).read_text("utf-8").split("\n")
+        lines = Path(path).read_text("utf-8-sig").split("\n")
     except (OSError, UnicodeDecodeError) as error:
         reason = getattr(error, "strerror", None) or "not UTF-8"
         raise UserError(

@@ -177,7 +177,8 @@ def test_pauses_double_and_retry_after_counts():
     ],
 )
 def test_url_lists(tmp_path, name, text):
-    (tmp_path / name).write_text(text)
+    # The byte order mark is that of a Windows editor.
+    (tmp_path / name).write_text(text, "utf-8-sig" if name.endswith("tsv") else "utf-8")
     urls = pictures.read_urls(tmp_path / name, 3, ["B0", "B1", "B2"], "original", "asin", "image")
     assert urls == {1: "https://a.example/1.jpg", 0: "http://a.example/0.jpg"}
 
@@ -233,6 +234,15 @@ def test_broken_pictures(tmp_path, content):
     for source in (tmp_path / "x.png", io.BytesIO(content)):
         with pytest.raises(pictures.BrokenPicture):
             pictures.open_picture(source)
+
+
+def test_a_lack_of_memory_makes_no_picture_broken(monkeypatch):
+    def no_memory(*_, **__):
+        raise MemoryError
+
+    monkeypatch.setattr(Image, "open", no_memory)
+    with pytest.raises(MemoryError):
+        pictures.open_picture(io.BytesIO(jpeg()))
 
 
 def test_refusals_are_kept_as_json(shop, tmp_path):
