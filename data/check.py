@@ -30,9 +30,9 @@ import scipy.sparse as sp
 from cli import Parser, run_tool
 from data.feature_files import open_features
 from data.findings import Findings
-from data.folders import dataset_folder
+from data.folders import dataset_folder, find_inter_table
 from data.formats import SPLITS, Interactions
-from data.interaction_checks import check_id_maps, check_splits, describe, find_inter_table, read_tables
+from data.interaction_checks import check_id_maps, check_splits, describe, read_tables
 from data.progress import progress_bar
 from data.row_order import N_NEIGHBOURS, judge, measure_fit
 from utils import UserError
@@ -55,13 +55,18 @@ def find_features(args: argparse.Namespace, folder: Path) -> dict[str, Path]:
 
 
 def open_all(paths: dict[str, Path], findings: Findings) -> Arrays:
-    """Memory-map the feature files; one that cannot be opened becomes a problem."""
+    """Memory-map the feature files; one that cannot be opened or has no rows becomes a problem."""
     arrays = {}
     for name, path in paths.items():
         try:
-            arrays[name] = path, open_features(path)
+            array = open_features(path)
         except UserError as error:
             findings.problem(str(error))
+            continue
+        if len(array):
+            arrays[name] = path, array
+        else:
+            findings.problem(f"{path}: has no rows; row r must hold the features of id r")
     return arrays
 
 
@@ -95,7 +100,7 @@ def row_statistics(features: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
         norms = np.linalg.norm(np.where(finite[:, None], block, 0), axis=1)
         norm[start : start + len(block)] = np.where(finite, norms, np.nan)
         digest[start : start + len(block)] = [
-            hashlib.blake2b(row.tobytes(), digest_size=16).hexdigest()[:16] for row in block
+            hashlib.blake2b(row.tobytes(), digest_size=8).hexdigest() for row in block
         ]
     _, group, size = np.unique(digest, return_inverse=True, return_counts=True)
     return norm, size[group]

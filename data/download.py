@@ -21,6 +21,7 @@ from pathlib import Path
 from typing import Any
 
 from cli import Parser, run_tool
+from data.folders import SPLITS
 from data.network_flags import add_proxy_flag
 from data.sources import DRIVE_URL, SOURCES, Remote, Source
 from data.transfer import Limits, Part, fetch, read_json
@@ -183,6 +184,26 @@ def choose_files(source: Source, kinds: str) -> list[Remote]:
     return [remote for remote in source.files if remote.kind in chosen]
 
 
+def refuse_another_split(folder: Path, files: Sequence[Remote]) -> None:
+    """Raise UserError if a missing file would add interactions beside those of the other format.
+
+    They are another split of the data: features made with one may have seen what the other holds out.
+    """
+    names = {remote.name for remote in files if not (folder / remote.name).exists()}
+    texts = {f"{split}.txt" for split in SPLITS}
+    added = sorted(name for name in names if name in texts or name.endswith(".inter"))
+    present: list[str] = []
+    if names & texts:
+        present = sorted(path.name for path in folder.glob("*.inter"))
+    elif added:
+        present = sorted(name for name in texts if (folder / name).exists())
+    if present:
+        raise UserError(
+            f"{folder}: already holds {', '.join(present)}, and {', '.join(added)} would add another split; "
+            "move the former away, or name another --data_root"
+        )
+
+
 def check_flags(args: argparse.Namespace) -> None:
     """Raise UserError for numbers out of range or an unusable URL."""
     limits = (("max_gb", args.max_gb, 1e-9), ("timeout", args.timeout, 0.01), ("retries", args.retries, 0))
@@ -208,6 +229,7 @@ def command(args: argparse.Namespace) -> None:
     fetching = base_url and not args.verify_only
     if fetching:
         folder.mkdir(parents=True, exist_ok=True)
+        refuse_another_split(folder, files)
     for remote in files:
         if fetching or (folder / remote.name).exists():
             obtain(remote, folder, base_url, limits, remedy)

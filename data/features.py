@@ -33,14 +33,23 @@ from data.feature_flags import (
     add_texts_flag,
     add_user_flags,
 )
+from data.folders import dataset_folder
 from data.progress import progress_bar
-from data.texts import catalogue_size, dataset_path, read_texts, train_histories
+from data.texts import catalogue_size, check_catalogue, read_texts, train_histories
 from data.verify import file_sha256
 from data.web import Access
 from utils import UserError, content_hash, lock_file
 
 # Failures printed one by one; all of them are counted in features.json.
 MAX_NOTES = 20
+
+
+def find_folder(args: argparse.Namespace) -> Path:
+    """The dataset folder NAME, or NAME_raw with a note, as for main.py."""
+    folder, note = dataset_folder(argparse.Namespace(dataset=args.name, data_root=args.data_root))
+    if note:
+        print(note, file=sys.stderr)
+    return folder
 
 
 def output_path(args: argparse.Namespace, folder: Path, name: str) -> Path:
@@ -108,7 +117,7 @@ def item_texts(
 
 def text_command(args: argparse.Namespace) -> None:
     """Item texts -> text_feat.npy."""
-    folder = dataset_path(args.data_root, args.name)
+    folder = find_folder(args)
     path = output_path(args, folder, "text_feat.npy")
     texts, counts = item_texts(args, folder, *catalogue_size(folder, "item"))
     encode_texts(path, texts, args, counts)
@@ -119,7 +128,7 @@ def text_command(args: argparse.Namespace) -> None:
 
 def image_command(args: argparse.Namespace) -> None:
     """Item pictures -> image_feat.npy."""
-    folder = dataset_path(args.data_root, args.name)
+    folder = find_folder(args)
     n, ids = catalogue_size(folder, "item")
     path = output_path(args, folder, "image_feat.npy")
     paths, counts = item_pictures(args, folder, n, ids)
@@ -198,7 +207,7 @@ def item_pictures(
 
 def users_command(args: argparse.Namespace) -> None:
     """User profiles -> user_text_feat.npy."""
-    folder = dataset_path(args.data_root, args.name)
+    folder = find_folder(args)
     n, ids = catalogue_size(folder, "user")
     path = output_path(args, folder, "user_text_feat.npy")
     if args.profiles and args.endpoint:
@@ -221,6 +230,7 @@ def ask_for_profiles(
     """(profiles, counts) of n users from the chat model; None if --until ends earlier."""
     histories = train_histories(folder)
     n_items, item_ids = catalogue_size(folder, "item")
+    check_catalogue(histories, folder, n, n_items)
     texts, _ = item_texts(args, folder, n_items, item_ids)
     prompts = profiles.make_prompts(histories, texts, user_ids, item_ids, args.max_history, args.max_chars)
     if args.until == "prompts":

@@ -1,7 +1,7 @@
 """Dataset folders: where they are, and whether their interactions have a known format.
 
 folder, note = dataset_folder(config)     # data/baby, or data/baby_raw with a note
-table = inter_path(folder)                # data/baby_raw/baby.inter
+table = find_inter_table(folder)          # data/baby_raw/baby.inter, or None: train.txt, valid.txt, test.txt
 
 Imports neither pandas nor torch, so that a wrong name or a foreign file is reported at once.
 """
@@ -12,6 +12,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Protocol
 
+from outgoing import shell_command
 from utils import UserError, did_you_mean
 
 SPLITS = ("train", "valid", "test")
@@ -83,6 +84,16 @@ def there(root: Path) -> str:
     )
 
 
+def find_inter_table(folder: Path, data_format: str = "auto") -> Path | None:
+    """Path of the .inter table to read, or None if the folder is to be read as .txt files.
+
+    data_format: "txt", "inter", or "auto", which prefers train.txt. Raises UserError if there is neither.
+    """
+    if data_format == "txt" or (data_format == "auto" and (folder / "train.txt").exists()):
+        return None
+    return inter_path(folder)
+
+
 def inter_path(folder: Path) -> Path:
     """Return the .inter table of a dataset folder: <folder name>.inter, or else the only *.inter file."""
     named = folder / f"{folder.resolve().name.removesuffix('_raw')}.inter"
@@ -97,7 +108,7 @@ def inter_path(folder: Path) -> Path:
 def check_first_line(path: Path) -> None:
     """check_header of a table's first line; what else may be wrong with a table is found when it is read."""
     try:
-        with open(path, encoding="utf-8", errors="replace") as file:
+        with open(path, encoding="utf-8-sig", errors="replace") as file:
             columns = file.readline(10**6).rstrip("\r\n").split("\t")
     except OSError as error:
         raise UserError(f"{path}: cannot be read ({error.strerror})") from None
@@ -122,10 +133,14 @@ def check_header(path: str | Path, columns: Sequence[str]) -> None:
             )
         else:
             remedy = "; a table without a split is converted by "
-        flags = "".join(f" --{role}_column {name}" for role, name in found.items() if name)
         folder = Path(path).resolve().parent
-        root = "" if folder.parent == Path("data").resolve() else f" --data_root {folder.parent}"
-        remedy += f"python -m data.prepare {folder.name}_split{root} --interactions {path}{flags}"
+        words = ["python", "-m", "data.prepare", f"{folder.name}_split"]
+        if folder.parent != Path("data").resolve():
+            words += ["--data_root", str(folder.parent)]
+        words += ["--interactions", str(path)]
+        for role, name in found.items():
+            words += [f"--{role}_column", name] if name else []
+        remedy += shell_command(words)
     raise UserError(
         f"{path}, line 1: the header lacks {', '.join(missing)}; it must name userID, itemID and x_label "
         f"(0 train, 1 valid, 2 test), separated by tabs{remedy}"

@@ -13,7 +13,7 @@ import numpy as np
 import pandas as pd
 
 from data.folders import SPLITS as SPLITS
-from data.folders import check_header, inter_path
+from data.folders import check_header, find_inter_table
 from incoming import parse_json
 from outgoing import printable
 from utils import UserError, content_hash
@@ -54,18 +54,18 @@ def read_interactions(
     """Read a dataset folder in either format.
 
     folder: contains train.txt, valid.txt and test.txt, or one .inter table.
-    data_format: "txt", "inter", or "auto", which prefers train.txt.
+    data_format: see find_inter_table.
     min_items, min_users: lower bounds of the catalogue sizes, known from the feature files. Items and users
     without interactions have ids too.
 
     Raises UserError for missing files, invalid ids or ratings, an empty split, or a pair in two splits.
     """
     folder = Path(folder)
-    if data_format == "txt" or (data_format == "auto" and (folder / "train.txt").exists()):
+    path = find_inter_table(folder, data_format)
+    if path is None:
         tables = {split: read_txt(folder / f"{split}.txt") for split in SPLITS}
         source = f"{folder}/{{train,valid,test}}.txt"
     else:
-        path = inter_path(folder)
         tables, source = read_inter(path), str(path)
     return join_splits(tables, source, min_items, min_users)
 

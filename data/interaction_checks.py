@@ -1,7 +1,7 @@
 """Check the interactions and id maps of a dataset folder, and report every fault instead of only the first.
 
 findings = Findings()
-tables = read_tables(folder, find_inter_table(folder, "auto"), findings)
+tables = read_tables(folder, find_inter_table(folder), findings)
 interactions = check_splits(tables, folder, min_users=0, min_items=0, findings=findings)
 """
 
@@ -14,22 +14,11 @@ import numpy as np
 import pandas as pd
 
 from data.findings import Findings
-from data.folders import inter_path
 from data.formats import SPLITS, Interactions, join_splits, names_of, read_inter, read_titles, read_txt
 from data.texts import read_texts
 from utils import UserError
 
 Tables = dict[str, pd.DataFrame]
-
-
-def find_inter_table(folder: Path, data_format: str) -> Path | None:
-    """Path of the .inter table to read, or None if the folder is to be read as .txt files.
-
-    Raises UserError if the folder has neither.
-    """
-    if data_format == "txt" or (data_format == "auto" and (folder / "train.txt").exists()):
-        return None
-    return inter_path(folder)
 
 
 def read_tables(folder: Path, inter_table: Path | None, findings: Findings) -> Tables:

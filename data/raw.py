@@ -29,6 +29,7 @@ import numpy as np
 import pandas as pd
 
 from data.progress import progress_bar
+from data.verify import IMAGE as IMAGE
 from incoming import parse_json
 from utils import UserError
 
@@ -58,8 +59,8 @@ MAX_LINE = 1 << 20
 MAX_ID = 1000
 # Characters that outgoing.printable would change in user_ids.tsv and item_ids.tsv.
 CONTROL_CHARACTERS = r"[\x00-\x1f\x7f-\x9f\u2028\u2029\ud800-\udfff]"
-# A record of image_features_*.b.
-IMAGE = np.dtype([("id", "S10"), ("vector", "<f4", 4096)])
+# Dates that pandas can tell apart to the nanosecond, from the first to before the second.
+DATES = pd.Timestamp("1678-01-01", tz="UTC"), pd.Timestamp("2262-01-01", tz="UTC")
 
 # {path: {"bytes": ..., "sha256": ...}} of the files read so far.
 Inputs = dict[str, dict[str, Any]]
@@ -271,6 +272,9 @@ def parquet_frames(path: str | Path, pick: Pick, inputs: Inputs) -> Iterator[Chu
     try:
         file, start = pq.ParquetFile(path), 1
         picked = pick([field.name for field in file.schema_arrow if not pa.types.is_nested(field.type)])
+        for column in picked.values():
+            if file.schema_arrow.names.count(column) > 1:
+                raise UserError(f"{path}: has several columns {column}; give each a name of its own")
         for batch in file.iter_batches(CHUNK, columns=list(picked.values())):
             cells = {}
             for new, old in picked.items():
@@ -375,8 +379,11 @@ def to_times(cells: pd.Series, path: str | Path, lines: np.ndarray) -> pd.Series
     values = pd.to_numeric(cells, errors="coerce").astype(np.float64)
     if values.isna().all():
         dates = pd.to_datetime(cells, format="ISO8601", utc=True, errors="coerce")
+        # Other dates would overflow.
+        dates = dates.where(dates.between(*DATES, inclusive="left"))
         values = (dates - pd.Timestamp(0, tz="UTC")) / pd.Timedelta(seconds=1)
-    refuse(~np.isfinite(values), cells, "is neither a number nor an ISO 8601 date", "time", path, lines)
+    problem = "is neither a number nor an ISO 8601 date of the years 1678 to 2261"
+    refuse(~np.isfinite(values), cells, problem, "time", path, lines)
     return values
 
 

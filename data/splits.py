@@ -43,7 +43,11 @@ def split_mmrec(log: InteractionLog, rng: np.random.Generator, shares: Sequence[
 
 def split_random(log: InteractionLog, rng: np.random.Generator, shares: Sequence[float]) -> np.ndarray:
     """floor(share * n) interactions each for valid and test, drawn over all users."""
-    n = len(log)
+    return random_labels(len(log), rng, shares)
+
+
+def random_labels(n: int, rng: np.random.Generator, shares: Sequence[float]) -> np.ndarray:
+    """Labels [n] of the rule `random` for n interactions."""
     n_valid, n_test = (int(share * n) for share in shares)
     label = np.repeat([VALID, TEST, TRAIN], [n_valid, n_test, n - n_valid - n_test])
     return label[rng.permutation(n)]
@@ -87,7 +91,7 @@ def split_cold(log: InteractionLog, rng: np.random.Generator, shares: Sequence[f
     label[order[: n_cold // 2]] = VALID
     label = label[log.item]
     warm = np.flatnonzero(label < 0)
-    label[warm] = split_random(log.take(warm), rng, shares[:2])
+    label[warm] = random_labels(len(warm), rng, shares[:2])
     return label
 
 

@@ -59,6 +59,19 @@ TEXT: FeatureSettings = {"dims": 96, "n_noise_dims": 32, "noise": 0.5}
 IMAGE: FeatureSettings = {"dims": 128, "n_noise_dims": 64, "noise": 1.0}
 # File of the settings; a folder that has it may be overwritten.
 MARK = "synthetic.json"
+# What may be in an old folder, the interactions first: files of this tool, and what others made of them.
+OLD_FILES = (
+    "train.txt",
+    "*.inter",
+    "text_feat.npy",
+    "image_feat.npy",
+    "audio_feat.npy",
+    "user_text_feat.npy",
+    "features.json",
+    "item_text.jsonl",
+    "user_profiles.jsonl*",
+    "user_prompts.jsonl",
+)
 
 
 class SyntheticDataset(TypedDict):
@@ -192,6 +205,7 @@ def check_sizes(users: int, items: int, interactions_per_user: float, seed: int)
 def write_dataset(folder: str | Path, dataset: SyntheticDataset, settings: dict[str, Any]) -> None:
     """Write a dataset folder: the three .txt files, text and image features, item_ids.tsv and user_ids.tsv.
 
+    An older dataset of this tool is removed, with what other tools have made of it.
     settings: kept in synthetic.json. Raises UserError if the folder holds files of another origin, or cannot
     be written.
     """
@@ -201,8 +215,10 @@ def write_dataset(folder: str | Path, dataset: SyntheticDataset, settings: dict[
         remove_leftovers(folder)
         if not (folder / MARK).exists() and any(folder.iterdir()):
             raise UserError(f"{folder}: was not made by this tool; give another NAME, or remove it")
-        # Removed first and written last: without it, as after a kill, the folder is no dataset.
-        (folder / "train.txt").unlink(missing_ok=True)
+        # Removed first, and train.txt written last: without interactions, as after a kill, it is no dataset.
+        for pattern in OLD_FILES:
+            for path in folder.glob(pattern):
+                path.unlink()
         write_json(folder / MARK, settings)
         for modality, matrix in dataset["features"].items():
             with atomic_write(folder / f"{modality}_feat.npy") as file:

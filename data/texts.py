@@ -8,7 +8,10 @@ from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
-from data.folders import inter_path
+import numpy as np
+import pandas as pd
+
+from data.folders import find_inter_table, inter_path
 from data.formats import read_ids, read_inter, read_interactions, read_txt
 from incoming import parse_json
 from utils import UserError
@@ -23,14 +26,6 @@ FindRow = Callable[[dict[str, Any], str], int | None]
 
 
 # ---------------------------------------------------------------- the dataset folder
-
-
-def dataset_path(root: str | Path, name: str) -> Path:
-    """The folder root/name. Raises UserError if it does not exist."""
-    folder = Path(root) / name
-    if not folder.is_dir():
-        raise UserError(f"{folder}: no such dataset folder; name a folder in --data_root (README, 'Data')")
-    return folder
 
 
 def catalogue_size(folder: Path, kind: str) -> tuple[int, list[str] | None]:
@@ -49,14 +44,44 @@ def catalogue_size(folder: Path, kind: str) -> tuple[int, list[str] | None]:
 def train_histories(folder: Path) -> dict[int, list[int]]:
     """{user: distinct items} of the train split alone, in the order of the file.
 
-    Held-out interactions must not reach a prompt: train.txt is the only file opened, and of a .inter table
-    only the rows with x_label 0 are returned.
+    Held-out interactions must not reach a prompt: of .txt files only train.txt is opened, and of a .inter
+    table only the rows with x_label 0 are returned. Raises UserError if the folder has both, with different
+    train splits: a training may hold out what the other one trains on.
     """
     folder = Path(folder)
-    train = folder / "train.txt"
-    table = read_txt(train) if train.exists() else read_inter(inter_path(folder))["train"]
+    path = find_inter_table(folder)
+    table = read_inter(path)["train"] if path else read_txt(folder / "train.txt")
     table = table.drop_duplicates(["user", "item"])
+    if path is None:
+        refuse_another_split(folder, table)
     return {int(user): items.tolist() for user, items in table.groupby("user", sort=True)["item"]}
+
+
+def refuse_another_split(folder: Path, train: pd.DataFrame) -> None:
+    """Raise UserError if the folder has a .inter table with another train split than that of train.txt."""
+    try:
+        path = inter_path(folder)
+        other = read_inter(path)["train"]
+    except UserError:
+        return  # no table that a training could read
+    ours, theirs = (np.unique(table[["user", "item"]].to_numpy(), axis=0) for table in (train, other))
+    if not np.array_equal(ours, theirs):
+        raise UserError(
+            f"{folder}: train.txt and {path.name} have different train splits, and prompts must not show "
+            "what a training holds out; move away the one that you do not train on (train.txt with valid.txt "
+            "and test.txt)"
+        )
+
+
+def check_catalogue(histories: dict[int, list[int]], folder: Path, n_users: int, n_items: int) -> None:
+    """Raise UserError if a history has a user or item beyond the n_users or n_items of the id maps."""
+    largest = {"user": max(histories, default=-1), "item": max(map(max, histories.values()), default=-1)}
+    for kind, n in (("user", n_users), ("item", n_items)):
+        if largest[kind] >= n:
+            raise UserError(
+                f"{folder / f'{kind}_ids.tsv'}: names {n} {kind}s, but the train split has {kind} "
+                f"{largest[kind]}; it must have a line for each"
+            )
 
 
 # ---------------------------------------------------------------- JSON lines

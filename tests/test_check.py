@@ -218,6 +218,7 @@ def test_all_faults_are_listed(tmp_path, capsys):
     np.save(folder / "text_feat.npy", text)
     np.save(folder / "image_feat.npy", text[:20, :2] + 1)
     (folder / "audio_feat.npy").write_bytes(b"nothing")
+    np.save(folder / "user_text_feat.npy", text[:0])
     (folder / "item_ids.tsv").write_text("0\ta\n")
     code, out = run(capsys, folder)
     assert code == 1
@@ -231,12 +232,13 @@ def test_all_faults_are_listed(tmp_path, capsys):
         "1 rows are zero",
         "has 20 rows for 30 items",
         "audio_feat.npy: is not a plain .npy",
+        "user_text_feat.npy: has no rows",
         "item_ids.tsv: names 1 items for 30 in the data",
         "verdict: fail",
         "cold users",
     ):
         assert message in out, message
-    assert out.count("\nproblem: ") == int(out.split("fail, ")[1].split()[0]) == 8
+    assert out.count("\nproblem: ") == int(out.split("fail, ")[1].split()[0]) == 9
 
 
 @pytest.mark.parametrize(

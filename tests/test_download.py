@@ -1,6 +1,7 @@
 """data/download.py against a local server that breaks off, truncates, redirects, stalls or misleads."""
 
 import contextlib
+import dataclasses
 import gzip
 import hashlib
 import json
@@ -22,7 +23,7 @@ from data import download, transfer
 from data.download import RECORDS
 from data.sources import SOURCES, Remote, Source
 from data.transfer import Part
-from data.verify import IMAGE_RECORD_SIZE
+from data.verify import IMAGE
 from utils import lock_file
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -636,7 +637,7 @@ def npy_bytes(tmp_path):
     "name, make",
     [
         ("m.json.gz", lambda _: gzip.compress(b'{"asin": "1"}\n' * 999)),
-        ("f.b", lambda _: b"A" * IMAGE_RECORD_SIZE * 3),
+        ("f.b", lambda _: b"A" * IMAGE.itemsize * 3),
         ("t.npy", npy_bytes),
         ("r.csv", lambda _: b"u,i,5,1\n"),
     ],
@@ -707,6 +708,30 @@ def test_hugging_face_mirror(name, server, tmp_path, monkeypatch, capsys):
     assert f"{owner}/{name.capitalize()}/tree/main" in error
     assert download.main(flags) == 0 and server.paths == [f"/{name}.inter"] * 2
     assert (tmp_path / f"{name}_raw" / f"{name}.inter").read_bytes() == BODY
+
+
+@pytest.mark.parametrize(
+    "name, other, kind", [("recgoat_baby", "baby.inter", "train"), ("hf_baby", "train.txt", "inter")]
+)
+def test_a_second_split_in_a_folder_is_refused(name, other, kind, server, tmp_path, monkeypatch, capsys):
+    """hf_baby and recgoat_baby share a folder; features may be added to either."""
+    text = Remote("text", "text.tsv")
+    first = next(remote for remote in SOURCES[name].files if remote.kind == kind)
+    files = (dataclasses.replace(first, sha256=""), text)
+    monkeypatch.setitem(SOURCES, name, dataclasses.replace(SOURCES[name], files=files))
+    folder = tmp_path / "baby_raw"
+    folder.mkdir()
+    (folder / other).write_text("0 1\n")
+    flags = [name, "--data_root", str(tmp_path), "--base_url", server.url]
+    assert download.main(flags) == 2 and not server.requests
+    said = capsys.readouterr().err
+    assert len(errors(said)) == said.count("\n") == 1
+    assert f"{folder}: already holds {other}, and {first.name} would add another split" in said
+    assert download.main([*flags, "--files", "text"]) == 0
+    (folder / other).rename(folder / "kept")
+    assert download.main(flags) == 0
+    (folder / "kept").rename(folder / other)
+    assert download.main(flags) == 0  # nothing is missing, so nothing is added
 
 
 def test_placed_by_hand_without_checksum_is_recorded(run, server, tmp_path):

@@ -113,6 +113,14 @@ def test_text_is_the_models_own_pooled_state(models, folder, name, pooling, flag
     assert got.shape == (N, 10 if "--dimension" in flags else 32)
 
 
+def test_the_raw_folder_is_used_with_a_note_where_the_other_is_missing(models, folder, capsys):
+    """As main.py does."""
+    raw = folder.rename(folder.with_name("shop_raw"))
+    assert run(folder, "text", "--model", models["bert"]) == 0
+    assert f"note: {folder} does not exist; using {raw}\n" in capsys.readouterr().err
+    assert len(np.load(raw / "text_feat.npy")) == N and not folder.exists()
+
+
 def test_text_fields_ids_and_missing(models, folder, tmp_path):
     """Texts of another file are matched by original id; ids without text get the mean of the others."""
     texts = random_texts(20, seed=5)

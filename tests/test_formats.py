@@ -1,10 +1,12 @@
 """Readers of a dataset folder, compared with the pairs that were written."""
 
+import shlex
+
 import numpy as np
 import pytest
 from helpers import SPLITS, pair_set, random_pairs, write_inter, write_txt
 
-from data.folders import dataset_folder, inter_path
+from data.folders import check_first_line, dataset_folder, find_inter_table, inter_path
 from data.formats import (
     names_of,
     read_ids,
@@ -45,6 +47,38 @@ def test_inter_path_is_the_table_named_after_the_folder_or_the_only_one(tmp_path
     (folder / "shop.inter").rename(folder / "third.inter")
     with pytest.raises(UserError, match=r"2 \.inter tables"):
         inter_path(folder)
+
+
+def test_the_table_to_read_follows_from_the_format_and_the_files(tmp_path):
+    table = tmp_path / "shop.inter"
+    with pytest.raises(UserError, match="neither"):
+        find_inter_table(tmp_path)
+    table.touch()
+    assert find_inter_table(tmp_path) == find_inter_table(tmp_path, "inter") == table
+    assert find_inter_table(tmp_path, "txt") is None
+    (tmp_path / "train.txt").touch()
+    assert find_inter_table(tmp_path) is None and find_inter_table(tmp_path, "inter") == table
+
+
+def test_a_byte_order_mark_before_the_header_is_ignored(tmp_path):
+    write_inter(tmp_path / "shop", **random_pairs(3, 40, 30, 6))
+    path = tmp_path / "shop" / "shop.inter"
+    plain = read_interactions(path.parent)
+    path.write_bytes(b"\xef\xbb\xbf" + path.read_bytes())
+    check_first_line(path)
+    assert_same_interactions(read_interactions(path.parent), plain)
+
+
+def test_the_command_for_a_foreign_table_is_quoted(tmp_path):
+    path = tmp_path / "my data" / "the shop" / "my table.inter"
+    path.parent.mkdir(parents=True)
+    path.write_text("user_id:token\titem\ttime\n")
+    with pytest.raises(UserError) as error:
+        check_first_line(path)
+    words = shlex.split(str(error.value).partition("python -m data.prepare ")[2])
+    flags = ["--interactions", path, "--user_column", "user_id:token", "--item_column", "item"]
+    expected = ["the shop_split", "--data_root", tmp_path / "my data", *flags, "--time_column", "time"]
+    assert words == list(map(str, expected))
 
 
 # ---------------------------------------------------------------- both formats

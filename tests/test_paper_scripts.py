@@ -318,6 +318,42 @@ def test_an_attempt_at_last_fm_that_did_not_finish_is_resumed_and_a_failure_is_n
     assert done.returncode == 1 and [call[call.index("--resume") + 1] for call in calls] == [str(attempt)]
 
 
+def test_the_features_of_last_fm_are_asked_for_every_time_and_are_of_one_source(environment, tmp_path):
+    environment = {**last_fm(tmp_path, environment), "MODEL": "first"}
+    record("lastfm.sh", environment, tmp_path, ())
+    commands, train = tmp_path / "commands", tmp_path / "data" / "lastfm" / "train.txt"
+    (tmp_path / "python").write_text(f'#!/usr/bin/env bash\necho "$1 $2 $3" >>"{commands}"\n')
+    for name in ("text_feat.npy", "user_text_feat.npy", "audio_feat.npy"):
+        train.with_name(name).touch()
+    before = train.read_bytes()
+
+    def again(**changes):
+        commands.write_text("")
+        done = subprocess.run(
+            [str(tmp_path / "scripts" / "lastfm.sh")],
+            env={**environment, "SEEDS": "1", "FLAGS": "", **changes},
+            capture_output=True,
+            text=True,
+            check=False,
+        )
+        return done, [line for line in commands.read_text().splitlines() if not line.startswith("main.py")]
+
+    _, asked = again()
+    assert "-m data.features text" in asked and "-m data.features users" in asked
+    shutil.copytree(environment["SOURCE"], tmp_path / "other")
+    (tmp_path / "other" / "train.txt").write_text("0 1\n")
+    for changes in ({"SOURCE": str(tmp_path / "other")}, {"MODEL": "second"}):
+        done, asked = again(**changes)
+        assert done.returncode == 2 and not asked and train.read_bytes() == before
+        assert done.stderr.startswith(
+            f"data/lastfm: was made from SOURCE={environment['SOURCE']} MODEL=first"
+        )
+        assert "move it" in done.stderr and done.stderr.count("\n") == 1
+    train.with_name("made_from").unlink()
+    done, _ = again()
+    assert done.returncode == 2 and "was made from unknown files" in done.stderr
+
+
 def test_the_table_of_last_fm_is_of_finished_runs(environment, tmp_path):
     environment = last_fm(tmp_path, environment)
     _, configs = record("lastfm.sh", environment, tmp_path, ())

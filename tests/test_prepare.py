@@ -616,6 +616,11 @@ GOOD = "user,item,rating,timestamp\n" + "".join(
 )
 
 
+def dated(*dates):
+    """A CSV table with one interaction at each date."""
+    return "user,item,timestamp\n" + "".join(f"u{n},i,{date}\n" for n, date in enumerate(dates))
+
+
 @pytest.mark.parametrize(
     "name, text, message",
     [
@@ -640,6 +645,12 @@ GOOD = "user,item,rating,timestamp\n" + "".join(
         ("t.csv.gz", GOOD, "is not a complete gzip file"),
         ("t.csv.gz", gzip.compress(GOOD.encode())[:-9], "is not a complete gzip file"),
         ("t.xls", GOOD, "is not named .csv"),
+        (
+            "t.csv",
+            dated("9999-12-31"),
+            "line 2: time '9999-12-31' is neither a number nor an ISO 8601 date of",
+        ),
+        ("t.csv", dated("2024-01-01", "1066-10-14"), "line 3: time '1066-10-14' is neither"),
         ("t.parquet", GOOD, "Parquet"),
         ("t.jsonl", '{"user": "a", "item": "b"}\n[1]\n', "line 2: holds a list"),
         ("t.jsonl", '{"user": "a", "item": "b"}\n{"user": "a"}\n', "line 2: item '' is empty"),
@@ -738,6 +749,24 @@ def test_bad_features(tmp_path, capsys):
     assert "not a plain .npy" in refused(
         capsys, tmp_path, *base, "--text_feat", f"{tmp_path}/f.npy={tmp_path}/ids"
     )
+
+
+@pytest.mark.parametrize(
+    "names, twice", [(["user", "item", "item"], "item"), (["user", "item", "x", "x"], "")]
+)
+def test_parquet_with_a_repeated_column(names, twice, tmp_path, capsys):
+    """Is refused if it is the column of a role."""
+    pa = pytest.importorskip("pyarrow", reason="pip install -c constraints.txt -e '.[features]'")
+    from pyarrow import parquet
+
+    rows = [(f"u{user}", f"i{(user + n) % 6}") for user in range(6) for n in range(4)]
+    columns = [pa.array([row[min(n, 1)] for row in rows]) for n in range(len(names))]
+    parquet.write_table(pa.Table.from_arrays(columns, names), tmp_path / "t.parquet")
+    flags = ["--interactions", tmp_path / "t.parquet", "--core", 3]
+    if twice:
+        assert f"t.parquet: has several columns {twice}; give" in refused(capsys, tmp_path, *flags)
+    else:
+        run(tmp_path, *flags)
 
 
 def test_parquet_without_pyarrow_names_the_package(tmp_path, capsys, monkeypatch):

@@ -142,6 +142,36 @@ def test_held_out_files_are_not_opened(tmp_path):
     assert "HELDOUT" not in (folder / "user_prompts.jsonl").read_text()
 
 
+PROMPTS = ["--endpoint", "http://127.0.0.1:9/v1", "--llm", "x", "--until", "prompts"]
+
+
+def test_two_train_splits_in_a_folder_are_refused(tmp_path, capsys):
+    """Whichever of them a training reads, it may hold out what the prompts of the other one show."""
+    folder = dataset(tmp_path, write_txt)
+    data = read_interactions(folder)
+    write_inter(folder, data.train, data.test, data.valid)
+    assert run_users(folder, *PROMPTS) == 0
+    prompts = (folder / "user_prompts.jsonl").read_bytes()
+    write_inter(folder, np.vstack([data.train[1:], data.test]), data.valid, data.train[:1])
+    capsys.readouterr()
+    assert run_users(folder, *PROMPTS) == 2
+    error = capsys.readouterr().err
+    assert error.startswith("error: ") and error.count("\n") == 1
+    assert "train.txt and shop.inter have different train splits" in error and "move away" in error
+    (folder / "shop.inter").write_text("user_id:token\titem_id:token\n1\t2\n")  # no training reads it
+    assert run_users(folder, *PROMPTS) == 0 and (folder / "user_prompts.jsonl").read_bytes() == prompts
+
+
+@pytest.mark.parametrize("kind, n", [("user", USERS - 4), ("item", 30)])
+def test_an_id_map_that_is_shorter_than_the_train_split_is_named(kind, n, tmp_path, capsys):
+    folder = dataset(tmp_path, write_txt)
+    (folder / f"{kind}_ids.tsv").write_text("".join(f"{row}\tX{row}\n" for row in range(n)))
+    assert run_users(folder, *PROMPTS) == 2
+    error = capsys.readouterr().err
+    assert error.startswith("error: ") and error.count("\n") == 1
+    assert f"{kind}_ids.tsv: names {n} {kind}s, but the train split has {kind} " in error
+
+
 def test_profiles_are_encoded_by_the_text_model(tmp_path, model):
     """The user features equal those of the same profiles given as a file with --profiles."""
     folder, answer = dataset(tmp_path, write_txt), Model()

@@ -9,7 +9,7 @@ import pytest
 import torch
 from helpers import dataset_of
 
-from data import synthetic
+from data import prepare, synthetic
 from data.formats import read_interactions
 from data.graphs import nearest_neighbours
 from utils import UserError
@@ -75,10 +75,20 @@ def test_an_own_folder_is_replaced(tmp_path):
     assert (make(tmp_path, "--seed", "2") / "train.txt").read_bytes() != before
 
 
+def test_what_was_made_of_an_older_dataset_is_removed(tmp_path):
+    folder = make(tmp_path, "--seed", "1")
+    others = ("toy.inter", "audio_feat.npy", "user_text_feat.npy", "features.json", "item_text.jsonl")
+    for name in (*others, "user_profiles.jsonl", "user_prompts.jsonl", "notes.md"):
+        (folder / name).write_text("old")
+    assert make(tmp_path, "--seed", "2") == folder
+    assert {path.name for path in folder.iterdir()} == FILES | {"notes.md"}
+
+
 def test_a_folder_whose_replacement_was_interrupted_is_no_dataset_until_it_is_made_again(
     tmp_path, monkeypatch
 ):
     folder, expected = make(tmp_path, "--seed", "1"), make(tmp_path / "other", "--seed", "2")
+    assert prepare.main(["toy", "--data_root", str(tmp_path), "--convert", "inter"]) == 0
     (folder / ".notes.tmp").write_text("mine")
     for failing in ("write_text", "atomic_write"):
         with monkeypatch.context() as patch:
