@@ -270,7 +270,7 @@ def test_a_finished_run_with_other_settings_is_not_reported(environment, tmp_pat
     (Path(configs[0].path) / "flags").write_text("--other flags\n")
     done, again = record("table1.sh", environment, tmp_path)
     assert done.returncode == 1 and not again and "not finished" not in done.stdout
-    assert "MF/seed_1: was made with other settings" in done.stderr
+    assert f"MF/seed_{configs[0].seed}: was made with other settings" in done.stderr
     assert "table1_baby_small: not made" in done.stderr
 
 

@@ -68,7 +68,7 @@ FEATURES = {
 
 
 @pytest.mark.parametrize("case", FEATURES)
-@pytest.mark.filterwarnings("error", "ignore::ResourceWarning")
+@pytest.mark.filterwarnings("error", "ignore::ResourceWarning", "ignore:Sparse")
 def test_features(case, small_dataset, capsys):
     break_dataset, words = FEATURES[case]
     break_dataset(small_dataset)

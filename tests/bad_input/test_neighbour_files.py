@@ -92,7 +92,7 @@ def assert_neighbours_refused(path, small_dataset, capsys, words):
 
 
 @pytest.mark.parametrize("case", KNN)
-@pytest.mark.filterwarnings("error", "ignore::ResourceWarning")
+@pytest.mark.filterwarnings("error", "ignore::ResourceWarning", "ignore:Sparse")
 def test_neighbour_file(case, small_dataset, capsys, tmp_path):
     save, words = KNN[case]
     save(tmp_path / "knn.npz")
