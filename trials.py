@@ -20,6 +20,7 @@ import torch
 from optuna.trial import TrialState
 from tqdm import tqdm
 
+from cli import is_out_of_memory
 from dataloader import Dataset, Needs
 from models.registry import checked, find_model, is_external
 from outgoing import printable, shell_command, shell_comment
@@ -30,8 +31,17 @@ from training.evaluation import Metrics, Result
 from training.folder import provenance
 from training.run import Run, start_run
 from training.runlog import RunLog
-from training.study import Claim, Search, claim_trial, complete_trials, requeue, study_record, trial_record
-from utils import Diverged, UserError, write_text
+from training.study import (
+    STORAGE_ERRORS,
+    Claim,
+    Search,
+    claim_trial,
+    complete_trials,
+    requeue,
+    study_record,
+    trial_record,
+)
+from utils import Diverged, TrainingError, UserError, write_text
 from world import Config, recipe_settings, seed_everything
 
 # All settings that loading a dataset reads. Trials that agree in them share one dataset.
@@ -114,22 +124,34 @@ def finish_trial(run: Run, log: RunLog) -> Result:
 def run_trial(search: Search, claim: Claim, device: torch.device, stop: Callable[[], bool]) -> str:
     """Train a trial and record the outcome in the study. Returns a line about it.
 
-    A trial that diverges, or whose settings are unusable, counts as pruned. Any other exception marks it as
-    failed and propagates.
+    A trial that diverges or exhausts the memory, or whose settings are unusable, counts as pruned. Errors
+    that have other causes than its settings, such as a full disk, queue it again and propagate. Any other
+    exception is a bug, marks the trial as failed and propagates.
     """
     trial = claim.trial
     try:
         result = train_trial(search, claim, device, stop)
     except (Diverged, Unusable) as error:
+        return prune(search, trial, str(error).split(";")[0])
+    except (TrainingError, UserError, OSError, *STORAGE_ERRORS):
         with search.exclusive():
-            search.study.tell(trial, state=TrialState.PRUNED)
-            return trial_line(trial, str(error).split(";")[0])
-    except BaseException:
+            requeue(search.study, trial.number)
+        raise
+    except BaseException as error:
+        if isinstance(error, Exception) and is_out_of_memory(error):
+            return prune(search, trial, "out of memory")
         with search.exclusive():
             search.study.tell(trial, state=TrialState.FAIL)
         raise
     with search.exclusive():
         return record_result(search, claim, result)
+
+
+def prune(search: Search, trial: optuna.Trial, reason: str) -> str:
+    """Record a trial that cannot be trained to its end as pruned. Returns a line about it."""
+    with search.exclusive():
+        search.study.tell(trial, state=TrialState.PRUNED)
+        return trial_line(trial, reason)
 
 
 def record_result(search: Search, claim: Claim, result: Result) -> str:

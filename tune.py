@@ -157,6 +157,8 @@ def check_search_flags(args: argparse.Namespace, rest: Sequence[str]) -> None:
         )
     if args.trials is not None and args.trials < 1:
         raise UserError(f"--trials {args.trials}: must be at least 1")
+    if args.warm_up < 0:
+        raise UserError(f"--warm_up {args.warm_up}: must be at least 0")
     model_flag = Parser(add_help=False, allow_abbrev=False, prog="python tune.py")
     model_flag.add_argument("--model")
     others = model_flag.parse_known_args(list(rest))[1]
@@ -185,12 +187,11 @@ def command(request: Request) -> int:
 
 def search(request: Request) -> int:
     """Run trials until the study has as many finished ones as wanted. Returns the exit code."""
-    from data.formats import interactions_hash
     from session import set_up
-    from training.space import check_space, default_space
+    from training.space import check_space, default_space, with_most_neighbours
     from training.step import usable_graph
     from training.stop import Stop
-    from training.study import Search, join_study, pruner, storage_errors, stored_space
+    from training.study import Search, data_hashes, join_study, pruner, storage_errors, stored_space
     from trials import conclude, run_trials, shared_dataset
 
     args, path = request.args, storage_path(request.args)
@@ -203,8 +204,8 @@ def search(request: Request) -> int:
     notes = [*request.notes, *more, *off]
     print(*notes, sep="\n", end="\n" if notes else "")
     # Loaded before the study is created, so that unusable data leave nothing behind.
-    data = interactions_hash(shared_dataset(base, device).interactions)
-    study = join_study(args.study, path, base.as_dict(), space, data)
+    dataset = shared_dataset(with_most_neighbours(space, base), device)
+    study = join_study(args.study, path, base.as_dict(), space, data_hashes(dataset))
     study.pruner = pruner(args.pruner, args.warm_up * base.eval_every)
     # The space as stored: the order of the settings decides what the sampler draws.
     task = Search(study, path, base, stored_space(study), args.trials)

@@ -27,6 +27,10 @@ class UserError(Exception):
     """Bad input that the user can correct. The message is one line: what, where (file and line), remedy."""
 
 
+class InUse(UserError):
+    """Another process holds a lock."""
+
+
 class TrainingError(Exception):
     """A failure that ends a run in progress, such as a full disk. The message is one line."""
 
@@ -49,7 +53,8 @@ def did_you_mean(word: str, known: Iterable[str], prefix: str = "") -> str:
 def lock_file(path: str | Path, wait: bool = False) -> Iterator[None]:
     """Hold an exclusive lock on `path` for the duration of the block.
 
-    Raises UserError if the file cannot be opened, or if another process holds the lock and `wait` is false.
+    Raises InUse if another process holds the lock and `wait` is false, and UserError if the file cannot be
+    opened or its file system has no locks.
     """
     try:
         file = open(path, "a")  # noqa: SIM115, the with statement below closes it
@@ -62,9 +67,13 @@ def lock_file(path: str | Path, wait: bool = False) -> Iterator[None]:
     with file:
         try:
             fcntl.flock(file, fcntl.LOCK_EX | (0 if wait else fcntl.LOCK_NB))
-        except OSError:
-            raise UserError(
+        except BlockingIOError:
+            raise InUse(
                 f"{path}: another process is at work in this folder; wait until it ends, or stop it"
+            ) from None
+        except OSError as error:
+            raise UserError(
+                f"{path}: cannot be locked ({error.strerror}); choose a folder on a file system with locks"
             ) from None
         yield
 

@@ -1,11 +1,14 @@
 """tune.py: studies, several processes, interruptions, and that trials never look at the test split."""
 
 import contextlib
+import errno
+import fcntl
 import os
 import re
 import shlex
 import shutil
 import signal
+import sqlite3
 import subprocess
 import sys
 import threading
@@ -15,7 +18,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from helpers import random_pairs, stop_after, write_txt
+from helpers import random_pairs, stop_after, write_small_dataset, write_txt
 from small_runs import (
     command_line,
     flags,
@@ -35,6 +38,9 @@ import trials
 import tune
 from models.registry import MODELS, config_class, find_model
 from parse import parse_args
+from training.space import parse_space
+from training.study import Search, claim_trial, join_study
+from utils import TrainingError, UserError
 from world import Config
 
 COMPLETE, PRUNED, FAIL, RUNNING, WAITING = (
@@ -103,6 +109,8 @@ def test_a_bad_space_leaves_no_study(small_dataset, capsys, entry):
         (["--recipe", "released"], "leaks"),
         (["--resume", "x"], "x/config.json"),
         (["--trials", "0"], "--trials 0"),
+        (["--warm_up", "-1"], "--warm_up -1"),
+        (["--space", "lr=" + ",".join(f"0.0{i}" for i in range(1, 999))], "the list is too long"),
         (["--study", "../x"], "--study ../x"),
         (["--study", ".x"], "--study .x"),
         (["--best"], "not allowed with"),
@@ -219,7 +227,14 @@ def test_trials_share_a_dataset_unless_settings_of_the_data_differ(small_dataset
     loaded.clear()
     space = ["--space", "item_knn_k=3,5"]
     assert tune.main(search(small_dataset, 3, *space, model="lgn_mm", epochs=1, study="t")) == 0
-    assert {3, 5} & set(loaded)
+    assert {3, 5} & set(loaded) and set(loaded) <= {3, 5}
+
+
+def test_numbers_of_neighbours_that_do_not_fit_the_data_are_refused(small_dataset, capsys):
+    for values in ("4,30", "4..30"):
+        argv = search(small_dataset, 2, "--space", f"item_knn_k={values}", model="lgn_mm")
+        assert_refused(argv, capsys, "30 neighbours requested", "lower --item_knn_k")
+    assert not storage(small_dataset).exists()
 
 
 @pytest.mark.parametrize("model", MODELS)
@@ -293,16 +308,38 @@ def test_a_trial_that_diverges_counts_as_pruned(small_dataset, capsys):
     assert "not finite" in out and "study 's' has no complete trial yet" in out
 
 
-def test_an_error_fails_its_trial_and_ends_the_process(small_dataset, monkeypatch, capsys):
-    def fail():
-        raise MemoryError
+def fail_in_step(patch, step, error):
+    """Let a training step raise an error."""
 
+    def fail():
+        raise error
+
+    stop_after(patch, step, fail)
+
+
+def test_a_bug_fails_its_trial_and_propagates(small_dataset, monkeypatch):
     with monkeypatch.context() as patch:
-        stop_after(patch, 6, fail)
-        assert tune.main(search(small_dataset, 3)) == 1
-    assert "out of memory" in capsys.readouterr().err
+        fail_in_step(patch, 6, KeyError("a bug"))
+        with pytest.raises(KeyError, match="a bug"):
+            tune.main(search(small_dataset, 3))
     assert states(small_dataset).count(FAIL) == 1
     assert tune.main(search(small_dataset, 3)) == 0 and states(small_dataset).count(COMPLETE) == 3
+
+
+@pytest.mark.parametrize(
+    "error",
+    [
+        MemoryError(),
+        torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 9 GiB"),
+        RuntimeError("DefaultCPUAllocator: can't allocate memory"),
+    ],
+    ids=["python", "gpu", "cpu"],
+)
+def test_a_trial_that_runs_out_of_memory_counts_as_pruned(small_dataset, monkeypatch, capsys, error):
+    fail_in_step(monkeypatch, 6, error)
+    assert tune.main(search(small_dataset, 3)) == 0
+    assert states(small_dataset) == [PRUNED, COMPLETE, COMPLETE]
+    assert re.search(r"^trial +0  out of memory  lr", capsys.readouterr().out, re.MULTILINE)
 
 
 def test_other_settings_or_another_space_are_refused(small_dataset, capsys):
@@ -317,6 +354,57 @@ def test_other_settings_or_another_space_are_refused(small_dataset, capsys):
         assert_refused(search(small_dataset, 2, *more), capsys, change, "another --study")
     # Settings without influence on the result may change.
     assert tune.main(search(small_dataset, 2, threads=0)) == 0 and len(load(small_dataset).trials) == 2
+
+
+def test_other_features_are_refused(small_dataset, tmp_path, capsys):
+    words = ["--space", "lr=1e-3..1e-2", "item_knn_k=3,5"]
+
+    def argv(trials, **changes):
+        return search(small_dataset, trials, *words, model="lgn_mm", epochs=1, **changes)
+
+    assert tune.main(argv(1)) == 0
+    text, other = np.load(small_dataset / "text_feat.npy"), tmp_path / "other.npy"
+    image = small_dataset / "image_feat.npy"
+    np.save(other, text + 1)
+    np.savez(tmp_path / "graph.npz", nbr=(np.arange(30)[:, None] + [1, 2, 3, 4, 5]) % 30)
+    for changes in (
+        {"text_feat": other, "image_feat": image},
+        {"item_text_graph": tmp_path / "graph.npz"},
+        {"user_text_feat": "mean"},
+    ):
+        assert_refused(argv(2, **changes), capsys, "(the features)", "another --study")
+    # The same content elsewhere is the same.
+    np.save(other, text)
+    assert tune.main(argv(2, text_feat=other, image_feat=image)) == 0
+    np.save(small_dataset / "text_feat.npy", text + 1)
+    assert_refused(argv(3), capsys, "(the features)", "another --study")
+
+
+def edit(folder, statement):
+    """Change the file of a study."""
+    with contextlib.closing(sqlite3.connect(storage(folder))) as database, database:
+        assert database.execute(statement).rowcount
+
+
+def test_a_study_without_a_record_of_its_features_is_not_continued(small_dataset, capsys):
+    """Older versions recorded the hash of the interactions alone."""
+    assert tune.main(search(small_dataset, 1)) == 0
+    edit(
+        small_dataset,
+        "update study_user_attributes set value_json = substr(value_json, 1, 65) || '\"' where key = 'data'",
+    )
+    assert_refused(search(small_dataset, 2), capsys, "(the features, which the version", "another --study")
+    assert tune.main(["--study", "s", "--storage", str(storage(small_dataset)), "--best"]) == 0
+
+
+def test_the_file_of_another_version_of_optuna_is_refused(small_dataset, capsys):
+    assert tune.main(search(small_dataset, 1)) == 0
+    edit(small_dataset, "update alembic_version set version_num = 'v99'")
+    for argv in (
+        search(small_dataset, 2),
+        ["--study", "s", "--storage", str(storage(small_dataset)), "--best"],
+    ):
+        assert_refused(argv, capsys, "another version of optuna", "--storage")
 
 
 def test_a_missing_study_and_a_damaged_file_are_refused(small_dataset, capsys):
@@ -360,6 +448,79 @@ def test_a_stopped_trial_is_queued_again_and_resumed(small_dataset, whole, monke
     assert outcomes(small_dataset) == whole and states(small_dataset).count(FAIL) == 1
     # Four are of the fixture: the resumed trial has kept its folder.
     assert len(list((small_dataset.parent.parent / "runs").iterdir())) == 8
+
+
+@pytest.mark.parametrize(
+    "error, code",
+    [
+        (TrainingError("epoch 2: the disk is full"), 1),
+        (OSError(errno.ENOSPC, os.strerror(errno.ENOSPC)), 1),
+        (UserError("text_feat.npy: does not exist"), 2),
+    ],
+    ids=["training", "os", "user"],
+)
+def test_a_trial_that_failed_through_no_fault_of_its_settings_is_resumed(
+    small_dataset, whole, monkeypatch, error, code
+):
+    with monkeypatch.context() as patch:
+        fail_in_step(patch, 22, error)
+        assert tune.main(search(small_dataset, 4)) == code
+    assert states(small_dataset) == [COMPLETE, FAIL, WAITING]
+    assert tune.main(search(small_dataset, 4)) == 0
+    assert outcomes(small_dataset) == whole
+    assert len(list((small_dataset.parent.parent / "runs").iterdir())) == 8
+
+
+def open_search(folder, **changes):
+    """What a process does before its first trial: the study of a small search of four trials."""
+    base, space = small_config(folder, model="mf", **changes), parse_space(["lr=1e-3..1e-2"], Config)
+    return Search(
+        join_study("s", storage(folder), base.as_dict(), space, "data x"), storage(folder), base, space, 4
+    )
+
+
+def test_a_trial_gets_the_smallest_number_that_is_free(small_dataset):
+    task = open_search(small_dataset)
+    with contextlib.ExitStack() as others:
+        claims = [others.enter_context(claim_trial(task)) for _ in range(3)]
+        assert [claim.trial.user_attrs["number"] for claim in claims] == [0, 1, 2]
+        task.study.tell(claims[0].trial, state=FAIL)
+        again, last = (others.enter_context(claim_trial(task)) for _ in range(2))
+        assert (again.trial.user_attrs["number"], again.config.name) == (0, "s_0")
+        assert last.trial.user_attrs["number"] == 3 and last.trial.params != claims[2].trial.params
+
+
+def test_a_running_trial_is_not_taken_over_from_another_working_directory(tmp_path, monkeypatch):
+    folder = write_small_dataset(tmp_path)
+    monkeypatch.chdir(tmp_path)
+    with claim_trial(open_search(folder, path="runs")) as claim:
+        (tmp_path / "elsewhere").mkdir()
+        monkeypatch.chdir(tmp_path / "elsewhere")
+        with claim_trial(open_search(folder, path="runs")) as other:
+            assert other.trial.user_attrs["number"] == 1
+            assert states(folder) == [RUNNING, RUNNING]
+    assert claim.trial.user_attrs["folder"] == str(next((tmp_path / "runs").iterdir()))
+    # Both are free now. The first is continued in the folder that it has.
+    with claim_trial(open_search(folder, path="runs")) as again:
+        assert again.config.resume == claim.trial.user_attrs["folder"]
+
+
+def test_a_run_folder_that_cannot_be_locked_is_named(small_dataset, monkeypatch):
+    """It is not taken for the folder of another process, for which the search would wait."""
+    task, original = open_search(small_dataset), fcntl.flock
+
+    def flock(file, operation):
+        if operation & fcntl.LOCK_NB:
+            raise OSError(errno.ENOLCK, os.strerror(errno.ENOLCK))
+        original(file, operation)
+
+    with claim_trial(task):
+        monkeypatch.setattr(fcntl, "flock", flock)
+        with (
+            pytest.raises(UserError, match=r"\.lock: cannot be locked \(No locks available\)"),
+            claim_trial(task),
+        ):
+            raise AssertionError("claimed a trial")
 
 
 def test_max_minutes_queues_the_trial_again(small_dataset):

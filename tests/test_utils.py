@@ -1,6 +1,7 @@
 """Metrics against loops over ranks, file writes, locks, hashes."""
 
 import contextlib
+import errno
 import math
 import os
 import signal
@@ -16,7 +17,7 @@ import torch
 
 from training.memory import peak_memory_mb
 from training.metrics import ranking_metrics
-from utils import UserError, atomic_write, content_hash, lock_file, remove_leftovers, write_text
+from utils import InUse, UserError, atomic_write, content_hash, lock_file, remove_leftovers, write_text
 
 ROOT = Path(__file__).resolve().parents[1]
 
@@ -297,7 +298,7 @@ def test_text_that_utf8_lacks_is_written_as_question_marks(tmp_path):
 def test_lock_file_refuses_a_second_holder_until_the_block_ends(tmp_path):
     path = tmp_path / ".lock"
     with lock_file(path):
-        with pytest.raises(UserError, match="another process is at work in this folder"), lock_file(path):
+        with pytest.raises(InUse, match="another process is at work in this folder"), lock_file(path):
             raise AssertionError("two holders of one lock")
         assert path.exists()
     with lock_file(path):
@@ -318,6 +319,20 @@ def test_lock_file_waits_for_the_holder_if_asked_to(tmp_path):
         events.append("first")
     waiting.join(10)
     assert events == ["first", "second"]
+
+
+@pytest.mark.parametrize("wait", [False, True])
+def test_lock_file_tells_a_file_system_without_locks_from_another_holder(tmp_path, monkeypatch, wait):
+    def flock(file, operation):
+        raise OSError(errno.ENOLCK, os.strerror(errno.ENOLCK))
+
+    monkeypatch.setattr("fcntl.flock", flock)
+    with (
+        pytest.raises(UserError, match=r"\.lock: cannot be locked \(No locks available\); choose") as caught,
+        lock_file(tmp_path / ".lock", wait),
+    ):
+        raise AssertionError("locked a file without locks")
+    assert not isinstance(caught.value, InUse)
 
 
 def test_lock_file_names_a_file_that_cannot_be_opened(tmp_path):

@@ -19,10 +19,12 @@ from optuna.distributions import (
     CategoricalDistribution,
     FloatDistribution,
     IntDistribution,
+    distribution_to_json,
 )
 
 from data.feature_files import feature_paths
 from data.folders import dataset_folder
+from incoming import TEXT
 from models.registry import checked, find_model
 from utils import UserError
 from world import Config
@@ -31,7 +33,8 @@ Space = dict[str, BaseDistribution]  # by setting, in the order in which the sam
 
 SEARCHED_GROUPS = ("data", "model", "alignment", "training")
 # Settings of these groups that say what a trial is trained on or how it is compared with others.
-NOT_SEARCHED = ("dataset", "data_format", "use_multimodal", "model", "recipe")
+NOT_SEARCHED = ("dataset", "data_format", "use_multimodal", "missing", "missing_fill", "model", "recipe")
+NEIGHBOURS = ("item_knn_k", "user_knn_k")  # settings that the data limit
 RANGES: dict[type, typing.Any] = {int: IntDistribution, float: FloatDistribution}
 
 
@@ -63,6 +66,8 @@ def parse_space(entries: Iterable[str], cls: type[Config]) -> Space:
         if name not in fields:
             raise UserError(f"--space {entry}: '{name}' cannot be searched; choose from {', '.join(fields)}")
         space[name] = parse_values(fields[name], values, entry)
+        if not TEXT.allows(distribution_to_json(space[name])):
+            raise UserError(f"--space {entry[:60]}...: the list is too long; give fewer values, or a range")
     return space
 
 
@@ -101,6 +106,16 @@ def check_space(space: Space, config: Config, given: Collection[str]) -> None:
     for name, distribution in space.items():
         if name in given:
             raise UserError(f"--{name} is both given as a flag and searched; drop it or its --space entry")
-        values = getattr(distribution, "choices", None) or (distribution.low, distribution.high)
-        for value in values:
+        for value in extremes(distribution):
             checked(dataclasses.replace(config, **{name: value}))
+
+
+def with_most_neighbours(space: Space, config: Config) -> Config:
+    """A config with the largest numbers of neighbours that are searched: data that fit it fit every trial."""
+    most = {name: max(extremes(space[name])) for name in NEIGHBOURS if name in space}
+    return dataclasses.replace(config, **most)
+
+
+def extremes(distribution: typing.Any) -> tuple[typing.Any, ...]:
+    """The choices of a distribution, or the ends of its range."""
+    return getattr(distribution, "choices", None) or (distribution.low, distribution.high)

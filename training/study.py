@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
+import itertools
 import sqlite3
 import typing
 from collections.abc import Iterable, Iterator, Mapping
@@ -19,17 +20,21 @@ import optuna
 from optuna.trial import TrialState
 from sqlalchemy.exc import SQLAlchemyError
 
+from data.formats import interactions_hash
+from dataloader import Dataset
 from incoming import ANY, COUNT, TEXT, Schema, check
 from models.registry import config_class, is_external, label
 from training.folder import make_run_folder
 from training.space import Space
-from utils import UserError, lock_file
+from utils import InUse, UserError, content_hash, lock_file
 from world import Config
 
 # What a study and its trials record beside the values of optuna. The file may come from others.
 STUDY = {"settings": {str: ANY}, "space": {str: TEXT}, "data": TEXT}
 TRIAL = {"number": COUNT, "epoch": COUNT, "folder": TEXT}
 OTHER_STUDY = "it was not written by this program; name another study with --study or --storage"
+
+STORAGE_ERRORS = (SQLAlchemyError, optuna.exceptions.StorageInternalError)
 
 # ---------------------------------------------------------------- the file
 
@@ -39,7 +44,7 @@ def storage_errors(path: Path, kind: type[Exception]) -> Iterator[None]:
     """Turn errors of the database into one line of the given exception."""
     try:
         yield
-    except (SQLAlchemyError, optuna.exceptions.StorageInternalError) as error:
+    except STORAGE_ERRORS as error:
         reason = str(error.__cause__ or error).splitlines()[0][:100]
         raise kind(
             f"{path}: the study cannot be read or written ({reason}); repair the file or name another with "
@@ -53,13 +58,22 @@ def study_lock(path: Path) -> contextlib.AbstractContextManager[None]:
 
 
 def open_storage(path: Path) -> optuna.storages.RDBStorage:
-    """The database of an SQLite file, created if there is none."""
+    """The database of an SQLite file, created if there is none.
+
+    Raises UserError for the tables of another version of optuna.
+    """
 
     # A URL would give ?, % and braces of the path a meaning; a connection is opened by the path as it is.
     def connect() -> sqlite3.Connection:
         return sqlite3.connect(path.absolute(), timeout=60, check_same_thread=False)
 
-    return optuna.storages.RDBStorage("sqlite:///study.db", engine_kwargs={"creator": connect})
+    try:
+        return optuna.storages.RDBStorage("sqlite:///study.db", engine_kwargs={"creator": connect})
+    except RuntimeError as error:
+        raise UserError(
+            f"{path}: was written by another version of optuna ({str(error)[:100]}); install that version or "
+            "name another file with --storage"
+        ) from None
 
 
 def load_study(name: str, path: Path) -> optuna.Study:
@@ -77,8 +91,8 @@ def join_study(
 ) -> optuna.Study:
     """The study of this name, created if there is none.
 
-    settings: those of every trial; data: hash of the interactions. Raises UserError if the study exists with
-    other settings, another space or other data.
+    settings: those of every trial; data: from data_hashes. Raises UserError if the study exists with other
+    settings, another space or other data.
     """
     path.parent.mkdir(parents=True, exist_ok=True)
     # The lock also covers the creation of the tables, which two processes must not do at once.
@@ -95,6 +109,26 @@ def join_study(
             # Written last: a study that has its settings is complete.
             study.set_user_attr("settings", settings)
     return study
+
+
+def data_hashes(dataset: Dataset) -> str:
+    """Hash of the interactions, a space, and hash of all else that trials are trained on.
+
+    The features are hashed as they are in the files, whatever the settings of the trials make of them.
+    """
+    features = sorted(dataset.feature_hashes.items())
+    # The mean text features of users have no hash of their own.
+    others = content_hash(features, dataset.user_features is not None)
+    return f"{interactions_hash(dataset.interactions)} {others}"
+
+
+def changed_data(before: str, now: str) -> list[str]:
+    """What differs between the data of two results of data_hashes, in words."""
+    old, new = before.split(" "), now.split(" ")
+    changes = ["the interactions"] if old[0] != new[0] else []
+    if len(old) == 1:
+        return [*changes, "the features, which the version that began the study did not record"]
+    return [*changes, "the features"] if old[1:] != new[1:] else changes
 
 
 def pruner(name: str, warm_up: int) -> optuna.pruners.BasePruner:
@@ -122,7 +156,7 @@ def check_unchanged(
     ]
     names = {**space, **stored["space"]}
     changes += [f"--space {name}" for name in names if space.get(name) != stored["space"].get(name)]
-    changes += ["the interactions"] if stored["data"] != data else []
+    changes += changed_data(stored["data"], data)
     if changes:
         raise UserError(
             f"study '{study.study_name}' was started with other settings or data "
@@ -148,10 +182,13 @@ def study_record(study: optuna.Study) -> dict[str, typing.Any]:
     return complete(study.user_attrs, STUDY, f"study '{study.study_name}'", STUDY.keys())
 
 
-def trial_record(study: optuna.Study, trial: optuna.trial.FrozenTrial) -> dict[str, typing.Any]:
-    """What was recorded with a complete trial. Raises UserError if it is incomplete or of other types."""
-    source = f"study '{study.study_name}', trial {trial.number}"
-    return complete(trial.user_attrs, TRIAL, source, ("number", "epoch"))
+def trial_record(
+    study: optuna.Study,
+    trial: optuna.Trial | optuna.trial.FrozenTrial,
+    names: Iterable[str] = ("number", "epoch"),
+) -> dict[str, typing.Any]:
+    """What was recorded with a trial. Raises UserError if it is of other types or lacks one of `names`."""
+    return complete(trial.user_attrs, TRIAL, f"study '{study.study_name}', trial {trial.number}", names)
 
 
 def complete(
@@ -217,13 +254,20 @@ def claim_trial(search: Search) -> Iterator[Claim | None]:
             for trial in search.trials(TrialState.RUNNING):
                 if not is_in_use(run_folder(search.study, trial)):
                     requeue(search.study, trial.number)
-            started = len(search.trials(TrialState.COMPLETE, TrialState.PRUNED, TrialState.RUNNING))
-            if started < search.target:
-                claim = draw_trial(search, started)
+            numbers = taken_numbers(search)
+            if len(numbers) < search.target:
+                claim = draw_trial(search, next(n for n in itertools.count() if n not in numbers))
                 # A process that has just queued this trial again may still hold the folder, for a moment.
                 stack.enter_context(lock_file(claim.folder / ".lock", wait=True))
-                claim.trial.set_user_attr("folder", str(claim.folder))
+                # Absolute: the next process may be started in another working directory.
+                claim.trial.set_user_attr("folder", str(claim.folder.absolute()))
         yield claim
+
+
+def taken_numbers(search: Search) -> list[int]:
+    """The numbers of the trials that are finished or running."""
+    trials = search.trials(TrialState.COMPLETE, TrialState.PRUNED, TrialState.RUNNING)
+    return [trial_record(search.study, trial, ("number",))["number"] for trial in trials]
 
 
 def draw_trial(search: Search, number: int) -> Claim:
@@ -261,17 +305,20 @@ def requeue(study: optuna.Study, number: int) -> None:
 
 def run_folder(study: optuna.Study, trial: optuna.Trial | optuna.trial.FrozenTrial) -> Path | None:
     """The run folder recorded with a trial; None if there is none, or none that is a run folder."""
-    record = complete(trial.user_attrs, TRIAL, f"study '{study.study_name}', trial {trial.number}", ())
+    record = trial_record(study, trial, ())
     folder = Path(record["folder"]) if "folder" in record else None
     return folder if folder and (folder / "config.json").is_file() else None
 
 
 def is_in_use(folder: Path | None) -> bool:
-    """Whether a process holds the lock of a run folder. False if there is no such folder."""
+    """Whether a process holds the lock of a run folder. False if there is no such folder.
+
+    Raises UserError if the lock cannot be tried.
+    """
     if not folder:
         return False
     try:
         with lock_file(folder / ".lock"):
             return False
-    except UserError:
+    except InUse:
         return True

@@ -42,6 +42,8 @@ BAD_ENTRIES = [
     "seed=1..9",
     "epochs=1..9",
     "dataset=a,b",
+    "missing=text:0.1,text:0.2",
+    "missing_fill=zero,mean",
     "topks=1,2",
     "valid_metric=ndcg@3,ndcg@5",
 ]
@@ -59,6 +61,14 @@ def test_bad_entries_are_refused(entry):
 def test_values_that_are_not_allowed_are_refused(entry):
     with pytest.raises(UserError, match=f"^--{entry.split('=')[0]} "):
         check_space(parse_space([entry], Config), Config(), ())
+
+
+def test_a_list_that_a_study_cannot_hold_is_refused():
+    """The record of a list in a study's file may have 4,000 characters."""
+    values = [f"{i / 10000:.4f}" for i in range(1, 1000)]
+    assert len(parse_space([f"lr={','.join(values[:300])}"], Config)["lr"].choices) == 300
+    with pytest.raises(UserError, match=r"^--space lr=.{,70}: the list is too long; give fewer values"):
+        parse_space([f"lr={','.join(values)}"], Config)
 
 
 def test_a_setting_that_is_both_given_and_searched_is_refused():
