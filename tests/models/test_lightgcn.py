@@ -66,10 +66,10 @@ def test_loss_is_bpr_of_propagated_plus_the_norm_of_initial_embeddings():
     assert terms == pytest.approx({"loss": bpr + 0.3 * norm, "bpr": bpr, "norm": norm}, rel=1e-5)
 
 
-@pytest.mark.parametrize("layers, history", [(0, [1, 3, 5]), (1, [3, 5]), (1, [0, 1, 4]), (2, [3, 5])])
+@pytest.mark.parametrize("layers, history", [(0, [1, 3, 5]), (1, [1]), (1, [0, 1]), (1, [0, 1, 4])])
 def test_a_new_user_has_the_vector_of_a_training_user_with_a_zero_embedding(layers, history):
-    # Items 0 to 2 have other users. The vectors are equal with one layer, and with two if the items have no
-    # other users: a training user changes the vectors of the others too, which a new user does not.
+    # Items 0 to 2 have other users; the others are untrained, and left out of a propagation. With two layers
+    # a training user would change the vectors of others too, which a new user does not.
     hits = np.zeros((3, 6), dtype=bool)
     hits[0, [0, 1]], hits[1, [1, 2]] = True, True
     model = make_lightgcn(hits, layer=layers)
@@ -79,7 +79,7 @@ def test_a_new_user_has_the_vector_of_a_training_user_with_a_zero_embedding(laye
     if not layers:
         torch.testing.assert_close(vectors[0], model.item[history].mean(0))
         return
-    hits[2, history] = True
+    hits[2, [item for item in history if item < 3]] = True
     with_user = make_lightgcn(hits, layer=layers)
     with torch.no_grad():
         with_user.user.copy_(model.user)

@@ -133,7 +133,10 @@ def trials(path):
     import optuna
 
     study = optuna.load_study(study_name="s", storage=f"sqlite:///{path}")
-    rows = [(t.params, t.value, t.intermediate_values, t.state, t.user_attrs) for t in study.trials]
+    rows = [
+        (t.params, t.value, t.intermediate_values, t.state, t.user_attrs | {"folder": ""})
+        for t in study.trials
+    ]
     return [*rows, study.user_attrs["settings"], study.user_attrs["space"]]
 
 
