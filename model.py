@@ -633,7 +633,7 @@ class RecGOAT(Recommender):
         for m in self.modalities:
             branch, graph = typing.cast(Branch, self.branches[m]), typing.cast(AttentionGraph, self.graphs[m])
             z[m], nearest = branch.attend(
-                graph, self.features(m), features[m], self.config.item_knn_k, self.in_training
+                graph, self.features(m), features[m], self.config.item_knn_k, self.known_items(m)
             )
             neighbours.append(nearest)
         stand_in = mean_direction(z_id[torch.cat(neighbours, 1)])  # of [n, modalities * k, d]

@@ -8,6 +8,7 @@ import torch
 from torch.nn import functional as F
 
 from layers.device import on_cpu
+from utils import UserError
 
 # torch announces once a process that CSR tensors are in beta.
 warnings.filterwarnings("ignore", message="Sparse CSR tensor support is in beta state")
@@ -21,8 +22,16 @@ def csr_tensor(
 
 
 def from_scipy(matrix: sp.sparray | sp.spmatrix, device: torch.device) -> torch.Tensor:
-    """Sparse CSR tensor of a scipy matrix, int32 indices, columns of each row in ascending order."""
+    """Sparse CSR tensor of a scipy matrix, int32 indices, columns of each row in ascending order.
+
+    Raises UserError for more entries than int32 can count.
+    """
     matrix = matrix.tocsr()
+    if max(matrix.nnz, *matrix.shape) >= 2**31:
+        raise UserError(
+            f"a sparse matrix of {matrix.nnz:,} entries: {2**31 - 1:,} are the limit; lower --item_knn_k or "
+            "--neighbour_keep, or take fewer interactions"
+        )
     matrix.sort_indices()
     crow, col = (torch.from_numpy(part.astype(np.int32)) for part in (matrix.indptr, matrix.indices))
     return csr_tensor(crow, col, torch.from_numpy(matrix.data), matrix.shape).to(device)

@@ -80,25 +80,36 @@ class Recommender(nn.Module):
     def keep_cold_items(self, dataset: Dataset) -> None:
         """Keep the features of items that are held out entirely, if this model makes vectors of them.
 
-        cold_items: [c] ids of those that final_vectors replaces; an item with a modality of zeros, which has
-        no neighbours, is none of them. in_training: [I] bool, the items with TRAIN interactions.
+        cold_items: [c] ids of those that final_vectors replaces; an item that lacks a modality is none of
+        them. in_training: [I] bool, the items with TRAIN interactions; {m}_known: those with features of m,
+        or all if none has.
         """
         self.register_buffer("cold_items", torch.zeros(0, dtype=torch.int64), persistent=False)
+        data = dataset.interactions
+        known = torch.from_numpy(np.bincount(data.train[:, 1], minlength=data.n_items) > 0)
+        self.register_buffer("in_training", known, persistent=False)
         if type(self).cold_item_vectors is Recommender.cold_item_vectors:
             return
-        data = dataset.interactions
-        known = np.bincount(data.train[:, 1], minlength=data.n_items) > 0
-        self.register_buffer("in_training", torch.from_numpy(known), persistent=False)
+        having = {m: having_features(dataset, m, self.config.missing_fill) for m in dataset.features}
+        for m, rows in having.items():
+            both = known.to(rows.device) & rows
+            self.register_buffer(
+                f"{m}_known", both if both.any() else known.to(rows.device), persistent=False
+            )
         ids = torch.from_numpy(data.cold_items)
         if not (len(ids) and self.config.cold_vectors and dataset.features):
             return
         if ranks() > 1:
             raise UserError("--cold_vectors 1 needs one process where items are cold; take --cold_vectors 0")
-        rows = {m: matrix[ids.to(matrix.device)] for m, matrix in dataset.features.items()}
-        whole = torch.stack([matrix.any(1) for matrix in rows.values()]).all(0)
-        self.cold_items = ids[whole.cpu()]
-        for m, matrix in rows.items():
-            self.register_buffer(f"cold_{m}", matrix[whole], persistent=False)
+        whole = torch.stack([*having.values()]).all(0)
+        self.cold_items = ids[whole.cpu()[ids]]
+        for m, matrix in dataset.features.items():
+            rows = matrix[self.cold_items.to(matrix.device)]
+            self.register_buffer(f"cold_{m}", rows, persistent=False)
+
+    def known_items(self, m: str) -> torch.Tensor:
+        """The items that may be neighbours of new ones by a modality, see keep_cold_items: [I] bool."""
+        return getattr(self, f"{m}_known")
 
     @classmethod
     def data_needs(cls, config: Config) -> Needs:
@@ -207,11 +218,13 @@ class Recommender(nn.Module):
     ) -> tuple[torch.Tensor, list[str]]:
         """Vectors [n, d] of users known by their items alone, and notes for the user of the program.
 
-        histories: [n, I] sparse 0/1; item: [I, d], the item vectors of `embeddings`. By default the mean of
-        the vectors of the user's items.
+        histories: [n, I] sparse 0/1; item: [I, d], the item vectors of `final_vectors`. By default the mean
+        of the vectors of the user's items, except those that have neither TRAIN interactions nor a vector
+        made of their features: they are untrained.
         """
-        count = np.asarray(histories.sum(1)).ravel()
-        return sparse_like(sp.diags(1 / count) @ histories, item) @ item, []
+        known = self.in_training.cpu().index_fill(0, self.cold_items.cpu(), True).numpy()
+        histories, count, notes = trained_part(histories, known)
+        return sparse_like(sp.diags(1 / np.maximum(count, 1)) @ histories, item) @ item, notes
 
     def feature_sizes(self) -> dict[str, int]:
         """{modality: dimension} of the features that cold_item_vectors needs; {}: it has no such vectors."""
@@ -234,6 +247,25 @@ def batch_bpr(user: torch.Tensor, item: torch.Tensor, batch: Batch) -> torch.Ten
         item.index_select(0, batch.pos_index),
         item.index_select(0, batch.neg_index),
     )
+
+
+def having_features(dataset: Dataset, m: str, fill: str) -> torch.Tensor:
+    """Which items have features of a modality, not zeros or (fill, --missing_fill) the mean: [I] bool."""
+    rows = dataset.features[m].any(1)
+    if fill == "mean" and m in dataset.missing:
+        rows &= ~torch.from_numpy(dataset.missing[m]).to(rows.device)
+    return rows
+
+
+def trained_part(
+    histories: sp.csr_matrix, trained: np.ndarray
+) -> tuple[sp.csr_matrix, np.ndarray, list[str]]:
+    """The histories [n, I] without items that are untrained, their sizes [n], and a note about empty ones."""
+    histories = histories @ sp.diags(trained.astype(float))
+    count = np.asarray(histories.sum(1)).ravel()
+    lost = int((count == 0).sum())
+    note = f"note: {lost} new users have only items that were not in training; their vectors are zeros"
+    return histories, count, [note] if lost else []
 
 
 def sparse_like(matrix: sp.spmatrix, tensor: torch.Tensor) -> torch.Tensor:

@@ -135,7 +135,7 @@ class FREEDOM(LightGCN):
             content = sparse_product(self.item_graph, self.item_graph_transposed, content)
         shares, k = graph_shares(features, self.config.item_graph_image), self.config.item_knn_k
         nearest = {
-            m: nearest_rows(matrix, getattr(self, f"{m}_features"), k, self.in_training)
+            m: nearest_rows(matrix, getattr(self, f"{m}_features"), k, self.known_items(m))
             for m, matrix in features.items()
         }
         near = super().embeddings()[1][torch.cat([*nearest.values()], 1)]

@@ -14,8 +14,9 @@ from torch.nn import functional as F
 from data.graphs import nearest_neighbours
 from dataloader import Dataset, Needs
 from layers.kernels import sparse_product
+from layers.losses import directions
 from layers.sparse import to_scipy
-from models.base import HistoryPart, Recommender
+from models.base import HistoryPart, Recommender, having_features
 from models.item_graphs import similarity_graph, with_transpose
 from models.lightgcn import LightGCN
 from models.mf import select
@@ -63,15 +64,18 @@ class LATTICE(LightGCN):
         # weights than at its start: softmax(alpha), and columns and values of each A~^m.
         self.register_buffer("shares", self.alpha.detach().softmax(0))
         for m, matrix in dataset.features.items():
+            whole = having_features(dataset, m, config.missing_fill)[:, None]
+            self.register_buffer(f"{m}_whole", whole, persistent=False)
             # The features may be on a GPU; the model is not until it is complete.
-            features, table = matrix.cpu(), dataset.neighbours[m]
+            features, table = matrix.masked_fill(~whole, 0).cpu(), dataset.neighbours[m]
             self.register_buffer(f"{m}_features", matrix, persistent=False)
             graphs = with_transpose(similarity_graph(features.numpy(), table), matrix.device)
             self.register_buffer(f"{m}_graph", graphs[0], persistent=False)
             self.register_buffer(f"{m}_graph_transposed", graphs[1], persistent=False)
             nearest = torch.from_numpy(table).long()
             self.register_buffer(f"{m}_nearest", nearest)
-            values = learnt_graph(self.project[m](features), nearest)[1]
+            x = self.project[m](features).masked_fill(~whole.cpu(), 0)
+            values = learnt_graph(x, nearest)[1]
             self.register_buffer(f"{m}_learnt", values.detach())
         self.register_load_state_dict_post_hook(lambda module, _: module.make_fixed())
         self.make_fixed()
@@ -124,8 +128,9 @@ class LATTICE(LightGCN):
             self.register_buffer(name, matrix.to(self.item.dtype), persistent=False)
 
     def projected(self, m: str) -> torch.Tensor:
-        """W_m f^m + b_m of all items [I, d]."""
-        return self.project[m](getattr(self, f"{m}_features"))
+        """W_m f^m + b_m of all items [I, d]; zeros for an item without features, which b_m would move."""
+        x = self.project[m](getattr(self, f"{m}_features"))
+        return x.masked_fill(~getattr(self, f"{m}_whole"), 0)
 
     def learnt(self, m: str) -> tuple[torch.Tensor, torch.Tensor]:
         """Columns and values [I, 1 + k] of A~^m, with gradients."""
@@ -155,11 +160,11 @@ class LATTICE(LightGCN):
     ) -> tuple[torch.Tensor, torch.Tensor]:
         """User vectors [U, d] and item vectors [I, d], or the given rows of them."""
         user, item = super().embeddings(users, items)
-        return user, item + F.normalize(select(self.content(), items), dim=1)
+        return user, item + directions(select(self.content(), items))
 
     def item_parts(self) -> dict[str, torch.Tensor]:
         """The LightGCN vector, and what comes over the item graph, in which the modalities are mixed."""
-        return {"id": super().embeddings()[1], "content": F.normalize(self.content(), dim=1)}
+        return {"id": super().embeddings()[1], "content": directions(self.content())}
 
     def history_part(self) -> HistoryPart | None:
         """LightGCN's, whose user vectors these are."""
@@ -171,7 +176,7 @@ def learnt_graph(x: torch.Tensor, nearest: torch.Tensor) -> tuple[torch.Tensor, 
 
     nearest: [I, k] ids of the nearest others, where an item's own id stands for "no neighbour".
     """
-    columns, unit = with_own(nearest), F.normalize(x, dim=1)
+    columns, unit = with_own(nearest), directions(x)
     cosines = (rows_of(unit, columns) @ unit.unsqueeze(2)).squeeze(2).relu()
     absent = columns == columns[:, :1]
     absent[:, 0] = False

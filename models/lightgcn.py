@@ -11,7 +11,7 @@ import torch
 from dataloader import Dataset, Needs
 from layers.kernels import mean_of_layers, propagate
 from layers.sparse import to_scipy
-from models.base import HistoryPart, Recommender, sparse_like
+from models.base import HistoryPart, Recommender, sparse_like, trained_part
 from models.mf import MF
 from world import Config
 
@@ -65,12 +65,8 @@ class LightGCN(MF):
         if not layers:
             return Recommender.new_user_vectors(self, histories, item)
         edges = self.adjacency.crow_indices().diff()[len(self.user) :].cpu().numpy()
-        histories = histories @ sp.diags((edges > 0).astype(float))
-        count = np.asarray(histories.sum(1)).ravel()
+        histories, count, notes = trained_part(histories, edges > 0)
         degree = edges + 1.0  # the edge of the new user counts too
         weights = sp.diags(np.maximum(count, 1) ** -0.5) @ histories @ sp.diags(degree**-0.5)
         _, below = mean_of_layers(self.adjacency, layers - 1, (self.user, self.item))
-        user = sparse_like(weights, item) @ below * (layers / (layers + 1))
-        lost = int((count == 0).sum())
-        note = f"note: {lost} new users have only items that were not in training; their vectors are zeros"
-        return user, [note] if lost else []
+        return sparse_like(weights, item) @ below * (layers / (layers + 1)), notes

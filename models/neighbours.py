@@ -126,22 +126,29 @@ def cosine_graph(
 
 
 def new_item_weights(
-    config: Config, features: Mapping[str, torch.Tensor], new: Mapping[str, torch.Tensor]
+    config: Config,
+    features: Mapping[str, torch.Tensor],
+    new: Mapping[str, torch.Tensor],
+    allowed: Mapping[str, torch.Tensor],
+    block: int = 256,
 ) -> sp.csr_matrix:
     """The weights W[j, i] of known items j for items i that are known by their features alone: [I, n].
 
     Nothing was bought together with them, and the known items' neighbours are fixed, so alpha A[i, j] is all
-    that is left of W. features: {m: [I, d_m]} of the known items; new: {m: [n, d_m]}.
+    that is left of W. features: {m: [I, d_m]} of the known items; new: {m: [n, d_m]}; allowed: {m: [I] bool},
+    the known items that may be their neighbours.
     """
     shares = graph_shares(new, config.item_graph_image)
     total = sp.csr_matrix(
         (len(next(iter(features.values()))), len(next(iter(new.values())))), dtype=np.float32
     )
     for m, share in shares.items():
-        nearest = nearest_rows(new[m], features[m], config.item_knn_k)  # [n, k]
-        own = F.normalize(new[m].float(), dim=1)
-        others = F.normalize(features[m].float(), dim=1)[nearest]
-        values = config.neighbour_content * share * torch.einsum("nd,nkd->nk", own, others)
+        nearest = nearest_rows(new[m], features[m], config.item_knn_k, allowed[m])  # [n, k]
+        cosines = []
+        for own, ids in zip(new[m].split(block), nearest.split(block), strict=True):
+            others = F.normalize(features[m][ids].float(), dim=2)
+            cosines.append(torch.einsum("nd,nkd->nk", F.normalize(own.float(), dim=1), others))
+        values = config.neighbour_content * share * torch.cat(cosines)
         column = np.repeat(np.arange(len(nearest)), nearest.shape[1])
         entries = values.flatten().cpu().numpy(), (nearest.flatten().cpu().numpy(), column)
         total = total + sp.csr_matrix(entries, total.shape, dtype=np.float32)

@@ -57,7 +57,8 @@ def make_vectors(model: Recommender, dataset: Dataset, config: Config, cold: str
             titles = (titles or [""] * len(item)) + (cold_titles or [""] * len(ids))
         item, item_ids = torch.cat([item, vectors]), item_ids + ids
         if weights is not None:
-            weights = with_new_items(weights, features, dataset, config)
+            allowed = {m: model.known_items(m) for m in features}
+            weights = with_new_items(weights, features, dataset, config, allowed)
     return Vectors(user, item, weights, user_ids, item_ids, titles, data.n_items)
 
 
@@ -92,13 +93,20 @@ def cold_features(folder: Path, model: Recommender) -> dict[str, torch.Tensor]:
 
 
 def with_new_items(
-    weights: ItemWeights, features: dict[str, torch.Tensor], dataset: Dataset, config: Config
+    weights: ItemWeights,
+    features: dict[str, torch.Tensor],
+    dataset: Dataset,
+    config: Config,
+    allowed: dict[str, torch.Tensor],
 ) -> ItemWeights:
-    """The weights [I, I] with a column for each cold item of these features: [I, I + n]."""
+    """The weights [I, I] with a column for each cold item of these features: [I, I + n].
+
+    allowed: {m: [I] bool}, the items that may be their neighbours.
+    """
     n, known = len(next(iter(features.values()))), to_scipy(weights.matrix)
     new = sp.csr_matrix((known.shape[0], n), dtype=np.float32)
     if config.neighbour_weight and config.neighbour_content:
         own = {m: dataset.features[m] for m in features}
-        new = new_item_weights(config, own, {m: x.to(own[m].device) for m, x in features.items()})
+        new = new_item_weights(config, own, {m: x.to(own[m].device) for m, x in features.items()}, allowed)
     matrix = from_scipy(sp.hstack([known, new], format="csr"), weights.matrix.device)
     return dataclasses.replace(weights, matrix=matrix)

@@ -13,7 +13,7 @@ from layers.device import on_cpu
 from layers.sparse import csr_tensor
 from models.base import ItemWeights
 
-ENTRIES = 2**24  # of item weights, added to the scores of a GPU at a time
+ENTRIES = 2**24  # of item weights that are looked at together; each takes about 48 bytes
 GROUP = 64  # score matrices are padded to a multiple of this many columns, which rankings look at together
 
 
@@ -64,11 +64,9 @@ def add_history(
         return
     crow, col, values = weights.crow_indices().long(), weights.col_indices(), weights.values()
     first, counts = crow[rows], crow[rows + 1] - crow[rows]
-    # In parts, because an entry takes about 48 bytes.
-    sizes = torch.bincount(counts.cumsum(0) // ENTRIES).tolist()
-    for part in zip(row.split(sizes), first.split(sizes), counts.split(sizes), strict=True):
-        which, entry = expand(*part[1:])
-        target = part[0][which] * scores.shape[1] + col[entry]
+    for part in in_parts(counts):
+        which, entry = expand(first[part], counts[part])
+        target = row[part][which] * scores.shape[1] + col[entry]
         scores.view(-1).index_add_(0, target, values[entry], alpha=factor)
 
 
@@ -76,15 +74,26 @@ def history_scores(
     users: torch.Tensor, items: torch.Tensor, history: Rows, weights: torch.Tensor
 ) -> torch.Tensor:
     """The sum over the user's items j of weights[j, item] for pairs of users and items [m] int64: [m]."""
-    crow, owned = history
-    pair, entry = expand(crow[users], crow[users + 1] - crow[users])
-    n = len(weights)
+    (crow, owned), n = history, len(weights)
     source = torch.repeat_interleave(weights.crow_indices().diff().long())
     keys = source * n + weights.col_indices()  # ascending; int64, as n^2 may exceed int32
-    wanted = owned[entry] * n + items[pair]
-    position = torch.searchsorted(keys, wanted).clamp_(max=len(keys) - 1)
-    values = torch.where(keys[position] == wanted, weights.values()[position], 0)
-    return values.new_zeros(len(users)).index_add_(0, pair, values)
+    first, counts = crow[users], crow[users + 1] - crow[users]
+    sums = weights.values().new_zeros(len(users))
+    for part in in_parts(counts):
+        pair, entry = expand(first[part], counts[part])
+        wanted = owned[entry] * n + items[part][pair]
+        position = torch.searchsorted(keys, wanted).clamp_(max=len(keys) - 1)
+        values = torch.where(keys[position] == wanted, weights.values()[position], 0)
+        sums[part].index_add_(0, pair, values)
+    return sums
+
+
+def in_parts(counts: torch.Tensor) -> Iterator[slice]:
+    """Slices of consecutive rows that have about ENTRIES entries together; counts: [n], entries of a row."""
+    stop = 0
+    for size in torch.bincount(counts.cumsum(0) // ENTRIES).tolist():
+        start, stop = stop, stop + size
+        yield slice(start, stop)
 
 
 def expand(first: torch.Tensor, counts: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:

@@ -9,6 +9,7 @@ import torch
 from model_helpers import CPU, randn
 
 from layers.sparse import bipartite_adjacency, csr_product, csr_tensor, from_scipy
+from utils import UserError
 
 
 def test_csr_tensor_contains_the_given_entries():
@@ -52,3 +53,14 @@ def test_bipartite_adjacency_equals_dense_numpy(weighted):
     assert matrix.layout == torch.sparse_csr and matrix.dtype == torch.float32
     assert matrix._nnz() == 2 * len(pairs)
     np.testing.assert_allclose(matrix.to_dense().numpy(), expected, rtol=1e-6)
+
+
+def test_more_entries_than_int32_can_count_are_refused():
+    class Huge:
+        nnz, shape = 2**31, (10, 10)
+
+        def tocsr(self):
+            return self
+
+    with pytest.raises(UserError, match="2,147,483,648 entries: 2,147,483,647 are the limit"):
+        from_scipy(Huge(), CPU)

@@ -2,6 +2,7 @@
 
 import pytest
 import torch
+from helpers import dataset_of
 from model_helpers import (
     assert_equals_oracle,
     build,
@@ -11,6 +12,23 @@ from model_helpers import (
     repeating_batch,
     triple_terms,
 )
+
+
+@pytest.mark.parametrize("fill", ["zero", "mean"])
+def test_items_without_features_have_no_neighbours_and_are_nobodys(small_dataset, fill):
+    changes = {"model": "lattice", "missing": "text:0.4,image:0.4", "missing_fill": fill}
+    model = build(small_dataset, **changes).train()
+    absent = {m: torch.from_numpy(rows) for m, rows in dataset_of(model.config).missing.items()}
+    model.begin_step(0)
+    for m, rows in absent.items():
+        nearest, own = getattr(model, f"{m}_nearest"), torch.arange(len(rows))[:, None]
+        assert (nearest[rows] == own[rows]).all() and not torch.isin(nearest[~rows], own[rows]).any()
+    alone = absent["text"] & absent["image"]
+    assert alone.any() and not model.fixed.to_dense()[alone].any()
+    loss = model.loss(repeating_batch())["loss"]
+    loss.backward()
+    gradients = [weight.grad for weight in model.parameters() if weight.grad is not None]
+    assert loss.isfinite() and max(gradient.abs().max() for gradient in gradients) < 100
 
 
 def oracle(folder, model, batch):

@@ -34,8 +34,8 @@ def normalised(hits):
 def make_lightgcn(hits, **changes):
     """LightGCN on these interactions."""
     n_users, n_items = hits.shape
-    interactions = SimpleNamespace(n_users=n_users, n_items=n_items)
-    adjacency = bipartite_adjacency(np.argwhere(hits), n_users, n_items, CPU)
+    interactions = SimpleNamespace(n_users=n_users, n_items=n_items, train=np.argwhere(hits))
+    adjacency = bipartite_adjacency(interactions.train, n_users, n_items, CPU)
     torch.manual_seed(0)
     dataset = SimpleNamespace(interactions=interactions, adjacency=adjacency)
     return LightGCN(settings(model="lgn", **changes), dataset)
@@ -68,8 +68,9 @@ def test_loss_is_bpr_of_propagated_plus_the_norm_of_initial_embeddings():
 
 @pytest.mark.parametrize("layers, history", [(0, [1, 3, 5]), (1, [1]), (1, [0, 1]), (1, [0, 1, 4])])
 def test_a_new_user_has_the_vector_of_a_training_user_with_a_zero_embedding(layers, history):
-    # Items 0 to 2 have other users; the others are untrained, and left out of a propagation. With two layers
-    # a training user would change the vectors of others too, which a new user does not.
+    # Items 0 to 2 have other users; the others are untrained, and left out. With two layers a training user
+    # would change the vectors of others too, which a new user does not.
+    trained = [item for item in history if item < 3]
     hits = np.zeros((3, 6), dtype=bool)
     hits[0, [0, 1]], hits[1, [1, 2]] = True, True
     model = make_lightgcn(hits, layer=layers)
@@ -77,9 +78,9 @@ def test_a_new_user_has_the_vector_of_a_training_user_with_a_zero_embedding(laye
     vectors, notes = model.new_user_vectors(histories, model.embeddings()[1])
     assert notes == []
     if not layers:
-        torch.testing.assert_close(vectors[0], model.item[history].mean(0))
+        torch.testing.assert_close(vectors[0], model.item[trained].mean(0))
         return
-    hits[2, [item for item in history if item < 3]] = True
+    hits[2, trained] = True
     with_user = make_lightgcn(hits, layer=layers)
     with torch.no_grad():
         with_user.user.copy_(model.user)

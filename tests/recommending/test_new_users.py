@@ -77,9 +77,11 @@ def test_with_one_layer_a_new_user_is_a_known_user_with_a_zero_vector_at_layer_0
 
 def test_vectors_of_mf_are_means_of_item_vectors(small_dataset, tmp_path):
     model = load(train(small_dataset, tmp_path / "runs", "mf"))[0]
-    vectors, _ = new_user_vectors(model, [[3, 5], [7]])
+    # The last item has no train interaction, and its vector is untrained.
+    vectors, notes = new_user_vectors(model, [[3, 5], [7, N_ITEMS - 1], [N_ITEMS - 1]])
     item = model.item.detach().numpy()
-    np.testing.assert_allclose(vectors, [(item[3] + item[5]) / 2, item[7]], rtol=1e-6)
+    np.testing.assert_allclose(vectors, [(item[3] + item[5]) / 2, item[7], 0 * item[7]], rtol=1e-6)
+    assert len(notes) == 1 and "1 new users have only items" in notes[0]
 
 
 def test_vectors_of_recgoat_with_mean_text_features(small_dataset, tmp_path):

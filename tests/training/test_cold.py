@@ -114,6 +114,21 @@ def naive_nearest(features, item, k):
     return sorted(cosine, key=lambda j: -cosine[j])[:k]
 
 
+@pytest.mark.parametrize("model", ["freedom", "lgn_mm", "vbpr"])
+def test_items_that_lack_a_modality_are_no_neighbours_of_cold_items_whatever_fills_it(cold_dataset, model):
+    replaced = []
+    for fill in ("zero", "mean"):
+        settings = dict(model=model, missing="text:0.5,image:0.3", missing_fill=fill)
+        run = start(cold_dataset, **settings)
+        absent = run.dataset.missing
+        for m, rows in absent.items():
+            known = run.model.known_items(m)
+            assert not known[COLD].any() and known[:WARM].tolist() == (~rows[:WARM]).tolist()
+        assert run.model.cold_items.tolist() == [i for i in COLD if not (absent["text"] | absent["image"])[i]]
+        replaced.append(run.model.cold_items.tolist())
+    assert replaced[0] == replaced[1]
+
+
 def test_vectors_of_freedom_are_made_of_the_nearest_warm_items(cold_dataset):
     config = small_config(cold_dataset, model="freedom", epochs=2, item_graph_image=0.3)
     folder, _, _ = train(cold_dataset, model="freedom", epochs=2, item_graph_image=0.3)
