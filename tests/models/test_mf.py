@@ -2,6 +2,7 @@
 
 from types import SimpleNamespace
 
+import numpy as np
 import pytest
 import scipy.sparse as sp
 import torch
@@ -13,8 +14,9 @@ from models.mf import MF
 def make_mf(n_users, n_items, **changes):
     """MF for this number of users and items."""
     torch.manual_seed(0)
-    sizes = SimpleNamespace(n_users=n_users, n_items=n_items)
-    return MF(settings(model="mf", **changes), SimpleNamespace(interactions=sizes))
+    every_item = np.stack([np.arange(n_items) % n_users, np.arange(n_items)], 1)
+    data = SimpleNamespace(n_users=n_users, n_items=n_items, train=every_item)
+    return MF(settings(model="mf", **changes), SimpleNamespace(interactions=data))
 
 
 def test_embeddings_start_from_a_normal_distribution_of_deviation_a_tenth():
