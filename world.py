@@ -535,8 +535,8 @@ class Config:
     resume: str = setting(
         "",
         "run",
-        "run folder to continue, with its settings; --epochs may grow, and what does not change the model "
-        "(--threads, --cuda, --save_every, ...) may differ",
+        "run folder to continue, with its settings; --epochs may grow, and where and how it runs may differ "
+        "(--data_root, --threads, --save_every, ...)",
         free=True,
     )
     save_every: int = setting(1, "run", "epochs between two writes of last.pt", low=1, free=True)

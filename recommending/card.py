@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 import typing
 from collections.abc import Mapping
 from pathlib import Path
@@ -117,7 +116,7 @@ def metrics_section(config: Config, result: Mapping[str, typing.Any]) -> str:
     )
     leak = ": these figures leak and are not comparable" if config.select_on == "test" else ""
     rows = [
-        (split, k, *(f"{result.get(split, {}).get(f'{name}@{k}', math.nan):.4f}" for name in METRICS))
+        (split, k, *(shown(result.get(split, {}).get(f"{name}@{k}")) for name in METRICS))
         for split in dict.fromkeys((config.select_on, "test"))
         for k in config.topks
     ]
@@ -127,6 +126,11 @@ def metrics_section(config: Config, result: Mapping[str, typing.Any]) -> str:
         f"## Metrics\n{protocol}{leak}.\n\n{table(('split', 'K', *METRICS), rows)}\n"
         f"Made with {markdown_text(made)}.\n"
     )
+
+
+def shown(value: float | None) -> str:
+    """A metric in a table; a dash for one that the result lacks."""
+    return "–" if value is None else f"{value:.4f}"
 
 
 def table(header: typing.Iterable[str], rows: typing.Iterable[typing.Iterable[object]]) -> str:

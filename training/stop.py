@@ -16,10 +16,10 @@ GRACE, GRACE_OF_SEVERAL = 1, 5  # seconds: of one process, and of several
 class Stop:
     """A condition that becomes true on SIGINT or SIGTERM, or when the time is up.
 
-    Call it to ask. A second signal ends the process at once, unless it follows within GRACE seconds: a
-    terminal sends the first to a script and its runs, and the script passes it on; so do a batch queue and
-    torchrun. Use it as a context manager: the signal handlers are restored on exit. minutes: time limit, 0
-    for none.
+    Call it to ask. A second signal ends the process at once, unless it follows within GRACE seconds (of
+    several processes, GRACE_OF_SEVERAL): a terminal sends the first to a script and its runs, and the script
+    passes it on; so do a batch queue and torchrun. Use it as a context manager: the signal handlers are
+    restored on exit. minutes: time limit, 0 for none.
     """
 
     def __init__(self, minutes: float = 0.0):

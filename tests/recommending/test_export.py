@@ -160,7 +160,7 @@ def test_a_card_of_a_result_that_lacks_entries(lgn, run, tmp_path):
     (copy / "result.json").write_text(json.dumps(result))
     assert run(copy, "--export_hub", str(tmp_path / "hub"), output=None)[0] == 0
     text = (tmp_path / "hub" / "README.md").read_text()
-    assert "The epoch (unknown)" in text and "| valid | 5 | nan |" in text
+    assert "The epoch (unknown)" in text and "| valid | 5 | – |" in text
 
 
 def test_the_code_of_a_card_rebuilds_the_scores(hub, small_dataset, tmp_path, run, monkeypatch):
