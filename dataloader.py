@@ -85,11 +85,7 @@ def load_dataset(config: Config, needs: Needs, device: torch.device) -> Dataset:
         max(map(len, arrays.values()), default=0),
         0 if user_array is None else len(user_array),
     )
-    notes += [
-        f"note: {interactions.source}: {count} repeated interactions merged in {split}"
-        for split, count in interactions.merged.items()
-        if count
-    ]
+    notes += merged_notes(interactions)
     adjacency = normalised_adjacency(interactions, config.edge_weight, device) if needs.adjacency else None
     features: dict[str, np.ndarray] = {}
     if item_features:
@@ -108,10 +104,8 @@ def load_dataset(config: Config, needs: Needs, device: torch.device) -> Dataset:
             fill_mean(features[m], absent)
     user_features = user_neighbours = None
     if needs.user_features and config.user_text_feat:
-        with together():
-            user_features = user_text_features(config, interactions, features, user_array)
-        user_neighbours, found = knn_table(
-            user_features, config.user_text_graph, config.user_knn_k, config, device
+        user_features, user_neighbours, found = user_tables(
+            config, interactions, features, user_array, device
         )
         notes += found
     if user_array is not None:
@@ -133,6 +127,15 @@ def load_dataset(config: Config, needs: Needs, device: torch.device) -> Dataset:
         hashes,
         missing,
     )
+
+
+def merged_notes(interactions: Interactions) -> list[str]:
+    """A note for each split in which repeated interactions were merged."""
+    return [
+        f"note: {interactions.source}: {count} repeated interactions merged in {split}"
+        for split, count in interactions.merged.items()
+        if count
+    ]
 
 
 def item_neighbours(
@@ -222,6 +225,20 @@ def to_device(features: np.ndarray, needs: Needs, device: torch.device) -> torch
     """Features as a tensor on the device, in the layout that the model needs."""
     tensor = torch.from_numpy(features).to(device)
     return column_major(tensor) if needs.column_major else tensor
+
+
+def user_tables(
+    config: Config,
+    interactions: Interactions,
+    features: dict[str, np.ndarray],
+    user_array: np.ndarray | None,
+    device: torch.device,
+) -> tuple[np.ndarray, np.ndarray, list[str]]:
+    """Features of users [U, d_t], the nearest users of every user [U, k], and notes for the user."""
+    with together():
+        matrix = user_text_features(config, interactions, features, user_array)
+    neighbours, notes = knn_table(matrix, config.user_text_graph, config.user_knn_k, config, device)
+    return matrix, neighbours, notes
 
 
 def user_text_features(

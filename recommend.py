@@ -75,14 +75,21 @@ def make_parser() -> Parser:
     ):
         what.add_argument(flag, default="", metavar=metavar, help=text)
     add_export_flags(parser)
+    add_list_flags(parser)
+    add_run_flags(parser)
+    return parser
+
+
+def add_list_flags(parser: Parser) -> None:
+    """Flags for how lists are made and written."""
     how = parser.add_argument_group("how")
     how.add_argument(
         "--cold_items",
         default="",
         metavar="DIR",
         help="further candidates that were not in training: DIR contains their text_feat.npy, ... (as the "
-        "run has), "
-        "item_ids.tsv and optionally item_text.jsonl; only for models that learn from features of items",
+        "run has), item_ids.tsv and optionally item_text.jsonl; only for models that learn from features of "
+        "items",
     )
     how.add_argument(
         "--explain",
@@ -114,8 +121,6 @@ def make_parser() -> Parser:
         help="tsv and parquet: a row for each item; jsonl: a line for each user (default tsv)",
     )
     how.add_argument("--output", default="", metavar="FILE", help="where to write (default: stdout)")
-    add_run_flags(parser)
-    return parser
 
 
 def add_export_flags(parser: Parser) -> None:
