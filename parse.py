@@ -23,7 +23,7 @@ from settings_file import preset_names, preset_path, read_file
 from training.folder import changed_settings, known_settings
 from training.records import read_settings
 from utils import UserError
-from world import GROUPS, Config, recipe_settings
+from world import GROUPS, OF_RECIPES, Config, recipe_settings
 
 EPILOG = """examples:
   python main.py --dataset demo --model lgn
@@ -118,10 +118,10 @@ def without_effect(cls: type[Config]) -> dict[str, str]:
 def parse_args(argv: Sequence[str] | None = None) -> tuple[Config, list[str]]:
     """Config of a command line, and notes for the user about flags without effect.
 
-    A setting is that of its flag, else of --recipe, of --config, of --preset, or the default. With
-    --resume or --checkpoint, the settings of that run take the place of the defaults. Raises UserError for an
-    unknown flag or a value that is not allowed. Whether the model can be built is for models.registry.checked
-    to say, which imports it.
+    A setting is that of its flag, else of --recipe, of --config, of --preset, or the default; beside --recipe
+    those in OF_RECIPES are never of --config or --preset. With --resume or --checkpoint, the settings of that
+    run take the place of the defaults. Raises UserError for an unknown flag or a value that is not allowed.
+    Whether the model can be built is for models.registry.checked to say, which imports it.
     """
     argv = sys.argv[1:] if argv is None else list(argv)
     named = named_values(argv)
@@ -136,6 +136,8 @@ def parse_args(argv: Sequence[str] | None = None) -> tuple[Config, list[str]]:
     given = {name: value for name, value in given.items() if name not in ("preset", "config")}
     of_run = bool(named["resume"] or named["checkpoint"])
     if "recipe" in given:
+        if not of_run:
+            stored = {name: value for name, value in stored.items() if name not in OF_RECIPES}
         explicit = given if of_run else {**stored, **given}
         given = {**recipe_settings(given["recipe"], explicit), **given}
     elif not of_run:

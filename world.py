@@ -616,6 +616,8 @@ RECIPES: dict[str, dict[str, typing.Any]] = {
         edge_weight="auto",
         attn_bias=0,
         attn_dropout=0.0,
+        item_branch_layers=1,
+        user_branch_layers=1,
         plan_from="batch",
         plan_scale="mass",
         w1_weight=0.01,
@@ -655,6 +657,19 @@ RECIPES: dict[str, dict[str, typing.Any]] = {
 }
 # In the released code --fuse_drop is the dropout of the attention layers too.
 FOLLOW_FUSE_DROP = ("attn_dropout", "feat_dropout", "branch_dropout")
+# What --recipe decides beside --preset or --config: values that these give to other settings, the sizes and
+# weights that are tuned, are kept.
+OF_RECIPES = {
+    *(
+        name
+        for values in RECIPES.values()
+        for name in values
+        if name not in ("topks", "eval_every", "patience")
+    ),
+    *FOLLOW_FUSE_DROP,
+    *("attn_heads", "temperature", "residual_init", "transport", "fuse_input"),
+    *("modality_decay", "neighbour_weight", "valid_metric"),
+} - {"item_branch_layers", "user_branch_layers", "topks", "eval_every", "patience"}
 
 
 def recipe_settings(recipe: str, given: Mapping[str, typing.Any]) -> dict[str, typing.Any]:

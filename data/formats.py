@@ -78,6 +78,7 @@ def read_txt(path: str | Path) -> pd.DataFrame:
         raise UserError(
             f"{path}: cannot be read ({error.strerror}); "
             "a dataset folder needs train.txt, valid.txt and test.txt, or one .inter table"
+            f"{without_valid(path)}"
         ) from None
     users: list[int] = []
     items: list[int] = []
@@ -100,6 +101,15 @@ def read_txt(path: str | Path) -> pd.DataFrame:
             "file": str(path),
         }
     )
+
+
+def without_valid(path: str | Path) -> str:
+    """What to add to an error about a missing valid.txt beside train.txt and test.txt, else ""."""
+    folder = Path(path).parent
+    others = all((folder / name).exists() for name in ("train.txt", "test.txt"))
+    if Path(path).name != "valid.txt" or not others:
+        return ""
+    return f"; python -m data.prepare NEW_NAME --train_test {folder} makes one with all three"
 
 
 def check_ids(words: list[bytes], path: str | Path, line_number: int) -> None:

@@ -4,6 +4,7 @@
         --meta meta_Sports_and_Outdoors.json.gz --image_features image_features_Sports_and_Outdoors.b
     python -m data.prepare mine --interactions orders.csv --user_column customer --item_column sku --core 2
     python -m data.prepare mine --convert txt      # the .inter table of data/mine/ as .txt files
+    python -m data.prepare gowalla --train_test downloads/gowalla    # train.txt, test.txt alone
 
 Steps: of repeated (user, item) pairs the earliest is kept (without times, the first in the file); users and
 items with fewer than --core interactions are dropped until none is left (k-core); the remaining users and
@@ -27,6 +28,7 @@ import pandas as pd
 from cli import Parser, run_tool
 from data.folders import inter_path
 from data.formats import SPLITS, read_inter, read_interactions, read_txt
+from data.hold_out import split_train
 from data.interaction_log import InteractionLog, distinct_rows, k_core, read_log
 from data.raw import COLUMNS, Inputs
 from data.splits import RULES, TEST, TRAIN, VALID, split
@@ -46,6 +48,8 @@ MARK = "prepare.json"
 FEATURES = ("text", "image", "audio", "user_text")
 SHARES = {"valid_share": 0.1, "test_share": 0.1}
 COLD_SHARE = 0.2
+# Flags that need no --interactions, and those that they may be combined with.
+MODES: dict[str, tuple[str, ...]] = {"convert": (), "train_test": ("valid_share", "seed")}
 # Flags that prepare.json records.
 SETTINGS = (
     "core",
@@ -222,6 +226,14 @@ def split_shares(args: argparse.Namespace) -> list[float]:
     return [*shares, cold_share(args)] if args.split == "cold" else shares
 
 
+def valid_share(args: argparse.Namespace) -> float:
+    """Share of train that --train_test moves to valid. Raises UserError unless it is between 0 and 1."""
+    share: float = SHARES["valid_share"] if args.valid_share is None else args.valid_share
+    if not 0 < share < 1:
+        raise UserError(f"--valid_share {share}: must be above 0 and below 1")
+    return share
+
+
 def cold_share(args: argparse.Namespace) -> float:
     """Share of items that --split cold holds out. Raises UserError unless it leaves items on both sides."""
     if args.cold_share is None:
@@ -269,7 +281,8 @@ def make_parser() -> Parser:
         prog="python -m data.prepare",
         allow_abbrev=False,
         formatter_class=argparse.RawDescriptionHelpFormatter,
-        usage="%(prog)s NAME --interactions FILE [flags] | NAME --convert {txt,inter}",
+        usage="%(prog)s NAME --interactions FILE [flags] | NAME --convert {txt,inter} | "
+        "NAME --train_test DIR [--valid_share X] [--seed N]",
         description=__doc__,
     )
     parser.add_argument("name", metavar="NAME", help="name of the dataset folder")
@@ -283,6 +296,12 @@ def make_parser() -> Parser:
         "--convert",
         choices=("txt", "inter"),
         help="write the interactions of the existing folder NAME in this format too",
+    )
+    parser.add_argument(
+        "--train_test",
+        metavar="DIR",
+        help="make the folder NAME from train.txt and test.txt of DIR: a share (--valid_share, default 0.1) "
+        "of each user's train items becomes valid (--seed)",
     )
     add_input_flags(
         parser.add_argument_group("raw files (.csv, .tsv, .jsonl, .json, each also .gz, or .parquet)")
@@ -372,13 +391,15 @@ def check_flags(args: argparse.Namespace, parser: Parser) -> None:
     """Raise UserError for flags that contradict each other or are out of range."""
     if args.name in ("", "..", ".") or Path(args.name).name != args.name:
         raise UserError(f"NAME '{args.name}': give a plain folder name; --data_root names its parent")
-    if args.convert:
-        for key, value in vars(args).items():
-            if key not in ("name", "data_root", "convert") and value != parser.get_default(key):
-                raise UserError(f"--convert {args.convert}: cannot be combined with --{key}; leave it out")
-    elif not args.interactions:
+    for mode, flags in MODES.items():
+        if value := getattr(args, mode):
+            for key, other in vars(args).items():
+                if key not in ("name", "data_root", mode, *flags) and other != parser.get_default(key):
+                    raise UserError(f"--{mode} {value}: cannot be combined with --{key}; leave it out")
+    if not (args.interactions or args.convert or args.train_test):
         raise UserError(
-            "--interactions FILE or --convert is needed (python -m data.prepare --help lists the flags)"
+            "--interactions FILE, --convert or --train_test is needed (python -m data.prepare --help lists "
+            "the flags)"
         )
     if args.image_features and args.image_feat:
         raise UserError("--image_features and --image_feat both make image_feat.npy; give one")
@@ -390,7 +411,10 @@ def check_flags(args: argparse.Namespace, parser: Parser) -> None:
         raise UserError(
             f"--columns {args.columns}: names {repeated} twice; give each column a name of its own"
         )
-    split_shares(args)
+    if args.train_test:
+        valid_share(args)
+    else:
+        split_shares(args)
     cold_share(args)
 
 
@@ -400,6 +424,8 @@ def command(args: argparse.Namespace) -> None:
     folder = Path(args.data_root) / args.name
     if args.convert:
         convert(folder, args.convert)
+    elif args.train_test:
+        print(split_train(folder, Path(args.train_test), valid_share(args), args.seed))
     else:
         prepare(args, folder)
 

@@ -13,7 +13,8 @@ ITEMKNN_SETTINGS = {
     "itemknn_similarity": setting(
         "cosine",
         "model",
-        "cosine of co-occurrence, or the weights of the neighbourhood term (--neighbour_content, _power)",
+        "cosine of co-occurrence, or the weights of the neighbourhood term (--neighbour_content, "
+        "--neighbour_power, ...)",
         choices=("cosine", "neighbours"),
     ),
 }

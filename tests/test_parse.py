@@ -177,9 +177,12 @@ def test_fuse_drop_of_the_released_recipe_is_the_dropout_of_the_attention_layers
     assert (config.attn_dropout, config.feat_dropout, config.branch_dropout) == (0.0, 0.0, 0.0)
 
 
-def test_fuse_drop_of_a_file_counts_for_a_recipe_beside_it(tmp_path):
+def test_fuse_drop_of_a_file_counts_for_a_recipe_in_it_but_not_beside_it(tmp_path):
     (tmp_path / "own.json").write_text('{"fuse_drop": 0.3}')
     config, _ = parse_args(["--config", str(tmp_path / "own.json"), "--recipe", "released"])
+    assert (config.fuse_drop, config.attn_dropout, config.branch_dropout) == (0.1, 0.1, 0.1)
+    (tmp_path / "own.json").write_text('{"fuse_drop": 0.3, "recipe": "released"}')
+    config, _ = parse_args(["--config", str(tmp_path / "own.json")])
     assert (config.fuse_drop, config.attn_dropout, config.branch_dropout) == (0.3, 0.3, 0.3)
 
 

@@ -19,7 +19,7 @@ import pytest
 from data import prepare, raw, splits
 from data.formats import SPLITS, read_interactions
 from data.interaction_log import InteractionLog, k_core
-from utils import lock_file
+from utils import UserError, lock_file
 
 
 def run(root, *flags, name="toy"):
@@ -138,6 +138,71 @@ def test_baby_converts_there_and_back(baby, tmp_path):
     assert prepare.main(["b", "--data_root", str(tmp_path), "--convert", "txt"]) == 0
     for split in SPLITS:
         assert (second / f"{split}.txt").read_bytes() == (baby / f"{split}.txt").read_bytes()
+
+
+# ---------------------------------------------------------------- train.txt and test.txt alone
+
+
+def folder_without_valid(folder, train, test):
+    """The lines "user item item ..." of two splits as a folder of LightGCN-PyTorch."""
+    folder.mkdir()
+    (folder / "train.txt").write_text(train)
+    (folder / "test.txt").write_text(test)
+    return folder
+
+
+def test_train_and_test_alone_get_a_valid_split(tmp_path, capsys):
+    rng = random.Random(0)
+    rows = {user: rng.sample(range(60), rng.randint(1, 45)) for user in range(40)}
+    held = {user: [items.pop() for _ in range(len(items) // 9)] for user, items in rows.items()}
+    train = "".join(f"{user} {' '.join(map(str, items + items[:1]))}\n" for user, items in rows.items())
+    test = "".join(f"{user} {' '.join(map(str, items))}\n" for user, items in held.items())
+    source = folder_without_valid(tmp_path / "source", train, test)
+    before = {path.name: path.read_bytes() for path in source.iterdir()}
+    folder = run(tmp_path, "--train_test", source, "--valid_share", "0.2", "--seed", "3")
+    data = read_interactions(folder)
+    for user, items in rows.items():
+        kept, moved = (set(part[part[:, 0] == user][:, 1]) for part in (data.train, data.valid))
+        assert kept | moved == set(items) and len(moved) == len(items) // 5 and not kept & moved
+        assert set(data.test[data.test[:, 0] == user][:, 1]) == set(held[user])
+    assert f"{len(data.train):,} / {len(data.valid):,} / {len(data.test):,}" in capsys.readouterr().out
+    assert {path.name: path.read_bytes() for path in source.iterdir()} == before
+    again = run(tmp_path, "--train_test", source, "--valid_share", "0.2", "--seed", "3", name="again")
+    other = run(tmp_path, "--train_test", source, "--valid_share", "0.2", "--seed", "4", name="other")
+    assert (again / "valid.txt").read_bytes() == (folder / "valid.txt").read_bytes()
+    assert (other / "valid.txt").read_bytes() != (folder / "valid.txt").read_bytes()
+
+
+@pytest.mark.parametrize(
+    "train, test, flags, message",
+    [
+        ("0 1 2\n", "0 3\n", [], "the valid split is empty"),
+        (
+            "0 1 2\n",
+            "0 2\n",
+            ["--valid_share", "0.5"],
+            "test.txt, line 1: user 0 and item 2 are in an earlier",
+        ),
+        (
+            "0 1 2\n9999999999 1 2\n",
+            "0 3\n",
+            ["--valid_share", "0.5"],
+            "train.txt, line 2: user id 9999999999",
+        ),
+        ("0 1 x\n", "0 3\n", [], "train.txt, line 1: 'x'"),
+        ("0 1 2\n", "0 3\n", ["--valid_share", "1"], "--valid_share 1.0: must be above 0 and below 1"),
+        ("0 1 2\n", "0 3\n", ["--core", "2"], "cannot be combined with --core"),
+    ],
+)
+def test_bad_train_and_test_end_in_one_line(tmp_path, capsys, train, test, flags, message):
+    source = folder_without_valid(tmp_path / "source", train, test)
+    assert message in refused(capsys, tmp_path, "--train_test", source, *flags)
+
+
+def test_a_missing_valid_split_names_the_command_that_makes_one(tmp_path):
+    source = folder_without_valid(tmp_path / "source", "0 1 2\n", "0 3\n")
+    with pytest.raises(UserError, match=f"data.prepare NEW_NAME --train_test {source}"):
+        read_interactions(source)
 
 
 # ---------------------------------------------------------------- k-core, numbering, splits
@@ -681,7 +746,7 @@ def test_bad_tables_end_in_one_line(name, text, message, tmp_path, capsys):
 @pytest.mark.parametrize(
     "flags, message",
     [
-        ([], "--interactions FILE or --convert"),
+        ([], "--interactions FILE, --convert or --train_test"),
         (["--core", "0"], "--core 0"),
         (["--seed", "-1"], "--seed -1"),
         (["--user_column", "who"], "no column who"),
@@ -693,6 +758,7 @@ def test_bad_tables_end_in_one_line(name, text, message, tmp_path, capsys):
         (["--split", "temporal", "--time_column", ""], "no times"),
         (["--split", "temporal", "--valid_share", "1e-17", "--test_share", "1e-17"], "valid split empty"),
         (["--convert", "txt"], "cannot be combined with --interactions"),
+        (["--train_test", "{tmp}"], "cannot be combined with --interactions"),
         (["--text_feat", "f.npy"], "FILE.npy=IDS"),
         (["--image_features", "x.b", "--image_feat", "f.npy=ids"], "give one"),
         (["--meta", "{tmp}/none.json"], "cannot be read"),
@@ -707,7 +773,13 @@ def test_bad_flags_end_in_one_line(flags, message, tmp_path, capsys):
         capsys,
         tmp_path,
         *table,
-        *([] if "--core" in flags else ["--core", "3"] if flags and "--convert" not in flags else []),
+        *(
+            []
+            if "--core" in flags
+            else ["--core", "3"]
+            if flags and not {"--convert", "--train_test"} & set(flags)
+            else []
+        ),
         *flags,
     )
 

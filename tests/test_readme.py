@@ -122,10 +122,11 @@ def test_command_of_a_page_parses(page, words, monkeypatch):
         check_tool(words, monkeypatch)
 
 
-def test_readme_and_contributing_have_commands_of_every_tool():
+def test_the_pages_have_commands_of_every_tool():
     tools = {words[1] if words[0] == "-m" else words[0] for _, words in COMMANDS}
-    assert {"main.py", "report.py", "recommend.py", "tune.py"} <= tools
-    assert {f"data.{name}" for name in ("download", "prepare", "features", "check", "synthetic")} <= tools
+    assert {"main.py", "report.py", "recommend.py", "tune.py", "explore.py"} <= tools
+    names = ("download", "prepare", "features", "check", "synthetic", "reconstruct")
+    assert {f"data.{name}" for name in names} <= tools
 
 
 def test_wrong_command_of_a_page_is_noticed(monkeypatch):

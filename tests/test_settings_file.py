@@ -7,7 +7,7 @@ import pytest
 from parse import parse_args
 from settings_file import preset_names, preset_path
 from utils import UserError
-from world import Config, recipe_settings
+from world import RECIPES, Config, recipe_settings
 
 PAPER = {
     "baby-paper": (800, 20, 0.032),
@@ -58,6 +58,23 @@ def test_a_recipe_precedes_what_is_written_after_it_and_no_more(write):
     assert parse_args(["--config", in_file])[0] == Config(**{**values, "eval_every": 7})
     in_file = write({"eval_every": 7, "lr": 0.5})
     assert parse_args(["--config", in_file, "--recipe", "released"])[0] == Config(**values, lr=0.5)
+
+
+@pytest.mark.parametrize("recipe", RECIPES)
+@pytest.mark.parametrize("file", ["baby-small", "baby-plus", "lastfm", "baby-paper", "released", "paper"])
+def test_a_recipe_beside_a_file_is_the_recipe_alone(write, file, recipe):
+    given = ["--preset", file]
+    if file in RECIPES:
+        given = ["--config", write(parse_args(["--recipe", file])[0].as_dict())]
+    config, alone = (parse_args([*argv, "--recipe", recipe])[0] for argv in (given, []))
+    kept = {"dataset", "recdim", "layer", "lr", "epochs", "bpr_batch", "precision", "eval_every", "patience"}
+    kept |= {"model", "fusion", "beta", "alpha", "item_knn_k", "contrastive_weight", "topks"}
+    kept |= {"item_branch_layers", "user_branch_layers"}
+    for name in vars(alone).keys() - (kept - RECIPES[recipe].keys()):
+        assert getattr(config, name) == getattr(alone, name), name
+    flags = ["--modality_decay", "0.3", "--fuse_norm", "layer"]
+    config = parse_args([*given, "--recipe", recipe, *flags])[0]
+    assert config.modality_decay == 0.3 and config.fuse_norm == "layer"
 
 
 def test_settings_follow_a_flag_as_the_recipe_of_a_file_says(write):
