@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import functools
 import typing
-from collections.abc import Collection
+from collections.abc import Callable, Collection, Mapping
 
 import numpy as np
 import scipy.sparse as sp
@@ -39,8 +40,8 @@ class LATTICE(LightGCN):
     - loss: BPR + decay |e|^2 of the batch's triples
 
     As in the authors' program, A is made anew at the start of an epoch and has gradients in the first step
-    alone: W_m, b_m and alpha change in that step, and A does not until the next epoch. k counts other items:
-    the paper counts the item itself.
+    alone: W_m, b_m and alpha change in that step, and A of training does not until the next epoch. Scores are
+    made with A of the present weights. k counts other items: the paper counts the item itself.
     """
 
     needs: typing.ClassVar[Needs] = Needs(adjacency=True, features=True, neighbours=True)
@@ -96,63 +97,78 @@ class LATTICE(LightGCN):
         """Make A anew at the first step of an epoch."""
         self.learning = step % self.steps_per_epoch == 0
         if self.learning:
-            for m in self.project:
-                nearest = getattr(self, f"{m}_nearest")
-                x = self.projected(m)
-                found = nearest_neighbours(x.float().cpu().numpy(), nearest.shape[1], x.device)
-                nearest.copy_(torch.from_numpy(found))
-            self.keep_graph()
+            self.shares.copy_(self.alpha.softmax(0))
+            for m, (nearest, values) in self.learnt_graphs().items():
+                getattr(self, f"{m}_nearest").copy_(nearest)
+                getattr(self, f"{m}_learnt").copy_(values)
+            self.make_fixed()
 
     @torch.no_grad()
-    def keep_graph(self) -> None:
-        """Store A of the current weights and nearest items for the epoch."""
-        self.shares.copy_(self.alpha.softmax(0))
+    def learnt_graphs(self) -> dict[str, tuple[torch.Tensor, torch.Tensor]]:
+        """{modality: nearest items [I, k] and values [I, 1 + k] of A~^m} of the present weights."""
+        graphs = {}
         for m in self.project:
-            getattr(self, f"{m}_learnt").copy_(self.learnt(m)[1])
-        self.make_fixed()
+            x = self.projected(m)
+            k = getattr(self, f"{m}_nearest").shape[1]
+            nearest = torch.from_numpy(nearest_neighbours(x.float().cpu().numpy(), k, x.device)).to(x.device)
+            graphs[m] = nearest.long(), learnt_graph(x, nearest.long())[1]
+        return graphs
 
-    @torch.no_grad()
     def make_fixed(self) -> None:
-        """Make A of the epoch [I, I] and its transpose, sparse CSR, from the buffers of a checkpoint."""
+        """Make A of the epoch and its transpose from the buffers of a checkpoint."""
+        learnt = {m: (getattr(self, f"{m}_nearest"), getattr(self, f"{m}_learnt")) for m in self.project}
+        for name, matrix in zip(("fixed", "fixed_transposed"), self.mixed(self.shares, learnt), strict=True):
+            self.register_buffer(name, matrix, persistent=False)
+
+    def mixed(
+        self, shares: torch.Tensor, learnt: Mapping[str, tuple[torch.Tensor, torch.Tensor]]
+    ) -> tuple[torch.Tensor, torch.Tensor]:
+        """A [I, I] and its transpose, sparse CSR without gradients. learnt: as of learnt_graphs."""
         graph = sp.csr_matrix((len(self.item), len(self.item)))
-        for share, m in zip(self.shares.tolist(), self.project, strict=True):
-            columns = with_own(getattr(self, f"{m}_nearest")).cpu().numpy()
-            values = getattr(self, f"{m}_learnt").cpu().numpy()
+        for share, (m, (nearest, values)) in zip(shares.tolist(), learnt.items(), strict=True):
+            columns = with_own(nearest).cpu().numpy()
             rows = np.repeat(np.arange(len(columns)), columns.shape[1])
-            found = sp.csr_matrix((values.ravel(), (rows, columns.ravel())), graph.shape)
+            found = sp.csr_matrix((values.cpu().numpy().ravel(), (rows, columns.ravel())), graph.shape)
             initial = to_scipy(getattr(self, f"{m}_graph"))
             graph = graph + share * (self.initial_share * initial + (1 - self.initial_share) * found)
-        for name, matrix in zip(
-            ("fixed", "fixed_transposed"), with_transpose(graph, self.item.device), strict=True
-        ):
-            self.register_buffer(name, matrix.to(self.item.dtype), persistent=False)
+        matrix, transposed = with_transpose(graph, self.item.device)
+        return matrix.to(self.item.dtype), transposed.to(self.item.dtype)
 
     def projected(self, m: str) -> torch.Tensor:
         """W_m f^m + b_m of all items [I, d]; zeros for an item without features, which b_m would move."""
         x = self.project[m](getattr(self, f"{m}_features"))
         return x.masked_fill(~getattr(self, f"{m}_whole"), 0)
 
-    def learnt(self, m: str) -> tuple[torch.Tensor, torch.Tensor]:
-        """Columns and values [I, 1 + k] of A~^m, with gradients."""
-        return learnt_graph(self.projected(m), getattr(self, f"{m}_nearest"))
+    def convolution(self) -> Callable[[torch.Tensor], torch.Tensor]:
+        """The function h -> A h [I, d].
 
-    def convolve(self, h: torch.Tensor) -> torch.Tensor:
-        """A h [I, d]: A with gradients in the first training step of an epoch."""
-        if not (self.training and self.learning):
-            return sparse_product(self.fixed, self.fixed_transposed, h)
-        out = torch.zeros_like(h)
-        for share, m in zip(self.alpha.softmax(0), self.project, strict=True):
-            initial = sparse_product(getattr(self, f"{m}_graph"), getattr(self, f"{m}_graph_transposed"), h)
-            columns, values = self.learnt(m)
-            found = F.embedding_bag(columns, h, per_sample_weights=values, mode="sum")
-            out = out + share * (self.initial_share * initial + (1 - self.initial_share) * found)
-        return out
+        A has gradients in the first training step of an epoch; it is that of the epoch in the others, and of
+        the present weights in evaluation.
+        """
+        if not self.training:
+            return functools.partial(sparse_product, *self.mixed(self.alpha.softmax(0), self.learnt_graphs()))
+        if not self.learning:
+            return functools.partial(sparse_product, self.fixed, self.fixed_transposed)
+        learnt = {m: learnt_graph(self.projected(m), getattr(self, f"{m}_nearest")) for m in self.project}
+
+        def convolve(h: torch.Tensor) -> torch.Tensor:
+            out = torch.zeros_like(h)
+            for share, (m, (columns, values)) in zip(self.alpha.softmax(0), learnt.items(), strict=True):
+                initial = sparse_product(
+                    getattr(self, f"{m}_graph"), getattr(self, f"{m}_graph_transposed"), h
+                )
+                found = F.embedding_bag(columns, h, per_sample_weights=values, mode="sum")
+                out = out + share * (self.initial_share * initial + (1 - self.initial_share) * found)
+            return out
+
+        return convolve
 
     def content(self) -> torch.Tensor:
         """h of all items [I, d]."""
         h: torch.Tensor = self.item
+        convolve = self.convolution()
         for _ in range(self.config.item_graph_layers):
-            h = self.convolve(h)
+            h = convolve(h)
         return h
 
     def embeddings(

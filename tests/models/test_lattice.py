@@ -109,13 +109,28 @@ def test_a_new_epoch_has_a_new_graph(small_dataset):
     assert torch.allclose(model.eval().content(), model.train().content())
 
 
+def test_scores_are_made_with_the_graph_of_the_present_weights(small_dataset):
+    model = build(small_dataset, model="lattice", layer=2).to(torch.float64)
+    model.begin_step(0)
+    change_graph(model)
+    model.begin_step(1)
+    of_epoch, state = model.embeddings()[1], {n: b.clone() for n, b in model.state_dict().items()}
+    user, item, _ = oracle(small_dataset, model, repeating_batch())(dict(model.named_parameters()))
+    torch.testing.assert_close(model.eval().embeddings(), (user, item), rtol=1e-10, atol=1e-10)
+    assert all(torch.equal(state[name], value) for name, value in model.state_dict().items())
+    assert not torch.allclose(of_epoch, item)
+    model.train()
+    torch.testing.assert_close(model.embeddings()[1], of_epoch, rtol=0, atol=0)
+
+
 def test_a_checkpoint_within_an_epoch_has_its_graph(small_dataset):
     model, other = (build(small_dataset, model="lattice") for _ in range(2))
     model.begin_step(0)
     change_graph(model)
-    other.content()
+    model.begin_step(1)
+    assert not torch.equal(other.content(), model.content())
     other.load_state_dict(model.state_dict())
-    assert torch.equal(other.content(), model.eval().content())
+    assert torch.equal(other.content(), model.content())
 
 
 def test_loss_decreases(small_dataset):
