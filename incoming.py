@@ -27,7 +27,7 @@ class Kind(NamedTuple):
 
 def is_number(value: Any) -> bool:
     """Whether a JSON value is a number, and so small that sums of it are finite; true is no number."""
-    return type(value) in (int, float) and abs(value) <= 1e15  # false for NaN too
+    return type(value) in (int, float) and abs(value) <= 1e30  # false for NaN too
 
 
 ANY = Kind(lambda value: True, "anything")

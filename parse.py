@@ -143,6 +143,10 @@ def parse_args(argv: Sequence[str] | None = None) -> tuple[Config, list[str]]:
     elif not of_run:
         # A value that is no text is refused later, with its name.
         stored = {**recipe_settings(str(stored.get("recipe", Config.recipe)), {**stored, **given}), **stored}
+    if named["checkpoint"]:
+        for name in given.keys() & {"select_on", "valid_metric"}:
+            raise UserError(f"--{name}: the epoch of a checkpoint has been selected already; leave it out")
+        stored["valid_metric"] = make_config(cls, stored).selection_metric
     if given.get("resume"):
         return resumed_config(make_config(cls, stored), given, source), notes
     return make_config(cls, {**stored, "resume": "", **given}), notes

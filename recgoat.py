@@ -191,9 +191,9 @@ def train(quiet: bool = False, **settings: typing.Any) -> Run:
     from training.stop import Stop
 
     with process_as_it_was():
+        stop = Stop(config.max_minutes)  # the time limit alone: signals stay with the caller
         task = prepare(config, notes, echo=not quiet)
-        # The time limit alone: signals stay with the caller.
-        folder, result = train_prepared(task, Stop(config.max_minutes), echo=not quiet)
+        folder, result = train_prepared(task, stop, echo=not quiet)
     run = Run(folder, config.model if is_external(config.model) else "")
     if result["status"] == "finished" and not config.eval_dropout:
         run._loaded = Loaded(task.model.eval(), task.dataset, task.config)

@@ -49,11 +49,12 @@ def train(config: Config, notes: list[str], store: Store | None = None) -> int:
 
     store: that of torchrun, for a run of several processes.
     """
+    stop = Stop(config.max_minutes)  # its time includes reading the data
     task = prepare(config, notes, store)
     if task.config.evaluate_only:
         print(score_checkpoint(task.model, task.dataset, task.config, task.device))
         return 0
-    with Stop(task.config.max_minutes) as stop:
+    with stop:
         _, result = train_prepared(task, stop, store)
     return stop.exit_code if result["status"] == "interrupted" else 0
 

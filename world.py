@@ -575,7 +575,10 @@ class Config:
         if self.projector and not self.tensorboard:
             raise UserError("--projector 1 needs TensorBoard events: drop --tensorboard 0")
         parse_missing(self.missing)
-        if self.valid_metric and self.valid_metric not in metric_names(self.topks):
+        is_known = not self.valid_metric or self.valid_metric in metric_names(self.topks)
+        if not (
+            is_known or self.evaluate_only
+        ):  # a checkpoint may be scored at other K than it was selected at
             raise UserError(
                 f"--valid_metric {self.valid_metric}: not one of {', '.join(metric_names(self.topks))}; "
                 "add its K to --topks or name another"

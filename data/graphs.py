@@ -259,6 +259,8 @@ def read_neighbours(path: str | Path, n: int, k: int) -> tuple[np.ndarray, list[
             f"{path}: nbr is {neighbours.dtype} {neighbours.shape}; "
             f"it must be integers [{n}, k], one row per id"
         )
+    if not neighbours.size:
+        raise UserError(f"{path}: nbr is [{n}, 0], without a neighbour; it must be [{n}, k], k at least 1")
     outside = (neighbours < 0) | (neighbours >= n)
     if outside.any():
         row = outside.any(axis=1).argmax()

@@ -31,8 +31,8 @@ class FREEDOM(LightGCN):
     """LightGCN on a user-item graph thinned anew each epoch, plus ID vectors over a frozen item graph.
 
     An item vector is the item's LightGCN vector plus S^l E, with E the ID embeddings and S the weighted mean
-    of the modalities' kNN graphs. The loss adds BPR between user vectors and linearly projected features.
-    Scoring uses the whole user-item graph.
+    of the modalities' kNN graphs. The loss adds BPR between user vectors and linearly projected features, and
+    decay |e|^2 of the batch's triples, which the paper does not have. Scoring uses the whole user-item graph.
     """
 
     needs: typing.ClassVar[Needs] = Needs(adjacency=True, features=True, neighbours=True)

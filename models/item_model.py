@@ -19,8 +19,10 @@ class ItemModel(Recommender):
 
     @classmethod
     def check(cls, config: Config) -> None:
-        """Refuse the neighbourhood term: these models score with weights of their own alone."""
+        """Refuse what needs vectors, and the neighbourhood term: they score with weights of their own."""
         super().check(config)
+        if config.projector:
+            raise UserError(f"--projector 1: --model {config.model} has no vectors to show; leave it out")
         if config.neighbour_weight:
             raise UserError(
                 f"--neighbour_weight {config.neighbour_weight:g}: --model {config.model} scores with its own "

@@ -4,6 +4,7 @@ import os
 import shlex
 import subprocess
 import sys
+import time
 from pathlib import Path
 
 import numpy as np
@@ -13,6 +14,7 @@ from helpers import random_features, random_pairs, write_inter, write_txt
 from released_commands import COMMANDS
 from small_runs import METRICS, command_line, only, read_json, read_metrics, read_state
 
+import session
 from main import main
 from training.beyond import BEYOND
 from world import bf16_slowdown
@@ -24,6 +26,14 @@ RECDIM = {"baby": 800, "sports": 600, "electronics": 200}
 def words(folder, *more):
     """Command line of two epochs on a dataset folder, with further flags."""
     return [*command_line(folder, folder.parent.parent / "runs", topks="5,10", epochs=2), *more]
+
+
+def test_the_time_limit_includes_the_reading_of_the_data(small_dataset, monkeypatch):
+    load = session.load
+    monkeypatch.setattr(session, "load", lambda *args: time.sleep(0.5) or load(*args))
+    assert main(words(small_dataset, "--max_minutes", str(0.4 / 60))) == 0
+    result = read_json(only(small_dataset.parent.parent / "runs"))
+    assert (result["status"], result["epoch"]) == ("interrupted", 0)
 
 
 @pytest.mark.parametrize(

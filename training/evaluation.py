@@ -108,15 +108,15 @@ def score_parts(
     model: Recommender, data: Interactions, split: HeldOut, config: Config, k: int = 0
 ) -> tuple[Metrics, list[torch.Tensor]]:
     """Metrics over all parts of a split, and the best k items of its users [rows, k], part after part."""
-    means: Metrics = {}
+    sums: Metrics = {}
     lists: list[torch.Tensor] = []
     for scorer, part in scored_parts(model, data, split, config):
         [metrics] = evaluate(scorer, [part], config.topks, config.eval_chunk)
-        share = len(part.users) / len(split.users)
-        means = {name: means.get(name, 0.0) + share * value for name, value in metrics.items()}
+        sums = {name: sums.get(name, 0.0) + len(part.users) * value for name, value in metrics.items()}
         if k:
             lists.append(top_items(scorer, part, k, config.eval_chunk))
-    return means, lists
+    # Rounding must not make a mean of ones exceed 1.
+    return {name: min(total / len(split.users), 1.0) for name, total in sums.items()}, lists
 
 
 def beyond(lists: torch.Tensor, data: Interactions, config: Config) -> Metrics:

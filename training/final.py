@@ -46,7 +46,9 @@ def score_checkpoint(model: Recommender, dataset: Dataset, config: Config, devic
         **cold_results(model, data, splits, config),
         "protocol": protocol(config),
     }
-    table = final_table(result, config)
+    best = state["progress"].get("best")
+    is_selected = not isinstance(best, dict) or best.get("epoch") == state["progress"]["epoch"]
+    table = final_table(result, config, is_selected)
     if state["data"] == dataset.fingerprint:
         return table
     return (
@@ -88,11 +90,15 @@ def protocol(config: Config) -> dict[str, typing.Any]:
     }
 
 
-def final_table(result: Result, config: Config) -> str:
-    """Metrics of the selection and the test split as tables, with the protocol below."""
+def final_table(result: Result, config: Config, is_selected: bool = True) -> str:
+    """Metrics of the selection and the test split as tables, with the protocol below.
+
+    is_selected: whether these are the metrics of the epoch that was selected.
+    """
     splits = list(dict.fromkeys((config.select_on, "test")))
+    epoch, selection = result["best_epoch"], f"selected by {config.selection_metric} on {config.select_on}"
     lines = [
-        f"best epoch {result['best_epoch']}, selected by {config.selection_metric} on {config.select_on}",
+        f"best epoch {epoch}, {selection}" if is_selected else f"epoch {epoch}, not the one {selection}",
         *metric_lines({split: result[split] for split in splits}, ACCURACY, config.topks, 4),
         *cold_lines(result.get("cold_items"), splits, config),
         *metric_lines(result.get("beyond_accuracy", {}), BEYOND, config.topks, 3),
@@ -100,7 +106,7 @@ def final_table(result: Result, config: Config) -> str:
     masked = " and ".join(result["protocol"]["masked_at_test"])
     candidates = "" if config.mask_valid_at_test else ", validation items are candidates"
     lines.append(f"full ranking; {masked} items masked at test{candidates}")
-    if config.select_on == "test":
+    if config.select_on == "test" and is_selected:
         lines.append(
             "WARNING: the best epoch was selected on TEST; these figures leak and are not comparable"
         )

@@ -59,6 +59,7 @@ KNN = {
     "rank 1": (save_nbr(np.zeros(30, int)), ["(30,)", *NOT_INTEGERS]),
     "forty dimensions": (save_nbr(np.zeros((1,) * 40, int)), NOT_INTEGERS),
     "floats": (save_nbr(np.zeros((30, 6))), ["float64", *NOT_INTEGERS]),
+    "no columns": (save_nbr(np.zeros((30, 0), int)), ["[30, 0]", "k at least 1"]),
     "too large an id": (save_nbr(np.eye(30, 6, -4, dtype=int) * 30), ["row 4", "neighbour 30", "0 to 29"]),
     "negative id": (save_nbr(-np.eye(30, 6, -9, dtype=int)), ["row 9", "neighbour -1", "0 to 29"]),
     "a neighbour twice": (save_nbr(np.ones((30, 2), int) * 7), ["row 0", "names neighbour 7 twice"]),

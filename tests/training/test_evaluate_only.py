@@ -40,6 +40,34 @@ def test_dropout_in_scoring_has_the_masks_of_the_run(whole, capsys, changes):
     assert capsys.readouterr().out.split("best epoch")[1] == table
 
 
+def sentence(capsys, checkpoint, *flags):
+    """The line on the selection of a scored checkpoint, and whether there is a warning."""
+    capsys.readouterr()
+    assert main(["--evaluate_only", "1", "--checkpoint", str(checkpoint), *flags]) == 0
+    out = capsys.readouterr().out
+    return next(line for line in out.splitlines() if "selected by" in line), "WARNING" in out
+
+
+@pytest.mark.parametrize("select_on", ["valid", "test"])
+def test_the_selection_is_that_of_the_run_whatever_is_scored(whole, capsys, select_on):
+    folder = whole(model="lgn", epochs=9, lr=0.5, eval_every=1, patience=0, select_on=select_on)
+    best, warned = read_json(folder)["best_epoch"], select_on == "test"
+    expected = f"best epoch {best}, selected by ndcg@3 on {select_on}"
+    assert sentence(capsys, folder / "best.pt") == (expected, warned)
+    assert sentence(capsys, folder / "best.pt", "--topks", "4,20") == (expected, warned)
+    assert best < 9
+    expected = f"epoch 9, not the one selected by ndcg@3 on {select_on}"
+    assert sentence(capsys, folder / "last.pt") == (expected, False)
+    for flag in (["--select_on", "valid"], ["--select_on", "test"], ["--valid_metric", "recall@3"]):
+        argv = ["--evaluate_only", "1", "--checkpoint", str(folder / "best.pt"), *flag]
+        assert_refused(capsys, argv, flag[0], "has been selected already")
+
+
+def test_no_metric_exceeds_one_in_parts(whole):
+    folder = whole(model="lgn", epochs=1, topks=(30,), eval_dropout=1, eval_dropout_users=1)
+    assert read_json(folder)["test"]["recall@30"] == 1.0
+
+
 def test_changed_features_are_noted(small_dataset, whole, capsys):
     folder, path = whole(**MODELS["lgn_mm"]), small_dataset / "text_feat.npy"
     capsys.readouterr()
