@@ -17,6 +17,7 @@ import math
 import typing
 from collections.abc import Collection
 
+import numpy as np
 import scipy.sparse as sp
 import torch
 from torch import nn
@@ -351,7 +352,7 @@ class RecGOAT(Recommender):
 
     @classmethod
     def check(cls, config: Config) -> None:
-        """Raise UserError unless the heads divide the embedding size and W1, if used, has a plan."""
+        """Raise UserError unless heads divide the embedding size, LayerNorm has two numbers and W1 a plan."""
         if config.recdim % config.attn_heads:
             raise UserError(
                 f"--recdim {config.recdim} is not divisible by --attn_heads {config.attn_heads}: change "
@@ -361,6 +362,11 @@ class RecGOAT(Recommender):
             raise UserError(
                 f"--attn_heads {config.attn_heads}: {ranks()} processes cannot share them equally; take a "
                 f"multiple of {ranks()}"
+            )
+        if config.recdim == 1 and config.fuse_norm.startswith("layer"):
+            raise UserError(
+                f"--recdim 1 with --fuse_norm {config.fuse_norm}: LayerNorm of one number makes all item "
+                "vectors equal; take a larger --recdim or --fuse_norm none"
             )
         if config.w1_weight and not uses_plan(config):
             raise UserError(
@@ -563,10 +569,15 @@ class RecGOAT(Recommender):
     def item_parts(self) -> dict[str, torch.Tensor]:
         """What ID and modality vectors contribute to the unified item vectors, see Fusion.split.
 
-        An absent modality that the ID vectors stand in for counts as ID.
+        A modality that the ID vectors stand in for, of all items or of those that lack it, counts as ID.
         """
         _, _, z_id, z, plans = self.unify(None, None, whole=True)
         parts = self.fusion.split(z_id, z, plans)
+        for m in self.modalities:
+            absent = getattr(self, f"{m}_absent", None)
+            if absent is not None:
+                parts["id"] = parts["id"] + absent * parts[m]
+                parts[m] = ~absent * parts[m]
         for m in set(self.fused) - set(self.modalities):
             parts["id"] = parts["id"] + parts.pop(m)
         return parts if parts["constant"].any() else {m: parts[m] for m in ("id", *self.modalities)}
@@ -605,17 +616,36 @@ class RecGOAT(Recommender):
     def new_user_vectors(
         self, histories: sp.csr_matrix, item: torch.Tensor
     ) -> tuple[torch.Tensor, list[str]]:
-        """LightGCN's vectors of new users; with --user_text_feat mean, mixed with the user-user branch's."""
-        user, notes = self.backbone.new_user_vectors(histories, item)
+        """LightGCN's vectors of new users; with --user_text_feat mean, mixed with the user-user branch's.
+
+        With --layer 0 they are means of unified item vectors instead, see Recommender.
+        """
+        if self.config.layer:
+            user, notes = self.backbone.new_user_vectors(histories, item)
+        else:
+            user, notes = super().new_user_vectors(histories, item)
         if self.user_graph is None:
             return user, notes
+        user = (1 - self.config.eta) * user  # as of known users; the neighbourhood term adds to it
         if self.config.user_text_feat != "mean":
-            # The missing factor 1 - eta does not change a ranking.
             return user, ["note: new users have no text features; their vectors omit the user-user branch"]
         mean = sp.diags(1 / histories.sum(1).A1) @ histories
         text = sparse_like(mean, item) @ self.features("text").float()
-        z, _ = self.user_branch.attend(self.user_graph, self.user_features, text, self.config.user_knn_k)
-        return (1 - self.config.eta) * user + self.config.eta * z, notes
+        return user + self.config.eta * self.new_user_branch(text), notes
+
+    def new_user_branch(self, text: torch.Tensor) -> torch.Tensor:
+        """The user-user branch's vectors [n, d] of new users by their text features [n, d_in].
+
+        As in the graph, users without text are no neighbours of others, and have none but themselves.
+        """
+        assert self.user_graph is not None
+        known = self.user_features.any(1)
+        known = known if known.any() else ~known
+        z, _ = self.user_branch.attend(
+            self.user_graph, self.user_features, text, self.config.user_knn_k, known
+        )
+        alone = self.user_branch(self.make_graph(np.zeros((1, 1), np.int64)), torch.zeros_like(text[:1]))
+        return torch.where(text.any(1, keepdim=True), z, alone)
 
     def feature_sizes(self) -> dict[str, int]:
         """{modality: dimension of its features}."""

@@ -70,11 +70,18 @@ def parse_shape(text: str) -> Shape:
     try:
         users, items, train, *dims = [int(word) for word in text.split("x")]
         held_out = max(train // 8, 1)
-        return Shape(text, users, items, (train, held_out, held_out), *dims)
+        shape = Shape(text, users, items, (train, held_out, held_out), *dims)
     except (ValueError, TypeError):
         raise argparse.ArgumentTypeError(
             f"'{text}': give one of {', '.join(SHAPES)}, or USERSxITEMSxINTERACTIONS[xTEXTxIMAGE]"
         ) from None
+    total = sum(shape.splits)
+    if total > users * items:
+        raise argparse.ArgumentTypeError(
+            f"'{text}': {total} interactions, with validation and test, are more than the {users * items} "
+            "pairs; give fewer"
+        )
+    return shape
 
 
 # ---------------------------------------------------------------- synthetic data

@@ -54,13 +54,17 @@ def agreement(first: Near, second: Near, features: Array, device: torch.device) 
 
     first, second: the nearest items by each; features: those of the second [I, d] float32. The mean cosine by
     the second of the neighbours by the first, on a scale where 0 is that of a random item and 1 that of the
-    neighbours by the second; cut off at 0 and 1. NaN for an item without features of one of the two.
+    neighbours by the second; cut off at 0 and 1. NaN for an item without features of one of the two, and for
+    all where the neighbours by the second are all other items, which makes 0 and 1 the same.
     """
     unit = unit_rows(torch.from_numpy(features).to(device))
     known = (features != 0).any(1)
+    others = int(known.sum()) - 1
+    if others <= second.items.shape[1]:
+        return np.full(len(features), np.nan)
     found = mean_of_others(cosines(unit, first.items), first.items, known)
     best = mean_of_others(second.values, second.items, known)
-    chance = (unit @ (unit.sum(0) / max(int(known.sum()), 1))).cpu().numpy()
+    chance = ((unit @ unit.sum(0)).cpu().numpy() - known) / others  # without the item itself
     return np.clip((found - chance) / np.maximum(best - chance, 1e-6), 0, 1)
 
 

@@ -52,6 +52,8 @@ class _Product(torch.autograd.Function):
         a, b = ctx.saved_tensors
         grad = grad.to(a.dtype)
         grad_a = (grad @ b.T).to(ctx.types[0]) if ctx.needs_input_grad[0] else None
+        if not ctx.needs_input_grad[1]:
+            return grad_a, None, None
         # Autograd would compute (grad.T @ a).T for a transposed weight b, which is slower; on a CPU, MKL is
         # up to a tenth faster still on parts of a wide matrix.
         width = 1024 if on_cpu(a) else a.shape[1]
@@ -196,7 +198,9 @@ def attention_reference(
     """
     h, s_dst, s_src = (x.view(graph.heads, -1, *x.shape[1:]) for x in (h, s_dst, s_src))
     scores = F.leaky_relu(s_dst[:, graph.target] + s_src[:, graph.source], slope)  # [H, E]
-    weights = (scores - scores.amax(1, keepdim=True)).exp()
+    target = graph.target.expand_as(scores)
+    top = torch.zeros_like(s_dst).scatter_reduce(1, target, scores, "amax", include_self=False).detach()
+    weights = (scores - top.gather(1, target)).exp()
     total = torch.zeros_like(s_dst).index_add(1, graph.target, weights)
     out = h.new_zeros(*s_dst.shape, h.shape[2])
     out = out.index_add(1, graph.target, weights[:, :, None] * h[:, graph.source])

@@ -1,5 +1,6 @@
 """The benchmarks time the program, and their textbook has its loss, gradients and metrics."""
 
+import argparse
 import json
 import typing
 from types import SimpleNamespace
@@ -30,6 +31,13 @@ def make_model(**changes: typing.Any) -> tuple[RecGOAT, Dataset]:
     model = RecGOAT(config, dataset).eval()
     model.begin_step(0)
     return model, dataset
+
+
+@pytest.mark.parametrize("text", ["5x5x100", "5x5x22", "0x5x5"])
+def test_a_shape_of_more_interactions_than_pairs_is_refused(text):
+    with pytest.raises(argparse.ArgumentTypeError, match="interactions, with validation and test"):
+        bench.parse_shape(text)
+    assert bench.parse_shape("5x5x21").splits == (21, 2, 2)
 
 
 def first_batch(dataset: Dataset) -> Batch:

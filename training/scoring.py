@@ -79,6 +79,8 @@ def history_scores(
     keys = source * n + weights.col_indices()  # ascending; int64, as n^2 may exceed int32
     first, counts = crow[users], crow[users + 1] - crow[users]
     sums = weights.values().new_zeros(len(users))
+    if not len(keys):
+        return sums
     for part in in_parts(counts):
         pair, entry = expand(first[part], counts[part])
         wanted = owned[entry] * n + items[part][pair]

@@ -244,6 +244,21 @@ def test_modalities_agree_fully_with_themselves_and_not_with_noise():
     assert agreement(near_x, near_y, y, CPU).mean() < 0.2
 
 
+@pytest.mark.parametrize("n", [6, 11, 12, 20])
+def test_agreement_is_unknown_where_all_other_items_are_neighbours(n):
+    x = np.random.default_rng(0).standard_normal((n, 8)).astype(np.float32)
+    near = near_by_cosine(x, 10, CPU)
+    found = agreement(near, near, x, CPU)
+    assert np.isnan(found).all() if n <= 11 else found == pytest.approx(1, abs=1e-3)
+
+
+def test_agreement_of_few_items_with_features_among_many_is_unknown():
+    x = np.random.default_rng(0).standard_normal((30, 8)).astype(np.float32)
+    x[9:] = 0
+    near = near_by_cosine(x, 10, CPU)
+    assert np.isnan(agreement(near, near, x, CPU)).all()
+
+
 def test_agreement_is_about_items_with_features_of_both_modalities():
     """Against a loop; 40 items lack the first, 60 others the second."""
     x, y = np.random.default_rng(3).standard_normal((2, 200, 16)).astype(np.float32)
@@ -256,7 +271,7 @@ def test_agreement_is_about_items_with_features_of_both_modalities():
     for i in range(100, 200):
         others, best = ([j for j in near.items[i] if y[j].any()] for near in (near_x, near_y))
         means = [np.mean([unit[i] @ unit[j] for j in items]) for items in (others, best)]
-        chance = np.mean([unit[i] @ unit[j] for j in range(200) if y[j].any()])
+        chance = np.mean([unit[i] @ unit[j] for j in range(200) if y[j].any() and j != i])
         expected = np.clip((means[0] - chance) / (means[1] - chance), 0, 1)
         assert found[i] == pytest.approx(expected, abs=1e-4)
 

@@ -10,6 +10,7 @@ import torch
 from model_helpers import randn, settings
 
 from model import Fusion, Transport, fusion_weights
+from models.registry import checked
 from utils import UserError
 
 SUBSETS = [c for n in (1, 2, 3) for c in itertools.combinations(("text", "image", "audio"), n)]
@@ -173,6 +174,15 @@ def test_entropy_of_a_plan_of_one_dimension_is_finite():
 
 
 # ---------------------------------------------------------------- fusion
+
+
+@pytest.mark.parametrize("fuse_norm", ["layer", "layer_l2"])
+def test_a_layer_norm_of_one_number_is_refused(fuse_norm):
+    one = dict(recdim=1, attn_heads=1)
+    with pytest.raises(UserError, match=rf"--recdim 1 with --fuse_norm {fuse_norm}.*--fuse_norm none"):
+        checked(settings(**one, fuse_norm=fuse_norm))
+    assert checked(settings(**one, fuse_norm="none")).recdim == 1
+    assert checked(settings(**one, model="lgn", fuse_norm=fuse_norm)).recdim == 1
 
 
 def views_of(modalities):

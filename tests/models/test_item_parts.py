@@ -74,6 +74,18 @@ def test_the_parts_of_recgoat_are_those_of_the_formula(small_dataset):
         assert found["constant"][i] == pytest.approx(norm["bias"] / length, abs=1e-5)
 
 
+@pytest.mark.parametrize("fusion", ["oat", "sum", "concat"])
+def test_the_id_vectors_of_items_without_a_modality_count_as_id(small_dataset, fusion):
+    changes = dict(missing="text:0.5", missing_fill="id", fusion=fusion)
+    model = disturbed(small_dataset, **changes)
+    absent, parts = model.text_absent[:, 0], model.item_parts()
+    assert 0 < absent.sum() < len(absent)
+    lengths = {name: part.norm(dim=1) for name, part in parts.items()}
+    assert not lengths["text"][absent].any() and lengths["text"][~absent].min() > 0
+    assert lengths["id"].min() > 0 and lengths["image"].min() > 0
+    torch.testing.assert_close(sum(parts.values()), model.embeddings()[1], rtol=1e-5, atol=1e-5)
+
+
 def test_the_parts_of_vbpr_are_those_of_the_formula(small_dataset):
     model = disturbed(small_dataset, model="vbpr")
     weights, found = arrays(dict(model.named_parameters())), arrays(model.item_parts())

@@ -212,6 +212,12 @@ def test_history_scores_of_pairs_equal_the_dense_product(small_dataset):
     torch.testing.assert_close(found.view(40, 30), dense, rtol=1e-5, atol=1e-6)
 
 
+def test_history_scores_of_weights_without_entries_are_zeros():
+    weights = from_scipy(sp.csr_matrix((3, 3), dtype=np.float32), CPU)
+    rows = torch.tensor([0, 1, 2]), torch.tensor([2, 0])
+    assert history_scores(torch.tensor([0, 1]), torch.tensor([1, 2]), rows, weights).tolist() == [0, 0]
+
+
 def large_scorer(negative, users=90, items=2100):
     """Random vectors and sparse item weights, and a split, of a catalogue large enough for the prefilter."""
     rng = np.random.default_rng(0)

@@ -5,7 +5,7 @@ import math
 import numpy as np
 import pytest
 import torch
-from helpers import dataset_of, random_features
+from helpers import dataset_of, random_features, random_pairs, write_txt
 from recommend_helpers import (
     N_ITEMS,
     N_USERS,
@@ -99,12 +99,56 @@ def test_vectors_of_recgoat_with_mean_text_features(small_dataset, tmp_path):
     assert notes == []
 
 
+def test_users_without_text_attend_to_themselves_alone_and_are_attended_to_by_none(small_dataset, tmp_path):
+    text = np.load(small_dataset / "text_feat.npy")
+    text[8] = 0
+    np.save(small_dataset / "text_feat.npy", text)
+    settings = dict(user_text_feat="mean", eta=0.2, user_knn_k=38)
+    model, dataset, _ = load(train(small_dataset, tmp_path / "runs", "lgn_mm", **settings))
+    last = N_USERS - 1  # has no train items and thus no text
+    assert dataset.user_features.any(1).tolist() == [True] * last + [False]
+    vectors, _ = new_user_vectors(model, [[3, 5], [8]])
+    mean = dataset.features["text"][[3, 5]].mean(0, keepdim=True)
+    cosine = torch.nn.functional.cosine_similarity(mean, dataset.user_features)
+    assert last in cosine.topk(38).indices
+    cosine[last] = -2
+    graph = model.user_graph.append_targets(cosine.topk(38).indices[None])
+    with torch.no_grad():
+        z = model.user_branch(graph, torch.cat([dataset.user_features, mean])).numpy()
+    expected = 0.8 * dense_propagation(model.backbone, dataset, [[3, 5], [8]]) + 0.2 * z[[-1, last]]
+    np.testing.assert_allclose(vectors, expected, rtol=1e-4, atol=1e-6)
+
+
+def test_new_users_where_no_known_user_has_text(small_dataset, tmp_path):
+    """They may attend to all of them."""
+    settings = dict(user_text_feat="mean")
+    model = load(train(small_dataset, tmp_path / "runs", "lgn_mm", **settings))[0]
+    model.user_features.zero_()
+    vectors, _ = new_user_vectors(model, [[3, 5]])
+    assert np.isfinite(vectors).all() and vectors.any()
+
+
+def test_without_layers_new_users_of_recgoat_are_means_of_item_vectors_cold_ones_too(small_dataset, tmp_path):
+    pairs = random_pairs(0, N_USERS, N_ITEMS, 6)
+    pairs["train"] = pairs["train"][pairs["train"][:, 1] < N_ITEMS - 3]
+    write_txt(small_dataset, **pairs)
+    model = load(train(small_dataset, tmp_path / "runs", "lgn_mm", layer=0))[0]
+    assert model.cold_items.tolist() == [N_ITEMS - 3, N_ITEMS - 2, N_ITEMS - 1]
+    with torch.no_grad():
+        item = model.final_vectors()[1]
+        vectors, notes = model.new_user_vectors(sparse_histories([[3, N_ITEMS - 1], [N_ITEMS - 1]]), item)
+    expected = torch.stack([(item[3] + item[-1]) / 2, item[-1]])
+    torch.testing.assert_close(vectors, expected)
+    assert vectors.abs().sum(1).min() > 0 and notes == []
+
+
 def test_vectors_of_recgoat_with_features_from_a_file_omit_the_user_branch(small_dataset, tmp_path):
+    """The rest keeps its share, as of known users: the neighbourhood term is added to their scores."""
     np.save(tmp_path / "users.npy", random_features(N_USERS, 5))
-    settings = dict(user_text_feat=tmp_path / "users.npy")
+    settings = dict(user_text_feat=tmp_path / "users.npy", eta=0.3)
     model, dataset, _ = load(train(small_dataset, tmp_path / "runs", "lgn_mm", **settings))
     [vector], [note] = new_user_vectors(model, [[3, 5]])
-    expected = dense_propagation(model.backbone, dataset, [[3, 5]])[0]
+    expected = 0.7 * dense_propagation(model.backbone, dataset, [[3, 5]])[0]
     np.testing.assert_allclose(vector, expected, rtol=1e-4, atol=1e-6)
     assert note.startswith("note: new users have no text features")
 
