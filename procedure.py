@@ -22,6 +22,7 @@ from layers.agreement import from_all, together
 from layers.columns import all_parts, rank
 from models.base import Recommender
 from models.registry import is_external
+from outgoing import shell_command
 from training import projector
 from training.checkpoint import read_checkpoint
 from training.console import epoch_line, heading
@@ -184,9 +185,9 @@ def train(
     log.say(*heading(config))
     selection, _ = make_splits(run.dataset.interactions, config, run.device)
     while not run.is_complete:
-        started = time.perf_counter()
+        started = time.perf_counter() - progress.epoch_seconds
         complete = train_one(run, stop)
-        seconds = time.perf_counter() - started
+        progress.epoch_seconds = seconds = time.perf_counter() - started
         if run.step and run.step.notes:
             log.say(*run.step.notes)
             run.step.notes.clear()
@@ -264,7 +265,8 @@ def end_epoch(run: Run, log: RunLog, seconds: float) -> Metrics:
     every = run.config.plan_image_every
     if every and (epoch == 1 or epoch % every == 0):
         log.images(run.model, epoch)
-    progress.epoch, progress.step, progress.sums, progress.grad_norm = epoch, 0, {}, None
+    progress.epoch, progress.step, progress.epoch_seconds = epoch, 0, 0.0
+    progress.sums, progress.grad_norm = {}, None
     return means
 
 
@@ -319,11 +321,9 @@ def interrupted(run: Run, log: RunLog, stop: Callable[[], bool]) -> Result:
     """Result of a run that was stopped; logs how to continue it."""
     progress, reason = run.progress, stop.reason if isinstance(stop, Stop) else "stopped"
     # A run never executes a stored file by itself: the user has to name it again.
-    model = f" --model {run.config.model}" if is_external(run.config.model) else ""
-    log.say(
-        f"{reason}: stopped in epoch {progress.epoch + 1}; continue with: python main.py --resume "
-        f"{run.folder}{model}"
-    )
+    model = ["--model", run.config.model] if is_external(run.config.model) else []
+    command = shell_command(["python", "main.py", "--resume", str(run.folder), *model])
+    log.say(f"{reason}: stopped in epoch {progress.epoch + 1}; continue with: {command}")
     result: Result = {
         "status": "interrupted",
         "reason": reason,

@@ -47,7 +47,7 @@ class Prepared(typing.NamedTuple):
 def train(config: Config, notes: list[str], store: Store | None = None) -> int:
     """Train, resume or score what a config says. Returns the exit code.
 
-    store: that of torchrun, for a run of several processes.
+    store: that of torchrun, for its restarts.
     """
     stop = Stop(config.max_minutes)  # its time includes reading the data
     task = prepare(config, notes, store)

@@ -3,7 +3,8 @@
     torchrun --nproc_per_node 2 main.py --dataset demo --model lgn_mm
 
 Each process holds a part of the columns of all vectors (layers/columns.py) and makes the same steps on the
-same batches. Process 0 alone prints and writes files. With one process nothing here has an effect.
+same batches. Process 0 alone prints and writes files. With one process nothing here has an effect but
+torchrun --max_restarts.
 """
 
 from __future__ import annotations
@@ -43,18 +44,27 @@ State = dict[str, typing.Any]
 
 @contextlib.contextmanager
 def process_group() -> Iterator[Store | None]:
-    """The process group of a run for the length of a block; does nothing without torchrun.
+    """The process group of a run for the length of a block: none for one process.
 
-    Yields the store of torchrun, which outlives processes that fail. Of several processes that fail, the
-    first to do so reports.
+    Yields the store of torchrun, which outlives processes that fail; None without torchrun. Of several
+    processes that fail, the first to do so reports.
     """
-    if not launched():
+    if "TORCHELASTIC_RUN_ID" not in os.environ:
         yield None
         return
     if os.environ["RANK"] != "0":
         be_quiet()
+    if os.environ["MASTER_PORT"] == "0":
+        raise UserError(
+            "--rdzv_endpoint HOST:0, --master_port 0: torchrun does not tell its processes the port that it "
+            "takes; take --standalone, or add --rdzv_backend c10d"
+        )
     with collective():
         kept, number, count = next(rendezvous("env://", timeout=TIMEOUT))
+    if count == 1:
+        yield kept
+        return
+    with collective():
         # The addresses of processes that have failed are still in the store. torchrun's own count of restarts
         # may differ from node to node.
         store = PrefixStore(f"start {kept.add(f'starts of {number}', 1)}", kept)

@@ -12,7 +12,7 @@ from utils import UserError
 
 LEAVE_OUT = "fix it or leave this run out"
 SPLIT = one_of("train", "valid", "test")
-SETTINGS = {"model": TEXT, "dataset": TEXT, "seed": COUNT}
+SETTINGS = {"model": TEXT, "dataset": TEXT, "seed": COUNT, "provenance": {"resumed": [{str: ANY}]}}
 RESULT = {
     "status": one_of("finished", "interrupted", "failed", "tuned", "pruned"),
     "reason": TEXT,

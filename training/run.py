@@ -17,11 +17,11 @@ from layers.device import on_cpu
 from models.base import Recommender
 from models.registry import source_hash
 from training.checkpoint import CHECKPOINT_FORMAT, is_storable, newest_checkpoint, read_checkpoint
-from training.folder import write_config
+from training.folder import provenance
 from training.parallel import model_state, optimizer_state, own_model_state, own_optimizer_state
 from training.records import read_settings
 from training.step import Step, make_step
-from utils import TrainingError, UserError, atomic_write, remove_leftovers
+from utils import TrainingError, UserError, atomic_write, remove_leftovers, write_json
 from world import Config
 
 
@@ -33,6 +33,7 @@ class Progress:
     step: int = 0  # finished steps of the current epoch
     sums: dict[str, torch.Tensor] = dataclasses.field(default_factory=dict)  # loss terms summed over them
     grad_norm: torch.Tensor | None = None  # of the last step
+    epoch_seconds: float = 0.0  # of these steps
     seconds: float = 0.0  # of training and evaluation, over all processes of the run
     best: dict[str, typing.Any] | None = None  # {"epoch", "metrics", "seconds"} of the best evaluation
     latest: dict[str, float] | None = None  # metrics of the last evaluation
@@ -49,6 +50,7 @@ class Progress:
             self.step < steps
             and type(self.waited) is int
             and isinstance(self.seconds, float)
+            and isinstance(self.epoch_seconds, float)
             and all(isinstance(total, torch.Tensor) and total.shape == () for total in self.sums.values())
             and all(values is None or isinstance(values[config.selection_metric], float) for values in scores)
             and (
@@ -113,11 +115,7 @@ class Run:
             self.restore(state)
             if self.progress.best:
                 check_best(self.folder / "best.pt")
-        record = read_settings(self.folder / "config.json").get("provenance")
-        before = record.get("model_sha256") if isinstance(record, dict) else None
-        if before and before != source_hash(self.config.model):
-            notes.append(f"note: the file of {self.config.model} has changed since this run was written")
-        from_first(lambda: write_config(self.folder, self.config))
+        notes += from_first(lambda: update_config(self.folder, self.config))
         progress = self.progress
         step = f", step {progress.step}" if progress.step else ""
         return [*notes, f"resumed after epoch {progress.epoch}{step}"]
@@ -170,19 +168,46 @@ def start_run(
                 f"{kind}; convert it, or register it with persistent=False"
             )
     data = dataset.interactions
+    parameters = [p for p in model.parameters() if p.requires_grad]
     sampler = Sampler(
         data.train,
         data.n_items,
         config.bpr_batch,
         config.seed,
         device,
-        bool(config.neg_reject),
+        bool(config.neg_reject and parameters),  # without training, no user needs a negative
         data.cold_items,
     )
-    parameters = [p for p in model.parameters() if p.requires_grad]
     optimizer = torch.optim.Adam(parameters, lr=config.lr, fused=True) if parameters else None
     step = make_step(model, optimizer, sampler, config) if optimizer else None
     return Run(config, folder, device, dataset, model, optimizer, sampler, Progress(), step)
+
+
+def update_config(folder: Path, config: Config) -> list[str]:
+    """Write the settings of a resumed run to config.json. Returns notes on what is other than before.
+
+    The record of what the run was made with stays. Each process that continues the run with something other
+    than the one before is added to its entry "resumed".
+    """
+    now, path = provenance(), folder / "config.json"
+    if source := source_hash(config.model):
+        now["model_sha256"] = source
+    record = read_settings(path).get("provenance") or now
+    resumed = record.get("resumed", [])
+    before = resumed[-1] if resumed else record
+    other = [name for name, value in before.items() if name != "resumed" and value != now.get(name)]
+    if other:
+        record = {**record, "resumed": [*resumed, now]}
+    write_json(path, {**config.as_dict(), "provenance": record})
+    notes = []
+    if "model_sha256" in other:
+        other.remove("model_sha256")
+        notes.append(f"note: the file of {config.model} has changed since this run was written")
+    if other:
+        notes.append(
+            f"note: continued with other versions than before ({', '.join(other)}); config.json has both"
+        )
+    return notes
 
 
 def write_checkpoint(path: Path, state: dict[str, typing.Any]) -> None:

@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
+import math
 import os
 import shlex
 import sys
 import time
 import typing
-from collections.abc import Collection, Iterable, Mapping
+from collections.abc import Collection, Iterable, Iterator, Mapping
 from pathlib import Path
 
 from tensorboardX import summary
@@ -48,6 +49,16 @@ def tag_of(group: str, name: str, config: Config) -> str:
     return f"{'1_metrics' if is_main else '5_more_metrics'}/{group} {name}"
 
 
+@contextlib.contextmanager
+def naming(path: object) -> Iterator[None]:
+    """Name the file that a block writes to in an OSError: that of a full disk does not tell which it is."""
+    try:
+        yield
+    except OSError as error:
+        error.filename = error.filename or str(path)
+        raise
+
+
 def scalar(tag: str, value: typing.Any) -> Summary:
     """A TensorBoard scalar. tensorboardX's own function replaces "@" and spaces in tags."""
     return Summary(value=[Summary.Value(tag=tag, simple_value=float(value))])
@@ -63,13 +74,15 @@ class EventFile:
     """
 
     def __init__(self, folder: Path, epoch: int):
+        self.name = folder / "events.out.tfevents.*"
         # The time in nanoseconds keeps two files of the same second apart.
         self.file = EventsWriter(str(folder / "events"), f".{time.time_ns()}")
         self.write(epoch + 1, session_log=SessionLog(status=SessionLog.START))
 
     def write(self, step: int, **content: typing.Any) -> None:
         """Write one event; content: summary= or session_log=."""
-        self.file.write_event(Event(wall_time=time.time(), step=step, **content))
+        with naming(self.name):
+            self.file.write_event(Event(wall_time=time.time(), step=step, **content))
 
     def add(self, summaries: Iterable[typing.Any], step: int = 0) -> None:
         """Write summaries of tensorboardX.summary at a step."""
@@ -78,11 +91,13 @@ class EventFile:
 
     def flush(self) -> None:
         """Write buffered events to disk."""
-        self.file.flush()
+        with naming(self.name):
+            self.file.flush()
 
     def close(self) -> None:
         """Flush and close the file."""
-        self.file.close()
+        with naming(self.name):
+            self.file.close()
 
 
 class RunLog:
@@ -98,7 +113,7 @@ class RunLog:
         # Figures of the model that have had one value so far, as (value, epochs); None for those that vary.
         self.constant: dict[str, tuple[float, list[int]] | None] = {}
         if writes:
-            drop_lines(folder / "metrics.jsonl", epoch)
+            self.remember(drop_lines(folder / "metrics.jsonl", epoch), epoch)
         self.events = EventFile(folder, epoch) if config.tensorboard and writes else None
         text, lines = (folder / name if writes else os.devnull for name in ("train.log", "metrics.jsonl"))
         # Open until close(): a line has to be on disk as soon as it is written.
@@ -114,12 +129,14 @@ class RunLog:
 
     def keep(self, *lines: str) -> None:
         """Write lines to train.log alone: those that the console gets from elsewhere."""
-        self.text.writelines(f"{line}\n" for line in lines)
-        self.text.flush()
+        with naming(self.text.name):
+            self.text.writelines(f"{line}\n" for line in lines)
+            self.text.flush()
 
     def record(self, entry: Mapping[str, typing.Any]) -> None:
         """Write one evaluation as a line of metrics.jsonl."""
-        print(json_text(entry), file=self.lines, flush=True)
+        with naming(self.lines.name):
+            print(json_text(entry), file=self.lines, flush=True)
 
     def begin(self, said: Iterable[str]) -> None:
         """Keep what the console has said so far, and write TensorBoard's text about the run."""
@@ -134,15 +151,32 @@ class RunLog:
             return
         for name, value in values.items():
             tag, number = tag_of(group, name, self.config), float(value)
-            held = self.constant.setdefault(tag, (number, [])) if group == "model" else None
-            if held and held[0] == number:
-                held[1].append(epoch)
-                continue
-            if held:
-                for past in held[1]:
-                    self.events.add([scalar(tag, held[0])], past)
-                self.constant[tag] = None
-            self.events.add([scalar(tag, number)], epoch)
+            points = self.due(tag, number, epoch) if group == "model" else [(epoch, number)]
+            for step, figure in points:
+                self.events.add([scalar(tag, figure)], step)
+
+    def due(self, tag: str, number: float, epoch: int) -> list[tuple[int, float]]:
+        """The points to write when a figure of the model has a value: none as long as it never varied."""
+        held = self.constant.setdefault(tag, (number, []))
+        if held and held[0] == number:
+            held[1].append(epoch)
+            return []
+        self.constant[tag] = None
+        past = [(before, held[0]) for before in held[1]] if held else []
+        return [*past, (epoch, number)]
+
+    def remember(self, evaluations: Iterable[Mapping[str, typing.Any]], epoch: int) -> None:
+        """Know again which figures of the model have been constant in the evaluations of earlier processes.
+
+        What varied after `epoch` counts as varying: its points up to there have been written then.
+        """
+        for entry in evaluations:
+            figures = entry.get("model")
+            for name, value in figures.items() if isinstance(figures, dict) else ():
+                number = value if isinstance(value, float) else math.nan
+                self.due(tag_of("model", name, self.config), number, entry["epoch"])
+        for held in filter(None, self.constant.values()):
+            held[1][:] = [past for past in held[1] if past <= epoch]
 
     def images(self, model: Recommender, epoch: int, kind: str = "") -> None:
         """Write the model's images to TensorBoard; kind: appended to their names."""
@@ -188,8 +222,9 @@ class RunLog:
     def close(self) -> None:
         """Flush and close all files, each of them even if another fails."""
         with contextlib.ExitStack() as files:
-            files.callback(self.lines.close)
-            files.callback(self.text.close)
+            for file in (self.lines, self.text):
+                files.enter_context(naming(file.name))  # what could not be written is tried once more
+                files.callback(file.close)
             if self.events:
                 files.callback(self.events.close)
 
@@ -212,16 +247,22 @@ def mark_differing(plugin_data: typing.Any, names: Collection[str]) -> None:
     plugin_data.content = content.SerializeToString()
 
 
-def drop_lines(path: Path, epoch: int) -> None:
-    """Remove the lines of a metrics.jsonl that are incomplete or later than an epoch."""
+def drop_lines(path: Path, epoch: int) -> list[dict[str, typing.Any]]:
+    """Remove the lines of a metrics.jsonl that are incomplete or later than an epoch.
+
+    Returns what the complete lines recorded, the later ones included.
+    """
     if not path.exists():
-        return
-    kept = []
+        return []
+    found, kept = [], []
     for line in path.read_text(encoding="utf-8", errors="replace").splitlines():
         try:
-            if parse_json(line)["epoch"] <= epoch:
+            entry = parse_json(line)
+            if entry["epoch"] <= epoch:
                 kept.append(line + "\n")
+            found.append(entry)
         except (ValueError, KeyError, TypeError):
             continue
-    with atomic_write(path, "w") as file:
+    with naming(path), atomic_write(path, "w") as file:
         file.writelines(kept)
+    return found

@@ -76,8 +76,7 @@ def run_main(rank, p, port, argv, log, change):
     }
     names |= {"TORCHELASTIC_RUN_ID": "test", "TORCHELASTIC_RESTART_COUNT": 0}
     names |= {"TORCHELASTIC_USE_AGENT_STORE": True}
-    if p > 1:
-        os.environ.update({name: str(value) for name, value in names.items()})
+    os.environ.update({name: str(value) for name, value in names.items()})
     if change:
         change(rank)
     from main import main

@@ -15,6 +15,7 @@ from parallel_helpers import ends, errors, run, start_main
 from small_runs import command_line, only, read_json, read_metrics, read_state
 
 import training.stop
+from main import main
 from training.parallel import first_to_fail, remember_folder, restarted
 from world import Config
 
@@ -183,18 +184,31 @@ def test_a_signal_after_that_of_another_process_is_not_a_second_one(monkeypatch)
     assert not ended and stop.exit_code == 143
 
 
-def test_processes_that_torchrun_starts_again_continue_the_run(folder, tmp_path):
+@pytest.mark.parametrize("p", [1, 2])
+def test_processes_that_torchrun_starts_again_continue_the_run(folder, tmp_path, p):
     runs, log = tmp_path / "runs", tmp_path / "log"
-    processes, store = start_main(2, command_line(folder, runs, **LONG), log)
+    processes, store = start_main(p, command_line(folder, runs, **LONG), log)
     wait_for(lambda: list(runs.glob("*/last.pt")))
-    processes[1].kill()
+    processes[-1].kill()
     ends(processes)
     reached = read_state(only(runs) / "last.pt")["progress"]["epoch"]
     short = command_line(folder, runs, **{**LONG, "max_minutes": 1e-9})
-    again, _ = start_main(2, short, tmp_path / "again", store=store)
-    assert ends(again) == [0, 0] and not errors(tmp_path / "again")
+    again, _ = start_main(p, short, tmp_path / "again", store=store)
+    assert ends(again) == [0] * p and not errors(tmp_path / "again")
     assert f"resumed after epoch {reached}" in (tmp_path / "again.out").read_text()
     assert read_state(only(runs) / "last.pt")["progress"]["step"] == 1
+
+
+def test_a_port_that_torchrun_does_not_tell_is_an_error_at_once(monkeypatch, capsys):
+    names = {"RANK": "0", "WORLD_SIZE": "1", "MASTER_ADDR": "localhost", "MASTER_PORT": "0"}
+    for name, value in {
+        **names,
+        "TORCHELASTIC_RUN_ID": "none",
+        "TORCHELASTIC_USE_AGENT_STORE": "True",
+    }.items():
+        monkeypatch.setenv(name, value)
+    assert main(["--dataset", "none"]) == 2
+    assert "--rdzv_endpoint HOST:0" in capsys.readouterr().err
 
 
 def test_a_run_that_is_started_again_keeps_its_precision(tmp_path):

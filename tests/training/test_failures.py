@@ -124,11 +124,20 @@ def test_a_full_disk_is_one_line_and_the_run_can_be_resumed(small_dataset, tmp_p
     argv = command(small_dataset, tmp_path / "runs", **MODELS["lgn"], tensorboard=1)
     code = finish(launch(argv, tmp_path / "log", file_limit=limit), 60)
     lines = errors(tmp_path / "log")
-    assert code in (1, 2) and len(lines) == 1 and lines[0].startswith("error:"), (code, lines)
+    assert code in (1, 2) and len(lines) == 1, (code, lines)
+    assert lines[0].startswith(f"error: {tmp_path / 'runs'}/")
     folders = run_folders(tmp_path / "runs")
     if folders:
         assert main(["--resume", str(folders[0])]) == 0
         assert_same(reference, folders[0])
+
+
+def test_a_full_disk_below_the_log_is_an_error_that_names_it(stopped, capsys):
+    log = stopped / "train.log"
+    log.unlink()
+    log.symlink_to("/dev/full")
+    assert main(["--resume", str(stopped)]) == 1
+    assert last_error(capsys).startswith(f"error: {log}: No space left on device; the run can be resumed")
 
 
 def test_a_run_folder_that_disappears(small_dataset, tmp_path, monkeypatch, capsys):

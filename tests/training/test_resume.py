@@ -2,7 +2,9 @@
 
 import json
 import os
+import platform
 import random
+import shlex
 import shutil
 import signal
 import subprocess
@@ -19,6 +21,7 @@ from tensorboard.backend.event_processing.event_accumulator import EventAccumula
 import procedure
 from benchmarks.processes import differences, finish, launch, outcome, stop_and_resume, wait_for
 from main import main
+from models.mf import MF
 from training.run import Run
 from training.stop import Stop
 
@@ -139,6 +142,23 @@ def test_a_resumed_run_remembers_its_patience(small_dataset, tmp_path, monkeypat
     assert_same(whole(**settings), folder)
 
 
+def test_the_seconds_of_a_resumed_epoch_include_those_before(small_dataset, tmp_path, monkeypatch):
+    settings, original = {"model": "mf", "eval_every": 1}, MF.loss
+    with monkeypatch.context() as patch:
+        patch.setattr(MF, "loss", lambda self, batch: time.sleep(0.1) or original(self, batch))
+        folder, _ = interrupt(small_dataset, tmp_path / "runs", monkeypatch, 13, **settings)
+    shutil.copytree(folder, tmp_path / "older")
+    assert main(["--resume", str(folder)]) == 0
+    seconds = [line["epoch_seconds"] for line in read_metrics(folder)]
+    assert seconds[1] >= 0.5 > seconds[2]  # five steps of the second epoch were slow
+    older = tmp_path / "older" / "last.pt"
+    state = read_state(older)
+    del state["progress"]["epoch_seconds"]  # as earlier versions wrote it
+    torch.save(state, older)
+    assert main(["--resume", str(older.parent)]) == 0
+    assert_same(folder, older.parent)
+
+
 def test_resuming_a_finished_run_changes_nothing(whole, model):
     folder = whole(**model)
     before = outcome(folder)
@@ -232,6 +252,66 @@ def test_events_continue_where_they_stopped(small_dataset, tmp_path, monkeypatch
     (folder / "last.pt").unlink()
     assert main(["--resume", str(folder)]) == 0
     assert assert_events_fit(folder) == [1, 2, 3, 4, 5, 6]
+
+
+def model_curves(folder):
+    """{tag: [(epoch, value), ...]} of the figures of the model, and the text of those that never varied."""
+    events = EventAccumulator(str(folder), size_guidance={"scalars": 0})
+    events.Reload()
+    tags = [tag for tag in events.Tags()["scalars"] if tag.startswith("4_model")]
+    *_, constants = events.Tensors("0_run/constants/text_summary")
+    text = constants.tensor_proto.string_val[0].decode()
+    return {tag: [(point.step, point.value) for point in events.Scalars(tag)] for tag in tags}, text
+
+
+def test_figures_of_the_model_that_vary_late_have_all_points_after_a_resume(small_dataset, tmp_path, whole):
+    """The plans are those of the first step until the fourth epoch."""
+    settings = {**MODELS["lgn_mm"], "bpr_batch": 128, "plan_every": 6, "eval_every": 1, "tensorboard": 1}
+    expected = model_curves(whole(**settings))
+    assert [epoch for epoch, _ in expected[0]["4_model/plan/text/w1"]] == [1, 2, 3, 4, 5, 6]
+    assert main(command(small_dataset, tmp_path / "runs", **settings, epochs=2)) == 0
+    folder = only(tmp_path / "runs")
+    early = {name: (folder / name).read_bytes() for name in ("best.pt", "last.pt")}
+    assert main(["--resume", str(folder), "--epochs", "6"]) == 0
+    assert model_curves(folder) == expected
+    for name, content in early.items():  # as if it had been killed before its next checkpoint
+        (folder / name).write_bytes(content)
+    assert main(["--resume", str(folder)]) == 0
+    assert model_curves(folder) == expected
+
+
+# ---------------------------------------------------------------- what a run says of itself
+
+
+def test_a_run_keeps_the_record_of_what_it_was_made_with(stopped, monkeypatch, capsys):
+    first = read_json(stopped, "config.json")["provenance"]
+
+    def resume(version):
+        """Whether a process with a version of Python notes it, and the record that it leaves."""
+        with monkeypatch.context() as patch:
+            patch.setattr(platform, "python_version", lambda: version)
+            assert main(["--resume", str(stopped), "--max_minutes", "1e-9"]) == 0
+        noted = (
+            "note: continued with other versions than before (python); config.json has both\n"
+            in capsys.readouterr().out
+        )
+        return noted, read_json(stopped, "config.json")["provenance"]
+
+    other = {**first, "python": "9.9.9"}
+    assert resume(first["python"]) == (False, first)
+    assert resume("9.9.9") == (True, {**first, "resumed": [other]})
+    assert resume("9.9.9") == (False, {**first, "resumed": [other]})
+    assert resume(first["python"]) == (True, {**first, "resumed": [other, first]})
+    settings = read_json(stopped, "config.json")
+    del settings["provenance"]  # a record that is lost
+    (stopped / "config.json").write_text(json.dumps(settings))
+    assert resume(first["python"]) == (False, first)
+
+
+def test_the_command_that_continues_a_run_is_quoted(small_dataset, tmp_path, monkeypatch):
+    folder, _ = interrupt(small_dataset, tmp_path / "my runs", monkeypatch, 1, **MODELS["lgn"])
+    command = (folder / "train.log").read_text().rpartition("continue with: ")[2]
+    assert shlex.split(command) == ["python", "main.py", "--resume", str(folder)]
 
 
 def test_interrupted_result_has_the_best_metrics_so_far(stopped):
