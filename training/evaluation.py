@@ -48,9 +48,11 @@ def scoring_mode(model: Recommender, config: Config) -> Iterator[None]:
         if isinstance(module, torch.nn.Dropout):
             module.train(bool(config.eval_dropout))
     devices = [] if on_cpu(device) else [device]
-    with torch.inference_mode(), torch.random.fork_rng(devices, enabled=bool(config.eval_dropout)):
-        yield
-    model.train(training)
+    try:
+        with torch.inference_mode(), torch.random.fork_rng(devices, enabled=bool(config.eval_dropout)):
+            yield
+    finally:
+        model.train(training)
 
 
 def make_scorer(model: Recommender, data: Interactions) -> Scorer:
