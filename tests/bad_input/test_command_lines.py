@@ -53,7 +53,7 @@ FLAGS = [
     (["--path", "bad\x01name"], ["--path", "control characters"]),
     (["--dataset", "sm\nall"], ["--dataset", "control characters"]),
     (["--evaluate_only", 1], ["--evaluate_only 1", "--checkpoint PATH"]),
-    (["--model", "ease", "--projector", 1], ["--projector 1", "ease", "no vectors"]),
+    (["--model", "ease", "--projector", 1, "--tensorboard", 1], ["--projector 1", "ease", "no vectors"]),
     (["--model", "itemknn", "--neighbour_weight", 1], ["--neighbour_weight 1", "itemknn", "leave it out"]),
     (
         ["--model", "vbpr", "--neighbour_weight", 1, "--use_multimodal", 0],
