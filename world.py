@@ -469,7 +469,8 @@ class Config:
     recipe: str = setting(
         "default",
         "training",
-        "paper: the literal paper; released: what the authors' code does (explicit flags win)",
+        "paper: the literal paper; released: what the authors' code does (explicit flags win; "
+        "beside --preset or --config, the method is the recipe's)",
         choices=("default", "paper", "released"),
     )
 
@@ -660,15 +661,10 @@ RECIPES: dict[str, dict[str, typing.Any]] = {
 }
 # In the released code --fuse_drop is the dropout of the attention layers too.
 FOLLOW_FUSE_DROP = ("attn_dropout", "feat_dropout", "branch_dropout")
-# What --recipe decides beside --preset or --config: values that these give to other settings, the sizes and
-# weights that are tuned, are kept.
+# The settings that --recipe decides beside --preset or --config, which keep their sizes and tuned weights.
 OF_RECIPES = {
-    *(
-        name
-        for values in RECIPES.values()
-        for name in values
-        if name not in ("topks", "eval_every", "patience")
-    ),
+    *RECIPES["paper"],
+    *RECIPES["released"],
     *FOLLOW_FUSE_DROP,
     *("attn_heads", "temperature", "residual_init", "transport", "fuse_input"),
     *("modality_decay", "neighbour_weight", "valid_metric"),

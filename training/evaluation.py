@@ -117,8 +117,8 @@ def score_parts(
         sums = {name: sums.get(name, 0.0) + len(part.users) * value for name, value in metrics.items()}
         if k:
             lists.append(top_items(scorer, part, k, config.eval_chunk))
-    # Rounding must not make a mean of ones exceed 1.
-    return {name: min(total / len(split.users), 1.0) for name, total in sums.items()}, lists
+    # Divided once, so that a mean of ones is 1.
+    return {name: total / len(split.users) for name, total in sums.items()}, lists
 
 
 def beyond(lists: torch.Tensor, data: Interactions, config: Config) -> Metrics:

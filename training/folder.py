@@ -38,10 +38,13 @@ def make_run_folder(config: Config) -> Path:
 
 def write_config(folder: Path, config: Config) -> None:
     """Write config.json: every setting, and what the run was made with."""
-    record = provenance()
-    if source := source_hash(config.model):
-        record["model_sha256"] = source
-    write_json(folder / "config.json", {**config.as_dict(), "provenance": record})
+    write_json(folder / "config.json", {**config.as_dict(), "provenance": made_with(config)})
+
+
+def made_with(config: Config) -> dict[str, typing.Any]:
+    """The provenance of a run; of a class of your own also the SHA-256 of its file."""
+    source = source_hash(config.model)
+    return provenance() | ({"model_sha256": source} if source else {})
 
 
 def provenance() -> dict[str, typing.Any]:

@@ -15,9 +15,8 @@ from layers.agreement import from_first, together
 from layers.columns import rank
 from layers.device import on_cpu
 from models.base import Recommender
-from models.registry import source_hash
 from training.checkpoint import CHECKPOINT_FORMAT, is_storable, newest_checkpoint, read_checkpoint
-from training.folder import provenance
+from training.folder import made_with
 from training.parallel import model_state, optimizer_state, own_model_state, own_optimizer_state
 from training.records import read_settings
 from training.step import Step, make_step
@@ -184,14 +183,12 @@ def start_run(
 
 
 def update_config(folder: Path, config: Config) -> list[str]:
-    """Write the settings of a resumed run to config.json. Returns notes on what is other than before.
+    """Write the settings of a resumed run to config.json. Returns notes on versions that have changed.
 
-    The record of what the run was made with stays. Each process that continues the run with something other
-    than the one before is added to its entry "resumed".
+    The provenance of the first process stays. Its entry "resumed" gets that of each later process that
+    differs from the one before.
     """
-    now, path = provenance(), folder / "config.json"
-    if source := source_hash(config.model):
-        now["model_sha256"] = source
+    now, path = made_with(config), folder / "config.json"
     record = read_settings(path).get("provenance") or now
     resumed = record.get("resumed", [])
     before = resumed[-1] if resumed else record
