@@ -3,23 +3,26 @@
 # size, on validation.
 #   JOBS=2 scripts/search.sh baby
 #   TRIALS=30     finished trials of each study; a larger number continues the studies
-#   ONLY="FREEDOM,SMORE"    these models (default: BM3, LATTICE, MGCN, FREEDOM, SMORE and RecGOAT)
+#   ONLY="FREEDOM,SMORE"    these models (default: all of table 1)
 # Studies, trials and logs are in $RUNS/search, JOBS studies run at a time. `.venv/bin/python tune.py --study NAME
 # --storage FILE.db --best` prints what a study found. scripts/paper.sh documents the other environment variables.
 set -euo pipefail
 SMALL=1 EXTRAS="report tune"
 source "$(dirname "$0")/paper.sh"
 TRIALS=${TRIALS:-30}
-rows BM3 LATTICE MGCN FREEDOM SMORE RecGOAT
+rows ItemKNN MF VBPR BM3 LightGCN LATTICE MGCN FREEDOM SMORE RecGOAT
 
 both="lr=1e-3..1e-2:log decay=1e-4..3e-2:log"
+# Without a contrastive term or item graphs the best decay is stronger.
+strong="lr=1e-3..2e-2:log decay=1e-3..1e-1:log"
 graph="layer=1..3 item_knn_k=5,10,20"
 slow="--epochs 150 --eval_every 5 --patience 4"
 quick="--epochs 80 --eval_every 2 --patience 4"
 declare -A STUDIES=(
-    [MF]="--model mf $slow --space $both"
-    [VBPR]="--model vbpr $slow --space $both"
-    [LightGCN]="--model lgn $slow --space $both layer=1..4"
+    [ItemKNN]="--model itemknn --space itemknn_k=1..1000:log"
+    [MF]="--model mf $slow --space $strong"
+    [VBPR]="--model vbpr $slow --space $strong"
+    [LightGCN]="--model lgn $slow --space $strong layer=1..4"
     [BM3]="--model bm3 $slow --space $both layer=1,2 bm3_dropout=0.3,0.5 bm3_weight=1e-2..2:log
         bm3_train_features=0,1"
     [LATTICE]="--model lattice $quick --space $both $graph lattice_initial=0.5,0.7,0.9"
