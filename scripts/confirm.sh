@@ -7,7 +7,7 @@
 set -euo pipefail
 SMALL=1 SEEDS=${SEEDS:-1 2}
 source "$(dirname "$0")/paper.sh"
-rows BM3 LATTICE MGCN FREEDOM SMORE RecGOAT
+rows ItemKNN MF VBPR BM3 LightGCN LATTICE MGCN FREEDOM SMORE RecGOAT
 for dataset in "${@:-baby}"; do
     settings "$dataset"
     TRIALS=() FOUND=()
