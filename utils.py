@@ -86,7 +86,8 @@ def atomic_write(path: str | Path, mode: Literal["w", "wb"] = "wb") -> Iterator[
     a file. Text is UTF-8. A new file gets the permissions that open() would give it, an existing one keeps
     its own, and its owner as far as this process may. Symbolic links are followed. What cannot be replaced is
     written directly: devices, FIFOs, and files that are open already and named as such, as /dev/stdout.
-    Incomplete files of killed processes in the same folder are removed.
+    Incomplete files of killed processes in the same folder are removed. An OSError without a file name, as of
+    a full disk, gets that of `path`.
     """
     text: dict[str, Any] = {} if "b" in mode else {"encoding": "utf-8", "errors": "replace"}
     try:
@@ -112,8 +113,10 @@ def atomic_write(path: str | Path, mode: Literal["w", "wb"] = "wb") -> Iterator[
             file.flush()
             os.fsync(file.fileno())
             os.replace(temporary, target)  # while it is locked: see remove_abandoned
-    except BaseException:
+    except BaseException as error:
         temporary.unlink(missing_ok=True)
+        if isinstance(error, OSError):
+            error.filename = error.filename or str(path)
         raise
 
 

@@ -163,6 +163,13 @@ def test_atomic_write_names_the_file_that_cannot_be_written(tmp_path):
     assert error.value.filename == str(path)
 
 
+def test_atomic_write_names_the_file_when_the_disk_is_full(tmp_path):
+    path = tmp_path / "a"
+    with pytest.raises(OSError) as error, atomic_write(path):
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))  # as write, flush and fsync raise it
+    assert error.value.filename == str(path) and not list(tmp_path.iterdir())
+
+
 def test_atomic_write_refuses_a_loop_of_symbolic_links(tmp_path):
     (tmp_path / "a").symlink_to("b")
     (tmp_path / "b").symlink_to("a")

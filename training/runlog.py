@@ -263,6 +263,6 @@ def drop_lines(path: Path, epoch: int) -> list[dict[str, typing.Any]]:
             found.append(entry)
         except (ValueError, KeyError, TypeError):
             continue
-    with naming(path), atomic_write(path, "w") as file:
+    with atomic_write(path, "w") as file:
         file.writelines(kept)
     return found
