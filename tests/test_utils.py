@@ -165,7 +165,7 @@ def test_atomic_write_names_the_file_that_cannot_be_written(tmp_path):
 
 def test_atomic_write_names_the_file_when_the_disk_is_full(tmp_path):
     path = tmp_path / "a"
-    with pytest.raises(OSError) as error, atomic_write(path):
+    with pytest.raises(OSError, match="No space") as error, atomic_write(path):
         raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))  # as write, flush and fsync raise it
     assert error.value.filename == str(path) and not list(tmp_path.iterdir())
 
