@@ -23,7 +23,7 @@ import torch
 from torch import nn
 
 from dataloader import Batch, Dataset, Needs
-from layers.attention import AttentionGraph, Branch, mean_direction
+from layers.attention import AttentionGraph, Branch
 from layers.columns import (
     LayerNorm,
     all_columns,
@@ -37,6 +37,7 @@ from layers.columns import (
     sum_parts,
     unit_rows,
 )
+from layers.cosine import mean_direction
 from layers.dropout import Dropout
 from layers.kernels import product, unit_info_nce
 from layers.losses import directions, info_nce, squared_norm, total

@@ -19,6 +19,7 @@ from data.formats import Interactions
 from data.progress import progress_bar
 from layers.agreement import from_all, together
 from layers.columns import rank, ranks
+from layers.cosine import unit_rows
 from layers.sparse import bipartite_adjacency
 from layers.topk import top_columns
 from utils import UserError, atomic_write, content_hash
@@ -114,13 +115,6 @@ def block_candidates(
         chosen = top_columns(values, min(k, values.shape[1]))
         found.append((row, values.gather(1, chosen), chosen + column))
     return found if ranks() == 1 else [(row, value.cpu(), index.cpu()) for row, value, index in found]
-
-
-def unit_rows(x: torch.Tensor) -> torch.Tensor:
-    """Scale the rows of x [n, dim] to length 1; rows of zeros remain zeros."""
-    # Division by the largest entry first: squares of very large or small entries leave the range of float32.
-    x = x / x.abs().amax(1, keepdim=True).clamp_min(torch.finfo(x.dtype).tiny)
-    return torch.nn.functional.normalize(x, dim=1)
 
 
 def merge_best(

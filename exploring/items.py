@@ -8,7 +8,8 @@ import numpy as np
 import scipy.sparse as sp
 import torch
 
-from data.graphs import nearest_neighbours, unit_rows
+from data.graphs import nearest_neighbours
+from layers.cosine import cosines, unit_rows
 
 Array = np.ndarray
 
@@ -23,14 +24,8 @@ class Near(typing.NamedTuple):
 def near_by_cosine(vectors: Array, k: int, device: torch.device) -> Near:
     """The k items of the largest cosine similarity to each, found on the device; vectors: [I, d] float32."""
     items = nearest_neighbours(vectors, min(k, len(vectors) - 1), device)
-    return Near(items, cosines(unit_rows(torch.from_numpy(vectors).to(device)), items))
-
-
-def cosines(unit: torch.Tensor, others: Array, block: int = 256) -> Array:
-    """Inner products of each row of unit [I, d] with those of others [I, k]: [I, k]."""
-    blocks = zip(unit.split(block), torch.from_numpy(others).to(unit.device).split(block), strict=True)
-    # The gathered rows of all items may not fit in memory.
-    return torch.cat([torch.einsum("nd,nkd->nk", rows, unit[ids]) for rows, ids in blocks]).cpu().numpy()
+    table = torch.from_numpy(vectors).to(device)
+    return Near(items, cosines(table, table, torch.from_numpy(items)).cpu().numpy())
 
 
 def near_by_users(history: sp.csr_matrix, k: int) -> Near:
@@ -57,13 +52,15 @@ def agreement(first: Near, second: Near, features: Array, device: torch.device) 
     neighbours by the second; cut off at 0 and 1. NaN for an item without features of one of the two, and for
     all where the neighbours by the second are all other items, which makes 0 and 1 the same.
     """
-    unit = unit_rows(torch.from_numpy(features).to(device))
+    table = torch.from_numpy(features).to(device)
     known = (features != 0).any(1)
     others = int(known.sum()) - 1
     if others <= second.items.shape[1]:
         return np.full(len(features), np.nan)
-    found = mean_of_others(cosines(unit, first.items), first.items, known)
+    by_second = cosines(table, table, torch.from_numpy(first.items)).cpu().numpy()
+    found = mean_of_others(by_second, first.items, known)
     best = mean_of_others(second.values, second.items, known)
+    unit = unit_rows(table)
     chance = ((unit @ unit.sum(0)).cpu().numpy() - known) / others  # without the item itself
     return np.clip((found - chance) / np.maximum(best - chance, 1e-6), 0, 1)
 

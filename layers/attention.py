@@ -11,6 +11,7 @@ from torch import nn
 from torch.nn import functional as F
 
 from layers.columns import all_columns, own_outputs, own_parameter, ranks
+from layers.cosine import nearest_rows
 from layers.device import on_cpu
 from layers.dropout import Dropout
 from layers.kernels import attention, product
@@ -322,31 +323,3 @@ class Branch(nn.Module):
         neighbours = nearest_rows(new, x, k, allowed)
         x = torch.cat([x, new.to(x.dtype)])
         return self(graph.append_targets(neighbours), x)[graph.n :], neighbours
-
-
-def mean_direction(near: torch.Tensor) -> torch.Tensor:
-    """The mean of k vectors, lengthened to the mean of their lengths: [n, k, d] -> [n, d].
-
-    A mean is shorter than the vectors it averages. At that length, an item that it stands in for would
-    rank last.
-    """
-    return F.normalize(near.mean(1), dim=1) * near.norm(dim=2).mean(1, keepdim=True)
-
-
-def nearest_rows(
-    queries: torch.Tensor,
-    features: torch.Tensor,
-    k: int,
-    allowed: torch.Tensor | None = None,
-    block: int = 1024,
-) -> torch.Tensor:
-    """Rows of features [n, d] of highest cosine similarity to each query [m, d]: [m, min(k, n)] int64.
-
-    allowed: [n] bool, the rows to choose from, n' in number, which takes the place of n (None: all).
-    """
-    rows = None if allowed is None else allowed.nonzero()[:, 0]
-    features = features if rows is None else features[rows]
-    directions = F.normalize(features.float(), dim=1).T
-    parts = F.normalize(queries.float(), dim=1).split(block)
-    found = torch.cat([(part @ directions).topk(min(k, len(features)), dim=1).indices for part in parts])
-    return found if rows is None else rows[found]

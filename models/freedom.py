@@ -14,8 +14,8 @@ from torch import nn
 
 from data.graphs import edge_weights
 from dataloader import Batch, Dataset, Needs
-from layers.attention import mean_direction, nearest_rows
 from layers.columns import own_outputs
+from layers.cosine import mean_direction, nearest_rows
 from layers.kernels import sparse_product
 from layers.losses import total
 from layers.sparse import bipartite_adjacency

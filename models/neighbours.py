@@ -19,10 +19,9 @@ from collections.abc import Collection, Mapping
 import numpy as np
 import scipy.sparse as sp
 import torch
-from torch.nn import functional as F
 
 from dataloader import Dataset
-from layers.attention import nearest_rows
+from layers.cosine import cosines, nearest_rows
 from world import Config
 
 
@@ -100,7 +99,6 @@ def cosine_graph(
     neighbours: Mapping[str, np.ndarray],
     features: Mapping[str, torch.Tensor],
     shares: Mapping[str, float],
-    block: int = 256,
 ) -> sp.csr_matrix:
     """Sum over modalities of share * the cosines of items and their neighbours: [I, I], zero diagonal.
 
@@ -109,16 +107,10 @@ def cosine_graph(
     total: sp.csr_matrix | None = None
     for m, table in neighbours.items():
         n, k = table.shape
-        cosines = np.empty((n, k), np.float32)
-        for start in range(0, n, block):
-            rows = slice(start, start + block)
-            ids = torch.from_numpy(table[rows].astype(np.int64)).to(features[m].device)
-            own = F.normalize(features[m][rows].float(), dim=1)
-            others = F.normalize(features[m][ids.flatten()].float(), dim=1).view(*ids.shape, -1)
-            cosines[rows] = torch.einsum("nd,nkd->nk", own, others).cpu().numpy()
+        near = cosines(features[m], features[m], torch.from_numpy(table.astype(np.int64))).cpu().numpy()
         source, target = np.repeat(np.arange(n), k), table.ravel()
         kept = source != target
-        values = (shares[m] * cosines.ravel()[kept], (source[kept], target[kept]))
+        values = (shares[m] * near.ravel()[kept], (source[kept], target[kept]))
         graph = sp.csr_matrix(values, (n, n))
         total = graph if total is None else total + graph
     assert total is not None  # there is a modality
@@ -130,7 +122,6 @@ def new_item_weights(
     features: Mapping[str, torch.Tensor],
     new: Mapping[str, torch.Tensor],
     allowed: Mapping[str, torch.Tensor],
-    block: int = 256,
 ) -> sp.csr_matrix:
     """The weights W[j, i] of known items j for items i that are known by their features alone: [I, n].
 
@@ -144,11 +135,7 @@ def new_item_weights(
     )
     for m, share in shares.items():
         nearest = nearest_rows(new[m], features[m], config.item_knn_k, allowed[m])  # [n, k]
-        cosines = []
-        for own, ids in zip(new[m].split(block), nearest.split(block), strict=True):
-            others = F.normalize(features[m][ids].float(), dim=2)
-            cosines.append(torch.einsum("nd,nkd->nk", F.normalize(own.float(), dim=1), others))
-        values = config.neighbour_content * share * torch.cat(cosines)
+        values = config.neighbour_content * share * cosines(new[m], features[m], nearest)
         column = np.repeat(np.arange(len(nearest)), nearest.shape[1])
         entries = values.flatten().cpu().numpy(), (nearest.flatten().cpu().numpy(), column)
         total = total + sp.csr_matrix(entries, total.shape, dtype=np.float32)

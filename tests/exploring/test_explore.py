@@ -15,14 +15,13 @@ import numpy as np
 import pytest
 import torch
 from helpers import write_txt
-from pretend_cuda import CUDA, move, pretend_cuda
+from pretend_cuda import CUDA, pretend_cuda
 from recommend_helpers import N_ITEMS, N_USERS, load, train, write_names
-from torch.utils._python_dispatch import TorchDispatchMode
 
 import explore
 import recommend
 from data.graphs import nearest_neighbours
-from exploring.items import agreement, cosines, item_map, near_by_cosine, near_by_users, on_grid
+from exploring.items import agreement, item_map, near_by_cosine, near_by_users, on_grid
 from exploring.packing import pack, pack_rows
 from exploring.payload import UNKNOWN
 from exploring.runs import run_names
@@ -276,33 +275,11 @@ def test_agreement_is_about_items_with_features_of_both_modalities():
         assert found[i] == pytest.approx(expected, abs=1e-4)
 
 
-class Largest(TorchDispatchMode):
-    """Records the number of entries of the largest tensor that is made."""
-
-    entries = 0
-
-    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
-        result = func(*args, **(kwargs or {}))
-        if isinstance(result, torch.Tensor):
-            self.entries = max(self.entries, result.numel())
-        return result
-
-
-def test_cosines_of_many_items_take_little_memory():
-    unit = torch.nn.functional.normalize(torch.randn(3000, 32, generator=torch.Generator().manual_seed(0)))
-    others = np.random.default_rng(0).integers(0, 3000, (3000, 10))
-    with Largest() as largest:
-        found = cosines(unit, others)
-    assert largest.entries <= 256 * 10 * 32 < found.size * 32
-    np.testing.assert_allclose(found, np.take_along_axis((unit @ unit.T).numpy(), others, 1), atol=1e-6)
-
-
 def test_neighbours_are_found_on_a_gpu():
     vectors = np.random.default_rng(2).standard_normal((300, 8)).astype(np.float32)
     expected = near_by_cosine(vectors, 4, CPU)
     with pretend_cuda():
         found = near_by_cosine(vectors, 4, CUDA)
-        assert cosines(move(torch.from_numpy(vectors)), found.items).shape == (300, 4)
         share = agreement(found, found, vectors, CUDA)
     np.testing.assert_array_equal(found.items, expected.items)
     np.testing.assert_allclose(found.values, expected.values, atol=1e-6)

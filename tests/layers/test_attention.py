@@ -9,7 +9,7 @@ from model_helpers import edges_of, gradients, randn, random_neighbours
 from torch.nn import functional as F
 from torch_geometric.nn import GATConv
 
-from layers.attention import AttentionGraph, Branch, GraphAttention, nearest_rows
+from layers.attention import AttentionGraph, Branch, GraphAttention
 
 # ---------------------------------------------------------------- the graph
 
@@ -272,12 +272,3 @@ def test_new_nodes_attend_to_their_nearest_nodes_without_changing_the_old():
     expected = branch_by_gatconv(branch, torch.cat([x, new]), edges | more)
     torch.testing.assert_close(expected[:12], branch(graph, x))
     torch.testing.assert_close(vectors, expected[12:])
-
-
-@pytest.mark.parametrize("k", [1, 4, 50])
-@pytest.mark.parametrize("block", [2, 1024])
-def test_nearest_rows_equal_sorted_cosines(k, block):
-    queries, features = (randn(n, 4, seed=n, dtype=torch.float32) for n in (7, 11))
-    cosines = F.normalize(queries.double()) @ F.normalize(features.double()).T
-    expected = cosines.sort(descending=True).indices[:, :k]
-    assert torch.equal(nearest_rows(queries, features, k, block=block), expected)
