@@ -115,7 +115,7 @@ def atomic_write(path: str | Path, mode: Literal["w", "wb"] = "wb") -> Iterator[
             os.replace(temporary, target)  # while it is locked: see remove_abandoned
     except BaseException as error:
         temporary.unlink(missing_ok=True)
-        if isinstance(error, OSError):
+        if isinstance(error, OSError) and error.errno:
             error.filename = error.filename or str(path)
         raise
 
