@@ -68,7 +68,7 @@ settings() {
     if [ "$SMALL" = 1 ]; then
         COMMON+=" --recdim 64 --threads 1"
         mf="--lr 5e-3 --decay 3e-2"
-        lightgcn="--lr 5e-3 --decay 1e-2"
+        lightgcn="--layer 4 --lr 1.5e-2 --decay 4.3e-3"
         vbpr="--lr 5e-3 --decay 3e-2"
         freedom="--lr 5e-3 --decay 1e-2"
         bm3="--layer 1 --lr 2e-3 --decay 1e-6 --bm3_weight 2 --bm3_train_features 1 --bpr_batch 2048"
@@ -89,7 +89,7 @@ settings() {
         # The baselines have RecGOAT's size and learning rate, and the decay tuned at recdim 64.
         COMMON+=" --recdim $recdim"
         mf="--lr 8e-4 --decay 3e-2"
-        lightgcn="--lr 8e-4 --decay 1e-2"
+        lightgcn="--layer 4 --lr 8e-4 --decay 4.3e-3"
         vbpr="--lr 8e-4 --decay 3e-2"
         freedom="--lr 8e-4 --decay 1e-2"
         bm3="--layer 1 --lr 8e-4 --decay 1e-6 --bm3_weight 2 --bm3_train_features 1"
