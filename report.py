@@ -80,14 +80,15 @@ def command(args: argparse.Namespace) -> None:
     from reporting.blocks import Figure
     from reporting.document import make_report
     from reporting.render import markdown, write_report
-    from reporting.tables import runs_table
+    from reporting.tables import every_run_table, runs_table
 
     if args.list:
         print(markdown([runs_table(runs)]))
         return
     title, blocks = make_report(runs, args)
     print(f"# {title}\n\n{markdown([block for block in blocks if not isinstance(block, Figure)])}")
-    files = write_report(args.output, title, blocks)
+    finished = [run for run in runs if run.status == "finished"]
+    files = write_report(args.output, title, blocks, [every_run_table(finished)])
     page = Path(args.output) / "report.html"
     print(f"wrote {len(files)} files to {args.output}; start with {page}", file=sys.stderr)
 

@@ -129,10 +129,13 @@ def latex_table(table: Table) -> str:
 # ---------------------------------------------------------------- files
 
 
-def write_report(folder: str | Path, title: str, blocks: Sequence[Block]) -> list[str]:
+def write_report(
+    folder: str | Path, title: str, blocks: Sequence[Block], data: Sequence[Table] = ()
+) -> list[str]:
     """Write report.html, report.md, tables.tex, one .csv per table, and a .png and .pdf per figure.
 
-    Returns the names of the files. Raises UserError if the folder cannot be created.
+    data: tables that become .csv files and are not on the pages. Returns the names of the files. Raises
+    UserError if the folder cannot be created.
     """
     tables = [block for block in blocks if isinstance(block, Table)]
     figures = [block for block in blocks if isinstance(block, Figure)]
@@ -141,7 +144,7 @@ def write_report(folder: str | Path, title: str, blocks: Sequence[Block]) -> lis
         "report.md": f"# {markdown_text(title)}\n\n{markdown(blocks)}",
         "tables.tex": "% needs \\usepackage{booktabs,graphicx}\n" + "\n".join(map(latex_table, tables)),
     }
-    files |= {f"{table.slug}.csv": csv_table(table) for table in tables}
+    files |= {f"{table.slug}.csv": csv_table(table) for table in [*tables, *data]}
     files |= {
         f"{figure.slug}.{kind}": encode(figure.image, kind) for figure in figures for kind in ("png", "pdf")
     }

@@ -49,7 +49,7 @@ def environment(run: Run) -> dict[str, str]:
 
 
 def environment_notes(section: Section) -> list[Text]:
-    """A note for every part of the environment in which the runs of a section differ."""
+    """The environment that the runs of a section share, and a note for every part in which they differ."""
     # A dict in place of a set of names, because it keeps the order of the rows.
     seen: dict[str, dict[str, dict[str, None]]] = collections.defaultdict(
         lambda: collections.defaultdict(dict)
@@ -58,7 +58,8 @@ def environment_notes(section: Section) -> list[Text]:
         for run in group.runs:
             for part, value in environment(run).items():
                 seen[part][value][group.name] = None
-    notes = []
+    shared = [f"{part} {next(iter(values))}" for part, values in seen.items() if len(values) == 1]
+    notes = [Text(f"All runs: {', '.join(shared)}.")] if shared else []
     for part, values in seen.items():
         if len(values) > 1:
             listed = "; ".join(f"{value} ({', '.join(names)})" for value, names in values.items())
@@ -278,6 +279,35 @@ def runs_table(runs: Sequence[Run], title: str = "Runs", slug: str = "runs") -> 
         )
     header = ["folder", "method", "dataset", "recdim", "seed", "status", "epoch", "metric", "test", "note"]
     return Table(title, slug, header, rows)
+
+
+def every_run_table(runs: Sequence[Run]) -> Table:
+    """All finished runs with their environment and all metrics, at full precision."""
+    results = []
+    for run in runs:
+        beyond = run.result.get("beyond_accuracy", {}).get("test", {})
+        splits = {"valid": run.result.get("valid", {}), "test": {**run.result["test"], **beyond}}
+        results.append(
+            {f"{split} {name}": value for split, values in splits.items() for name, value in values.items()}
+        )
+    metrics = list(dict.fromkeys(name for result in results for name in result))
+    rows: list[list[Cell]] = [
+        [
+            run.dataset,
+            run.name,
+            run.config.recdim,
+            run.config.seed,
+            run.config.select_on,
+            run.result.get("best_epoch", ""),
+            run.result.get("epochs", ""),
+            Number(run.result.get("seconds")),
+            *environment(run).values(),
+            *(Number(result.get(name)) for name in metrics),
+        ]
+        for run, result in zip(runs, results)
+    ]
+    first = ["dataset", "method", "recdim", "seed", "selected on", "best epoch", "epochs", "seconds"]
+    return Table("Every run", "runs", [*first, *environment(runs[0]), *metrics], rows)
 
 
 def last_epoch(run: Run) -> int:

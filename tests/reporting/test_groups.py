@@ -2,6 +2,7 @@
 
 import csv
 import json
+import re
 
 import pytest
 from report_helpers import PROTOCOL, edit_json, read_table, run_report, write_run
@@ -119,3 +120,4 @@ def test_different_environments_are_noted(root, capsys):
     assert "The runs differ in torch: 2.13.0 (MF, LightGCN); 2.11.0 (LightGCN)." in out
     assert "The runs differ in git commit: aaaaaaaa (MF, LightGCN); bbbbbbbb (LightGCN)." in out
     assert "differ in device" not in out
+    assert re.search(r"All runs: .*platform Linux, device cpu\.", out)

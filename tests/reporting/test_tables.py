@@ -87,6 +87,21 @@ def test_published_file_is_complete():
     assert all(0 < float(row["value"]) < (0.2 if "@" in row["metric"] else 5) for row in rows)
 
 
+def test_every_run_is_written(root):
+    """runs.csv has a row for each finished run, with all digits of its metrics; a metric may be missing."""
+    third = write_run(root, 3, 1 / 3, model="mf")
+    edit_json(third / "result.json", {"best_epoch": 4, "valid": {"ndcg@5": 0.1}})
+    write_run(root, 1, 0.25, dataset="nowhere", topks=(10,))
+    write_run(root, 2, 0.5, status="interrupted")
+    assert run_report(root, "--figures", "0") == 0
+    first, second = read_table(root, "runs")
+    assert (first["dataset"], first["method"], first["seed"]) == ("Baby", "MF", "3")
+    assert (first["best epoch"], first["epochs"], first["seconds"]) == ("4", "6", "30.0")
+    assert (first["test recall@5"], first["valid ndcg@5"]) == (repr(1 / 3), "0.1")
+    assert (second["dataset"], second["best epoch"], second["valid ndcg@5"]) == ("nowhere", "", "")
+    assert first["git commit"] == second["git commit"] == "a" * 8
+
+
 def test_metrics_beyond_accuracy(root):
     """The mean over seeds at the largest K; rows whose runs lack them are left out, as is an empty table."""
     write_run(root, 1, 0.1, model="mf")
