@@ -25,6 +25,7 @@ SCRIPTS = [
     "released.sh",
     "neighbours.sh",
     "missing.sh",
+    "fills.sh",
     "cold.sh",
 ]
 TINY = (
