@@ -21,9 +21,9 @@ import os
 import re
 import warnings
 import zlib
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Any, BinaryIO
+from typing import Any
 
 import numpy as np
 import pandas as pd
@@ -100,7 +100,7 @@ class HashingReader(io.RawIOBase):
 
 
 @contextlib.contextmanager
-def reading(path: str | Path, inputs: Inputs) -> Iterator[BinaryIO]:
+def reading(path: str | Path, inputs: Inputs) -> Iterator[io.BufferedReader]:
     """A binary file to be read once, decompressed if its name ends in .gz.
 
     inputs: gets the size and SHA-256 of the file as it is on disk.
@@ -238,13 +238,16 @@ def csv_frames(
     start = 1 if columns else 2
     try:
         with reading(path, inputs) as file, warnings.catch_warnings(action="ignore"):
+            names = [] if columns else header_names(file, options)
             for frame in pd.read_csv(file, chunksize=CHUNK, **options):
                 # pandas takes surplus first cells for row labels.
                 if not isinstance(frame.index, pd.RangeIndex):
                     raise UserError(f"{path}, line {start}: has more cells than columns; see --columns")
                 filled = (frame != "").any(axis=1).to_numpy()
                 lines = np.arange(start, start + len(frame))[filled]
-                yield lines, rename(frame[filled], pick(list(frame.columns)))
+                picked = pick(list(frame.columns))
+                check_unique(names, picked.values(), path)
+                yield lines, rename(frame[filled], picked)
                 start += len(frame)
     except (pd.errors.ParserError, pd.errors.EmptyDataError, UnicodeDecodeError) as error:
         line = re.search(r"line (\d+)", str(error))
@@ -252,6 +255,19 @@ def csv_frames(
         raise UserError(
             f"{where}: is not a {kind.upper()} table in UTF-8 ({str(error).strip()[:80]}); export it again"
         ) from None
+
+
+def header_names(file: io.BufferedReader, options: Mapping[str, Any]) -> list[str]:
+    """The names in the header of a table as they are: pandas renames repeated ones. Consumes nothing."""
+    first = {**options, "header": None, "nrows": 1, "encoding_errors": "replace"}
+    return list(pd.read_csv(io.BytesIO(file.peek()), **first).iloc[0])
+
+
+def check_unique(names: Sequence[str], used: Iterable[str], path: str | Path) -> None:
+    """Raise UserError if a column that is used has the name of another."""
+    for column in used:
+        if names.count(column) > 1:
+            raise UserError(f"{path}: has several columns {column}; give each a name of its own")
 
 
 def rename(frame: pd.DataFrame, picked: Mapping[str, str]) -> pd.DataFrame:
@@ -272,9 +288,7 @@ def parquet_frames(path: str | Path, pick: Pick, inputs: Inputs) -> Iterator[Chu
     try:
         file, start = pq.ParquetFile(path), 1
         picked = pick([field.name for field in file.schema_arrow if not pa.types.is_nested(field.type)])
-        for column in picked.values():
-            if file.schema_arrow.names.count(column) > 1:
-                raise UserError(f"{path}: has several columns {column}; give each a name of its own")
+        check_unique(file.schema_arrow.names, picked.values(), path)
         for batch in file.iter_batches(CHUNK, columns=list(picked.values())):
             cells = {}
             for new, old in picked.items():

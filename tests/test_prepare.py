@@ -841,6 +841,31 @@ def test_parquet_with_a_repeated_column(names, twice, tmp_path, capsys):
         run(tmp_path, *flags)
 
 
+@pytest.mark.parametrize("ending", ["csv", "tsv", "csv.gz"])
+@pytest.mark.parametrize(
+    "names, twice",
+    [
+        (["user", "item", "item"], "item"),
+        (["\ufeffuser", "item", "user"], "user"),
+        (["user", "item", "x", "x"], ""),
+        (["user", "item", '"a name\r\nof two lines"'], ""),
+    ],
+)
+def test_a_table_with_a_repeated_column(ending, names, twice, tmp_path, capsys):
+    """Is refused if it is the column of a role: pandas would read the first and call the second item.1."""
+    path, separator = tmp_path / f"t.{ending}", "\t" if ending == "tsv" else ","
+    if ending == "tsv":
+        names = [name.replace("\r\n", " ") for name in names]
+    rows = [names, *([f"u{user}", f"i{(user + n) % 6}", "0", "0"] for user in range(6) for n in range(4))]
+    text = "".join(separator.join(row[: len(names)]) + "\r\n" for row in rows).encode()
+    path.write_bytes(gzip.compress(text) if ending.endswith("gz") else text)
+    if twice:
+        error = refused(capsys, tmp_path, "--interactions", path, "--core", 3)
+        assert f"t.{ending}: has several columns {twice}; give" in error
+    else:
+        run(tmp_path, "--interactions", path, "--core", 3)
+
+
 def test_parquet_without_pyarrow_names_the_package(tmp_path, capsys, monkeypatch):
     monkeypatch.setitem(sys.modules, "pyarrow", None)
     (tmp_path / "t.parquet").write_bytes(b"PAR1")
