@@ -8,11 +8,13 @@ import shlex
 import sys
 from pathlib import Path
 
+import pandas as pd
 import pytest
 
 import tune
 from models.registry import config_class
 from parse import make_parser, parse_args
+from scripts.fill_tables import BLOCK, parse_table
 from scripts.settings_page import page as settings_page
 from world import Config
 
@@ -231,6 +233,28 @@ def test_headline_results_are_those_of_the_results_page():
     for name, seeds, recall, ndcg in rows:
         (line,) = re.findall(rf"^\| {name} \| {seeds} \|.*$", table, re.MULTILINE)
         assert recall in line.split("|")[4] and ndcg in line.split("|")[6]
+
+
+def test_tables_of_results_agree_with_their_runs():
+    """docs/runs/REPORT.csv has every run of a report, all of one commit; its tables have their means."""
+    checked = 0
+    for path in (ROOT / "docs/runs").glob("*.csv"):
+        runs = pd.read_csv(path)
+        assert runs["git commit"].nunique() == 1 and "uncommitted" not in runs["git commit"][0], path
+        for block in (block for page in PAGES for block in BLOCK.finditer(page.read_text())):
+            if block["report"] != path.stem or not block["title"].startswith("Test results"):
+                continue
+            header, *rows = parse_table(block["table"])
+            assert [row[0] for row in rows] == list(dict.fromkeys(runs.method)), path
+            for row in rows:
+                cells = dict(zip(header, row))
+                values = runs[runs.method == cells.pop("method")]
+                assert int(cells.pop("seeds")) == len(values) == values.seed.nunique()
+                for metric, cell in cells.items():
+                    column = values[f"test {metric}"]
+                    assert re.sub("[*]{2}|</?u>", "", cell) == f"{column.mean():.4f} ± {column.std():.4f}"
+                    checked += 1
+    assert checked > 50
 
 
 def test_architecture_is_drawn_without_outside_references():
