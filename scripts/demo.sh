@@ -22,12 +22,12 @@ train() { $PYTHON main.py --dataset demo --path "$RUNS" --seed "$SEED" "${BUDGET
 step "1/5 data"
 $PYTHON -m data.synthetic demo --seed "$SEED"
 step "2/5 MF"
-train --model mf --lr 1e-2 --decay 6e-2 --bpr_batch 1024 "$@"
+train --name MF --model mf --lr 1e-2 --decay 6e-2 --bpr_batch 1024 "$@"
 step "3/5 LightGCN"
-train --model lgn --lr 1e-2 --decay 1e-2 --bpr_batch 1024 "$@"
+train --name LightGCN --model lgn --lr 1e-2 --decay 1e-2 --bpr_batch 1024 "$@"
 step "4/5 RecGOAT"
-train --model lgn_mm --lr 2e-2 --decay 1e-3 --bpr_batch 4096 --item_knn_k 10 --item_branch_layers 1 \
-    --contrastive_weight 0.03 --modality_consistency_weight 0.5 "$@"
+train --name RecGOAT --model lgn_mm --lr 2e-2 --decay 1e-3 --bpr_batch 4096 --item_knn_k 10 \
+    --item_branch_layers 1 --contrastive_weight 0.03 --modality_consistency_weight 0.5 "$@"
 
 step "5/5 results"
 $PYTHON scripts/table.py "$RUNS"/*/

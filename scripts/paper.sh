@@ -75,7 +75,7 @@ settings() {
         lattice="--layer 1 --item_knn_k 20 --lattice_initial 0.9 --lr 3.3e-3 --decay 6.2e-3"
         mgcn="--layer 3 --item_knn_k 10 --lr 3e-3 --decay 7.3e-4 --mgcn_contrast 3.2e-3"
         smore="--layer 3 --item_knn_k 20 --lr 4e-3 --decay 2e-3"
-        baseline="--epochs 150 --eval_every 5 --patience 6"
+        baseline="--epochs 400 --eval_every 5 --patience 6"
         short="--epochs 80 --eval_every 2 --patience 4"
         recgoat="--preset baby-small --precision $PRECISION"
         plus="--preset baby-plus --precision $PRECISION"
