@@ -239,7 +239,7 @@ def test_tables_of_results_agree_with_their_runs():
     """docs/runs/REPORT.csv has every run of a report, all of one commit; its tables have their means."""
     checked = 0
     for path in (ROOT / "docs/runs").glob("*.csv"):
-        runs = pd.read_csv(path)
+        runs = pd.read_csv(path, dtype={"git commit": str})
         assert runs["git commit"].nunique() == 1 and "uncommitted" not in runs["git commit"][0], path
         for block in (block for page in PAGES for block in BLOCK.finditer(page.read_text())):
             if block["report"] != path.stem or not block["title"].startswith("Test results"):
