@@ -257,10 +257,11 @@ def csv_frames(
         ) from None
 
 
-def header_names(file: io.BufferedReader, options: Mapping[str, Any]) -> list[str]:
+def header_names(table: io.BufferedReader, options: Mapping[str, Any]) -> list[str]:
     """The names in the header of a table as they are: pandas renames repeated ones. Consumes nothing."""
+    file = io.BytesIO(table.peek())
     first = {**options, "header": None, "nrows": 1, "encoding_errors": "replace"}
-    return list(pd.read_csv(io.BytesIO(file.peek()), **first).iloc[0])
+    return list(pd.read_csv(file, **first).iloc[0])
 
 
 def check_unique(names: Sequence[str], used: Iterable[str], path: str | Path) -> None:
