@@ -78,7 +78,7 @@ def command(args: argparse.Namespace) -> None:
     runs = [read_run(folder) for folder in tqdm(folders, desc="runs", leave=False, delay=1, disable=None)]
     # Importing torch and scipy takes seconds: what is wrong with a command line has been said by now.
     from reporting.blocks import Figure
-    from reporting.document import make_report
+    from reporting.document import make_report, varied_settings
     from reporting.render import markdown, write_report
     from reporting.tables import every_run_table, runs_table
 
@@ -88,7 +88,7 @@ def command(args: argparse.Namespace) -> None:
     title, blocks = make_report(runs, args)
     print(f"# {title}\n\n{markdown([block for block in blocks if not isinstance(block, Figure)])}")
     finished = [run for run in runs if run.status == "finished"]
-    files = write_report(args.output, title, blocks, [every_run_table(finished)])
+    files = write_report(args.output, title, blocks, [every_run_table(finished, varied_settings(args))])
     page = Path(args.output) / "report.html"
     print(f"wrote {len(files)} files to {args.output}; start with {page}", file=sys.stderr)
 

@@ -78,15 +78,18 @@ def opening(runs: Sequence[Run], finished: Sequence[Run]) -> Text:
     )
 
 
+def varied_settings(args: argparse.Namespace) -> list[str]:
+    """The settings in which runs of the same name may differ, by --curve and --triangle."""
+    return ([args.curve] if args.curve else []) + (["beta", "alpha"] if args.triangle else [])
+
+
 def make_report(runs: Sequence[Run], args: argparse.Namespace) -> tuple[str, list[Block]]:
     """Title and blocks of a report. Raises UserError for runs or options that do not fit together."""
     finished = [run for run in runs if run.status == "finished"]
     unfinished = [run for run in runs if run.status != "finished"]
     if not finished:
         raise UserError(f"none of the {len(runs)} runs has finished; --list shows their status")
-    vary = [args.curve] if args.curve else []
-    vary += ["beta", "alpha"] if args.triangle else []
-    groups = make_groups(finished, vary)
+    groups = make_groups(finished, varied_settings(args))
     for group in groups:
         check_group(group)
     check_options(groups, args)

@@ -281,8 +281,8 @@ def runs_table(runs: Sequence[Run], title: str = "Runs", slug: str = "runs") -> 
     return Table(title, slug, header, rows)
 
 
-def every_run_table(runs: Sequence[Run]) -> Table:
-    """All finished runs with their environment and all metrics, at full precision."""
+def every_run_table(runs: Sequence[Run], varied: Sequence[str]) -> Table:
+    """All finished runs with these settings, their environment and all metrics, at full precision."""
     results = []
     for run in runs:
         beyond = run.result.get("beyond_accuracy", {}).get("test", {})
@@ -301,13 +301,14 @@ def every_run_table(runs: Sequence[Run]) -> Table:
             run.result.get("best_epoch", ""),
             run.result.get("epochs", ""),
             Number(run.result.get("seconds")),
+            *(str(run.setting(name)) for name in varied),
             *environment(run).values(),
             *(Number(result.get(name)) for name in metrics),
         ]
         for run, result in zip(runs, results)
     ]
     first = ["dataset", "method", "recdim", "seed", "selected on", "best epoch", "epochs", "seconds"]
-    return Table("Every run", "runs", [*first, *environment(runs[0]), *metrics], rows)
+    return Table("Every run", "runs", [*first, *varied, *environment(runs[0]), *metrics], rows)
 
 
 def last_epoch(run: Run) -> int:

@@ -68,6 +68,7 @@ def test_a_run_without_missing_features_is_named_so(root):
     assert run_report(root, "--curve", "missing") == 0
     names = [row["method"] for row in read_table(root, "baby_results")]
     assert names == ["VBPR, missing none", "VBPR, missing text:0.5"]
+    assert [row["missing"] for row in read_table(root, "runs")] == ["", "text:0.5"]
 
 
 @pytest.mark.parametrize(
