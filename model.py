@@ -489,7 +489,8 @@ class RecGOAT(Recommender):
         loss = terms["bpr"] + config.decay * terms["norm"]
         if config.modality_decay:
             terms["modality_norm"] = total(
-                squared_norm((v, batch.pos_index), (v, batch.neg_index)) for v in z.values()
+                squared_norm((v, batch.pos_index), (v, batch.neg_index))
+                for v in self.made_of_features(z, batch.unique_items)
             )
             loss = loss + config.modality_decay * terms["modality_norm"]
         if config.contrastive_weight:
@@ -503,6 +504,17 @@ class RecGOAT(Recommender):
             terms["w1"] = total(self.fusion.transport(m).w1(z[m], all_ids, plans.get(m)) for m in self.fused)
             loss = loss + config.w1_weight * terms["w1"]
         return {"loss": loss, **terms}
+
+    def made_of_features(self, z: dict[str, torch.Tensor], items: torch.Tensor) -> list[torch.Tensor]:
+        """Modality vectors z of these items; zeros for ID vectors in their place, which have their own decay.
+
+        items: [r]; z: {m: [r, own columns]}.
+        """
+        absent = {m: getattr(self, f"{m}_absent", None) for m in self.modalities}
+        return [
+            z[m] if rows is None else z[m].masked_fill(rows.index_select(0, items), 0)
+            for m, rows in absent.items()
+        ]
 
     def contrastive(
         self, user: torch.Tensor, item: torch.Tensor, views: list[torch.Tensor], batch: Batch

@@ -451,7 +451,7 @@ class Config:
     modality_decay: float = setting(
         0.0,
         "training",
-        "the same for the modality vectors of a batch's items, before fusion",
+        "the same for modality vectors of a batch's items, before fusion; not for ID vectors in their place",
         low=0.0,
         models=RECGOAT,
     )

@@ -5,7 +5,9 @@ import json
 
 import numpy as np
 import pytest
+import torch
 from helpers import dataset_of, naive_neighbours, random_pairs, write_txt
+from model_helpers import NO_DROPOUT, build, repeating_batch
 from small_runs import flags, read_json, small_config, start, train
 
 from data.missing import fill_mean, fill_neighbours, missing_items
@@ -120,6 +122,21 @@ def test_the_id_vector_takes_the_place_of_a_missing_modality(small_dataset):
     _, some_id, some = model.represent(items=rows)
     np.testing.assert_allclose(some["text"].detach(), z["text"].detach()[rows], rtol=1e-4, atol=1e-6)
     assert ((some["text"] == some_id).all(1).numpy() == absent[rows]).all()
+
+
+@pytest.mark.parametrize(
+    "changes", [{"missing_fill": "id"}, {"modalities": ("image",), "absent_modality": "id"}]
+)
+def test_modality_decay_leaves_the_id_vectors_alone_that_take_the_place_of_a_modality(small_dataset, changes):
+    settings = {"missing": "image:0.4", "modality_decay": 0.1, **NO_DROPOUT, **changes}
+    model, batch = build(small_dataset, **settings), repeating_batch()
+    norms = []
+    for _ in range(2):
+        with torch.no_grad():
+            norms.append(model.loss(batch)["modality_norm"].item())
+            model.backbone.item.mul_(3)
+            model.backbone.user.mul_(3)
+    assert norms[0] == norms[1] > 0
 
 
 # ---------------------------------------------------------------- runs

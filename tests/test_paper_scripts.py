@@ -190,10 +190,10 @@ def test_the_studies_of_the_search_are_valid_and_of_one_size(environment, tmp_pa
 
 @pytest.mark.slow
 def test_a_search_makes_its_trials(environment):
-    environment.update(ONLY="MF,RecGOAT", TRIALS="2", FLAGS=TINY.replace("--item_knn_k 4", ""))
+    environment.update(ONLY="RecGOAT", TRIALS="2", FLAGS=TINY.replace("--item_knn_k 4", ""))
     code, output = run("search.sh", environment)
     assert code == 0, output
-    assert len(list(Path(environment["RUNS"]).glob("search/baby_*/*/result.json"))) == 4
+    assert len(list(Path(environment["RUNS"]).glob("search/baby_*/*/result.json"))) == 2
 
 
 def write_best_trial(environment):
@@ -390,7 +390,7 @@ def test_the_toy_shop_leaves_other_data_alone_and_is_made_anew_where_it_was_not_
 
 @pytest.mark.slow
 def test_a_killed_script_ends_with_the_same_tables_when_it_is_started_again(environment, tmp_path):
-    environment["ONLY"] = "MF,LightGCN,RecGOAT"
+    environment["ONLY"] = "MF,RecGOAT"
     code, output = run("table1.sh", environment)
     assert code == 0, output
     expected = read_tables(environment)
@@ -409,7 +409,7 @@ def test_a_killed_script_ends_with_the_same_tables_when_it_is_started_again(envi
     assert code == 0, output
     assert read_tables(environment) == expected
     # Finished runs were not started again.
-    assert len([line for line in output.splitlines() if "seed_1" in line]) < 3
+    assert len([line for line in output.splitlines() if "seed_1" in line]) < 2
 
 
 @pytest.mark.parametrize("script", ["table1.sh", "search.sh"])
@@ -422,7 +422,7 @@ def test_a_row_that_does_not_exist_is_named(environment, tmp_path, script):
 
 @pytest.mark.slow
 def test_a_run_with_a_preset_is_resumed(environment):
-    environment |= {"FLAGS": f"{TINY} --epochs 150 --patience 0", "ONLY": "RecGOAT"}
+    environment |= {"FLAGS": f"{TINY} --epochs 40 --patience 0", "ONLY": "RecGOAT"}
     process, deadline = start("table1.sh", environment), time.monotonic() + 120
     while not list(Path(environment["RUNS"]).glob("*/*/*/*/last.pt")):
         assert time.monotonic() < deadline

@@ -97,17 +97,17 @@ def test_a_second_signal_ends_a_process_at_once_unless_it_is_the_first_one_passe
 
 
 def test_max_minutes_stops_a_run_which_can_be_resumed(small_dataset, tmp_path, whole, model):
-    """Twenty processes with no time make one step each; the last one makes the rest."""
+    """Ten processes with no time make one step each; the last one makes the rest."""
     runs = tmp_path / "runs"
     assert main(command(small_dataset, runs, max_minutes=1e-9, **model)) == 0
     folder, processes = only(runs), 1
     while (result := read_json(folder))["status"] == "interrupted":
         assert result["reason"] == "max_minutes"
         assert STEPS * result["epoch"] + result["step"] == processes
-        minutes = 1e-9 if processes < 20 else 10
+        minutes = 1e-9 if processes < 10 else 10
         assert main(["--resume", str(folder), "--max_minutes", str(minutes)]) == 0
         processes += 1
-    assert processes == 21
+    assert processes == 11
     assert_same(whole(**model), folder)
 
 
@@ -179,7 +179,7 @@ def test_a_folder_without_checkpoints_starts_again(tmp_path, whole, model, capsy
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("name, seeds", [("lgn", (0, 1)), ("lgn_mm", (2, 3, 4))])
+@pytest.mark.parametrize("name, seeds", [("lgn", (0,)), ("lgn_mm", (1, 2))])
 def test_kill_9_at_random_moments(small_dataset, tmp_path, whole, name, seeds):
     settings = {**MODELS[name], "epochs": 8, "eval_every": 1, "patience": 0, "tensorboard": 1}
     reference, started = whole(**settings), time.perf_counter()
