@@ -422,10 +422,14 @@ class RecGOAT(Recommender):
                 z[m] = z_id
                 continue
             z[m] = self.branches[m](self.graphs[m], self.features(m), items)
-            absent = getattr(self, f"{m}_absent", None)
+            absent = self.replaced_items(m)
             if absent is not None:
                 z[m] = torch.where(absent if items is None else absent[items], z_id, z[m])
         return z
+
+    def replaced_items(self, m: str) -> torch.Tensor | None:
+        """Which items lack the modality and have their ID vector in its place: [I, 1] bool; None: no item."""
+        return getattr(self, f"{m}_absent", None)
 
     def features(self, m: str) -> torch.Tensor:
         """Frozen features of one modality: [I, d_m]."""
@@ -490,7 +494,7 @@ class RecGOAT(Recommender):
         if config.modality_decay:
             terms["modality_norm"] = total(
                 squared_norm((v, batch.pos_index), (v, batch.neg_index))
-                for v in self.made_of_features(z, batch.unique_items)
+                for v in self.without_id_vectors(z, batch.unique_items)
             )
             loss = loss + config.modality_decay * terms["modality_norm"]
         if config.contrastive_weight:
@@ -505,16 +509,16 @@ class RecGOAT(Recommender):
             loss = loss + config.w1_weight * terms["w1"]
         return {"loss": loss, **terms}
 
-    def made_of_features(self, z: dict[str, torch.Tensor], items: torch.Tensor) -> list[torch.Tensor]:
-        """Modality vectors z of these items; zeros for ID vectors in their place, which have their own decay.
+    def without_id_vectors(self, z: dict[str, torch.Tensor], items: torch.Tensor) -> list[torch.Tensor]:
+        """Modality vectors, with zeros for the ID vectors in their place: --decay is the decay of those.
 
-        items: [r]; z: {m: [r, own columns]}.
+        z: {m: [r, own columns]} of the items [r] int64. Returns a tensor like z[m] for each m with features.
         """
-        absent = {m: getattr(self, f"{m}_absent", None) for m in self.modalities}
-        return [
-            z[m] if rows is None else z[m].masked_fill(rows.index_select(0, items), 0)
-            for m, rows in absent.items()
-        ]
+        found = []
+        for m in self.modalities:
+            absent = self.replaced_items(m)
+            found.append(z[m] if absent is None else z[m].masked_fill(absent.index_select(0, items), 0))
+        return found
 
     def contrastive(
         self, user: torch.Tensor, item: torch.Tensor, views: list[torch.Tensor], batch: Batch
@@ -587,7 +591,7 @@ class RecGOAT(Recommender):
         _, _, z_id, z, plans = self.unify(None, None, whole=True)
         parts = self.fusion.split(z_id, z, plans)
         for m in self.modalities:
-            absent = getattr(self, f"{m}_absent", None)
+            absent = self.replaced_items(m)
             if absent is not None:
                 parts["id"] = parts["id"] + absent * parts[m]
                 parts[m] = ~absent * parts[m]
