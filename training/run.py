@@ -15,6 +15,7 @@ from layers.agreement import from_first, together
 from layers.columns import rank
 from layers.device import on_cpu
 from models.base import Recommender
+from training.adam import Adam
 from training.checkpoint import CHECKPOINT_FORMAT, is_storable, newest_checkpoint, read_checkpoint
 from training.folder import made_with
 from training.parallel import model_state, optimizer_state, own_model_state, own_optimizer_state
@@ -177,7 +178,7 @@ def start_run(
         bool(config.neg_reject and parameters),  # without training, no user needs a negative
         data.cold_items,
     )
-    optimizer = torch.optim.Adam(parameters, lr=config.lr, fused=True) if parameters else None
+    optimizer = Adam(parameters, lr=config.lr, fused=True) if parameters else None
     step = make_step(model, optimizer, sampler, config) if optimizer else None
     return Run(config, folder, device, dataset, model, optimizer, sampler, Progress(), step)
 
