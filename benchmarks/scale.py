@@ -38,6 +38,7 @@ from dataloader import Batch, Sampler
 from layers.agreement import from_all
 from layers.columns import rank, ranks
 from models.registry import find_model
+from training.adam import Adam
 from training.memory import keep_freed_memory, peak_memory_mb
 from training.parallel import process_group
 from utils import write_json
@@ -288,7 +289,7 @@ def measure(plan: Plan, config: Config, device: torch.device, steps: int) -> Mea
     dataset = bench.make_dataset(shape, config, device, find_neighbours=random_neighbours)
     torch.manual_seed(0)
     model = find_model(config.model)(config, dataset).to(device).train()
-    optimizer = torch.optim.Adam(model.parameters(), lr=config.lr, fused=True)
+    optimizer = Adam(model.parameters(), lr=config.lr, fused=True)
     data = dataset.interactions
     batches = list(Sampler(data.train, data.n_items, config.bpr_batch, 0, device).epoch())[:steps]
 

@@ -241,11 +241,7 @@ def join_splits(tables: dict[str, pd.DataFrame], source: str, min_items: int, mi
     pairs = {
         split: table[["user", "item"]].to_numpy(dtype=np.int64, copy=True) for split, table in unique.items()
     }
-    if np.bincount(pairs["train"][:, 0]).max() >= n_items:
-        raise UserError(
-            f"{source}: a user has all {n_items} items in train, so there is no negative to draw; "
-            "remove that user"
-        )
+    check_negatives(unique["train"], n_items)
     rating = unique["train"]["rating"].to_numpy(dtype=np.float32)
     return Interactions(
         n_users,
@@ -255,6 +251,17 @@ def join_splits(tables: dict[str, pd.DataFrame], source: str, min_items: int, mi
         merged={split: len(table) - len(unique[split]) for split, table in tables.items()},
         source=source,
     )
+
+
+def check_negatives(train: pd.DataFrame, n_items: int) -> None:
+    """Raise UserError if a user has all items in train. train: its table, without repetitions."""
+    counts = np.bincount(train["user"])
+    if counts.max() >= n_items:
+        row = train[train["user"] == counts.argmax()].iloc[0]
+        raise UserError(
+            f"{row.file}, line {row.line}: user {row.user} has all {n_items} items in train, so there is no "
+            "negative to draw; remove that user"
+        )
 
 
 def check_disjoint(everything: pd.DataFrame) -> None:

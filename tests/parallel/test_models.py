@@ -10,6 +10,7 @@ from parallel_helpers import in_processes
 
 from dataloader import Sampler
 from layers.columns import all_parts, share_of
+from training.adam import Adam
 
 STEPS = 10
 DROPOUT = {"attn_dropout": 0.2, "feat_dropout": 0.2, "branch_dropout": 0.2, "fuse_drop": 0.2}
@@ -75,7 +76,7 @@ def train(folder, dtype, cases):
 
 def train_case(folder, dtype, changes):
     model = build(folder, bpr_batch=77, **changes).to(dtype).train()
-    optimizer = torch.optim.Adam(model.parameters(), lr=0.01, fused=True)
+    optimizer = Adam(model.parameters(), lr=0.01, fused=True)
     sampler = Sampler(dataset_of(model.config).interactions.train, 30, 77, seed=3, device=torch.device("cpu"))
     batches = [batch for _ in range(3) for batch in sampler.epoch()][:STEPS]
     assert min(len(batch.users) for batch in batches) < 4  # some processes have no anchor of their own
