@@ -45,6 +45,12 @@ def make_parser() -> Parser:
         metavar="FILE.py:CLASS",
         help="for runs of a class of your own: the file to run",
     )
+    parser.add_argument(
+        "--compare_model",
+        default="",
+        metavar="FILE.py:CLASS",
+        help="for --compare with a run of another class of your own (default: --model)",
+    )
     parser.add_argument("--topk", type=int, default=10, metavar="K", help="length of a list (default 10)")
     parser.add_argument(
         "--exclude",
@@ -78,6 +84,8 @@ def check_flags(args: argparse.Namespace) -> Path:
             )
     if args.topk < 1:
         raise UserError(f"--topk {args.topk}: must be at least 1")
+    if args.compare_model and not args.compare:
+        raise UserError("--compare_model is for a run that --compare names: add --compare, or drop it")
     if args.pictures and not Path(args.pictures).is_dir():
         raise UserError(f"--pictures {args.pictures}: no such folder")
     if args.pictures and importlib.util.find_spec("PIL") is None:
@@ -105,13 +113,23 @@ def command(args: argparse.Namespace) -> None:
         make(args, path)
 
 
-def models_to_run(paths: Sequence[Path], model: str) -> list[str]:
-    """--model for each checkpoint: "" for one of a built-in model where the flag is meant for another."""
-    from models.registry import is_external
+def models_to_run(paths: Sequence[Path], model: str, compare_model: str) -> list[str]:
+    """The class of each checkpoint: "" for a built-in model where --model is meant for the other one.
+
+    Raises UserError if the second checkpoint is of another class of the user's own than --model.
+    """
+    from models.registry import is_external, label
     from parse import checkpoint_settings
 
-    own = [bool(model) and is_external(str(checkpoint_settings(str(path)).get("model"))) for path in paths]
-    return [model if each or not any(own) else "" for each in own]
+    stored = [str(checkpoint_settings(str(path)).get("model")) for path in paths]
+    own = [bool(model) and is_external(name) for name in stored]
+    if all(own) and len(set(map(label, stored))) > 1 and not compare_model:
+        raise UserError(
+            f"{paths[1]}: was trained with the class {stored[1]}; add --compare_model {stored[1]} to run "
+            "that file"
+        )
+    given = [model, compare_model or model][: len(paths)]
+    return [name if each or not any(own) else "" for name, each in zip(given, own, strict=True)]
 
 
 def make(args: argparse.Namespace, path: Path) -> None:
@@ -126,7 +144,7 @@ def make(args: argparse.Namespace, path: Path) -> None:
     given = {name: value for name, value in vars(args).items() if name in FREE}
     folders = [args.checkpoint, *([args.compare] if args.compare else [])]
     paths = [checkpoint_path(folder) for folder in folders]
-    models = models_to_run(paths, args.model)
+    models = models_to_run(paths, args.model, args.compare_model)
     runs = [load(*load_run(each, given, model)) for each, model in zip(paths, models, strict=True)]
     n_items = len(runs[0].vectors.item)
     if args.topk > n_items:

@@ -426,6 +426,18 @@ def test_a_class_of_the_users_own_beside_a_built_in_model(small_dataset, tmp_pat
     assert page(lgn, "--model", "lgn")[1]["runs"][0]["name"] == "LightGCN"
 
 
+def test_two_classes_of_the_users_own(small_dataset, tmp_path, page, capsys):
+    (tmp_path / "my_model.py").write_text(OWN_MODEL)
+    (tmp_path / "new_model.py").write_text(OWN_MODEL.replace("MyModel", "NewModel"))
+    model, new = f"{tmp_path}/my_model.py:MyModel", f"{tmp_path}/new_model.py:NewModel"
+    first, second = train(small_dataset, tmp_path / "a", model), train(small_dataset, tmp_path / "b", new)
+    data = page(first, "--compare", str(second), "--model", model, "--compare_model", new)[1]
+    assert [run["name"] for run in data["runs"]] == ["MyModel", "NewModel"]
+    argv = ["--checkpoint", first, "--compare", second, "--model", model]
+    assert_refused(argv, capsys, str(second), f"add --compare_model {new}")
+    assert_refused(["--checkpoint", first, "--compare_model", new], capsys, "add --compare")
+
+
 def test_what_cannot_be_shown_is_refused(recgoat, small_dataset, tmp_path, capsys):
     other = small_dataset.with_name("other")
     other.mkdir()
