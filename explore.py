@@ -116,14 +116,14 @@ def command(args: argparse.Namespace) -> None:
 def models_to_run(paths: Sequence[Path], model: str, compare_model: str) -> list[str]:
     """The class of each checkpoint: "" for a built-in model where --model is meant for the other one.
 
-    Raises UserError if the second checkpoint is of another class of the user's own than --model.
+    Raises UserError if the checkpoints are of two classes of the user's own, and --compare_model is missing.
     """
-    from models.registry import is_external, label
+    from models.registry import is_external
     from parse import checkpoint_settings
 
     stored = [str(checkpoint_settings(str(path)).get("model")) for path in paths]
     own = [bool(model) and is_external(name) for name in stored]
-    if all(own) and len(set(map(label, stored))) > 1 and not compare_model:
+    if all(own) and len(set(stored)) > 1 and not compare_model:
         raise UserError(
             f"{paths[1]}: was trained with the class {stored[1]}; add --compare_model {stored[1]} to run "
             "that file"

@@ -510,9 +510,9 @@ class RecGOAT(Recommender):
         return {"loss": loss, **terms}
 
     def without_id_vectors(self, z: dict[str, torch.Tensor], items: torch.Tensor) -> list[torch.Tensor]:
-        """Modality vectors, with zeros for the ID vectors in their place: --decay is the decay of those.
+        """Modality vectors, with zeros where an ID vector stands in, to which --decay applies already.
 
-        z: {m: [r, own columns]} of the items [r] int64. Returns a tensor like z[m] for each m with features.
+        z: {m: [r, own columns]} of the items [r] int64. Returns [r, own columns] for each m with features.
         """
         found = []
         for m in self.modalities:

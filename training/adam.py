@@ -1,7 +1,7 @@
 """Adam without torch.compile.
 
-torch.optim wraps its methods for torch.compile, which nothing here uses. The first call of a wrapper imports
-the compiler, which takes longer than a short run on a small dataset. Here they are without the wrappers.
+torch.optim wraps the methods of its classes for torch.compile, which nothing here uses. The first call of a
+wrapper imports the compiler, which takes longer than a short run on a small dataset.
 """
 
 import inspect
@@ -10,7 +10,7 @@ import torch
 
 
 class Adam(torch.optim.Adam):
-    """torch.optim.Adam, with the same arithmetic, arguments and state dict."""
+    """torch.optim.Adam without the wrappers, with the same arithmetic, arguments and state dict."""
 
     step = torch.no_grad()(inspect.unwrap(torch.optim.Adam.step))
     zero_grad = inspect.unwrap(torch.optim.Adam.zero_grad)

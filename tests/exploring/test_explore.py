@@ -436,6 +436,11 @@ def test_two_classes_of_the_users_own(small_dataset, tmp_path, page, capsys):
     argv = ["--checkpoint", first, "--compare", second, "--model", model]
     assert_refused(argv, capsys, str(second), f"add --compare_model {new}")
     assert_refused(["--checkpoint", first, "--compare_model", new], capsys, "add --compare")
+    # A class of the same name in another file is another class.
+    (tmp_path / "copy.py").write_text(OWN_MODEL)
+    third = train(small_dataset, tmp_path / "c", f"{tmp_path}/copy.py:MyModel")
+    argv = ["--checkpoint", first, "--compare", third, "--model", model]
+    assert_refused(argv, capsys, f"add --compare_model {tmp_path}/copy.py:MyModel")
 
 
 def test_what_cannot_be_shown_is_refused(recgoat, small_dataset, tmp_path, capsys):
